@@ -1,0 +1,3 @@
+module vmscope
+
+go 1.26.0

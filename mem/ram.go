@@ -1,0 +1,197 @@
+package mem
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime/debug"
+	"sort"
+	"sync/atomic"
+	"unsafe"
+)
+
+// Segment is a run of guest RAM that is mapped into this process.
+type Segment struct {
+	PA   PA
+	Data []byte
+	// Holes tells pages that must not be touched through Data, because the
+	// touch would make the host allocate them. Nil: every page may be touched.
+	Holes *Holes
+}
+
+// Holes tracks the pages of a Segment that hold no data yet. Reads of such
+// pages go through a file descriptor, which allocates nothing.
+type Holes struct {
+	data []atomic.Uint64 // a bit a page: set once the page is known to hold data
+	read func(p []byte, off int64) (int, error)
+}
+
+// NewHoles tracks size bytes of which none is known to hold data. read serves
+// pages that are not known to; it must not allocate host memory for holes.
+func NewHoles(size uint64, read func(p []byte, off int64) (int, error)) *Holes {
+	pages := (size + PageSize - 1) / PageSize
+	return &Holes{data: make([]atomic.Uint64, (pages+63)/64), read: read}
+}
+
+// MarkData says that the bytes [off, off+n) hold data and may be touched.
+// Partial pages at the ends count as data.
+func (h *Holes) MarkData(off, n uint64) {
+	if n == 0 {
+		return
+	}
+	first, last := off/PageSize, (off+n-1)/PageSize
+	last = min(last, uint64(len(h.data))*64-1)
+	for p := first; p <= last; {
+		w, bit := p/64, p%64
+		mask := ^uint64(0) << bit
+		if w == last/64 {
+			mask &= ^uint64(0) >> (63 - last%64)
+		}
+		h.data[w].Or(mask)
+		p = (w + 1) * 64
+	}
+}
+
+// isData reports whether the page of byte off may be touched.
+func (h *Holes) isData(off uint64) bool {
+	p := off / PageSize
+	return h.data[p/64].Load()>>(p%64)&1 != 0
+}
+
+// RAM is guest memory mapped into this process: the fastest PhysReader. A read
+// costs a bounds check and a load.
+//
+// It does not own the mappings; who made them unmaps them after the last read.
+type RAM struct {
+	segs []Segment // sorted by PA
+}
+
+// NewRAM joins segments that do not overlap. A segment starts on a page.
+func NewRAM(segs ...Segment) (*RAM, error) {
+	s := append([]Segment(nil), segs...)
+	sort.Slice(s, func(i, j int) bool { return s[i].PA < s[j].PA })
+	for i := range s {
+		end := uint64(s[i].PA) + uint64(len(s[i].Data))
+		switch {
+		case len(s[i].Data) == 0 || s[i].PA%PageSize != 0 || end < uint64(s[i].PA):
+			return nil, fmt.Errorf("RAM segment at %#x, %d bytes: not a run of pages", uint64(s[i].PA), len(s[i].Data))
+		case i+1 < len(s) && end > uint64(s[i+1].PA):
+			return nil, fmt.Errorf("RAM segments at %#x and %#x overlap", uint64(s[i].PA), uint64(s[i+1].PA))
+		}
+	}
+	return &RAM{segs: s}, nil
+}
+
+// RAM returns the receiver: it is how a source that embeds a *RAM is known to
+// be mapped.
+func (r *RAM) RAM() *RAM { return r }
+
+// Mapped is the optional capability of a PhysReader whose memory is mapped into
+// this process.
+type Mapped interface{ RAM() *RAM }
+
+// RAMOf returns the mapped memory behind r, or nil.
+func RAMOf(r PhysReader) *RAM {
+	if m, ok := r.(Mapped); ok {
+		return m.RAM()
+	}
+	return nil
+}
+
+// Ranges lists the segments.
+func (r *RAM) Ranges() []Range {
+	out := make([]Range, len(r.segs))
+	for i := range r.segs {
+		out[i] = Range{r.segs[i].PA, uint64(len(r.segs[i].Data))}
+	}
+	return out
+}
+
+// At returns a pointer to the n bytes at pa, or nil where they are not mapped,
+// are in a hole, or cross a page. The bytes change under the reader when the
+// guest runs. It is for hot loops inside Guard.
+func (r *RAM) At(pa PA, n uint64) unsafe.Pointer {
+	for i := range r.segs {
+		s := &r.segs[i]
+		off := uint64(pa) - uint64(s.PA)
+		if off >= uint64(len(s.Data)) {
+			continue
+		}
+		if off%PageSize+n > PageSize || off+n > uint64(len(s.Data)) || s.Holes != nil && !s.Holes.isData(off) {
+			return nil
+		}
+		return unsafe.Pointer(&s.Data[off])
+	}
+	return nil
+}
+
+// Word loads the 8 aligned bytes at pa, little endian; ok is false where At
+// gives nil. The load is one machine access, so a running guest cannot tear it.
+// It must run inside Guard.
+func (r *RAM) Word(pa PA) (v uint64, ok bool) {
+	for i := range r.segs {
+		s := &r.segs[i]
+		off := uint64(pa) - uint64(s.PA)
+		if off < uint64(len(s.Data)) && off&7 == 0 {
+			if s.Holes != nil && !s.Holes.isData(off) {
+				return 0, false
+			}
+			return *(*uint64)(unsafe.Pointer(&s.Data[off])), true
+		}
+	}
+	return 0, false
+}
+
+// Load64 loads the 8 bytes at pa, little endian, and guards itself.
+func (r *RAM) Load64(pa PA) (uint64, error) {
+	b := words.Get().(*[8]byte)
+	defer words.Put(b)
+	if _, err := r.ReadPhys(b[:], pa); err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint64(b[:]), nil
+}
+
+// ReadPhys copies out of the mapping. It guards itself against faults of the
+// host.
+func (r *RAM) ReadPhys(p []byte, pa PA) (n int, err error) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if x := recover(); x != nil {
+			err = &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: faultOf(x)}
+		}
+	}()
+	for n < len(p) {
+		s := r.seg(pa + PA(n))
+		if s == nil {
+			return n, &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: ErrNoRAM}
+		}
+		off := uint64(pa) + uint64(n) - uint64(s.PA)
+		m := min(uint64(len(p)-n), uint64(len(s.Data))-off)
+		if s.Holes == nil {
+			n += copy(p[n:n+int(m)], s.Data[off:])
+			continue
+		}
+		m = min(m, PageSize-off%PageSize)
+		if s.Holes.isData(off) {
+			n += copy(p[n:n+int(m)], s.Data[off:])
+			continue
+		}
+		k, rerr := s.Holes.read(p[n:n+int(m)], int64(off))
+		n += k
+		if rerr != nil {
+			return n, &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: fmt.Errorf("%w: %w", ErrUnreachable, rerr)}
+		}
+	}
+	return n, nil
+}
+
+func (r *RAM) seg(pa PA) *Segment {
+	for i := range r.segs {
+		s := &r.segs[i]
+		if uint64(pa)-uint64(s.PA) < uint64(len(s.Data)) {
+			return s
+		}
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+// Package vm says what a hypervisor, or a dump that one made, can give: the
+// guest's memory always, and more by optional capabilities that are found by
+// type assertion. A capability that a source lacks answers with
+// errors.ErrUnsupported.
+package vm
+
+import (
+	"context"
+
+	"vmscope/mem"
+)
+
+// Machine is a guest seen from outside: all that a dump has. It is safe for
+// concurrent use until Close.
+//
+// Most machines are also a mem.Ranger, a mem.Extenter and a Describer.
+type Machine interface {
+	mem.PhysReader
+	Close() error
+}
+
+// Info is what is known of a machine before anybody looked into its memory.
+type Info struct {
+	Name  string // as its owner named it; "" if it has no name
+	PID   int    // of the process that runs it; 0 for a dump
+	VMM   string // "qemu-kvm", "qemu-tcg", "dump"
+	RAM   uint64 // bytes
+	Live  bool   // the guest may change while it is read
+	Route string // how its memory is read, e.g. "mmap /dev/shm/x", "process_vm_readv"
+	// Layout says where RAM lies in guest-physical space and how that is known.
+	Layout string
+}
+
+// Describer is the capability to describe the machine.
+type Describer interface {
+	Info() Info
+}
+
+// Pauser is the capability to stop the guest's vCPUs. Whoever pauses must
+// resume, whatever happens.
+type Pauser interface {
+	Pause(context.Context) error
+	Resume(context.Context) error
+}
+
+// Registers are those of one vCPU that matter to find a kernel. Values are
+// those of the moment they were read; on a live guest they are history.
+type Registers struct {
+	CR0, CR3, CR4, EFER uint64
+	RIP, RSP, RFLAGS    uint64
+	GSBase, KernelGS    uint64
+	IDTBase, GDTBase    uint64
+	// Valid says that the source gave CR3 and CR4, not only general registers.
+	Valid bool
+}
+
+// CPUs is the capability to read the registers of the vCPUs.
+type CPUs interface {
+	CPUs(context.Context) ([]Registers, error)
+}
+
+// Layout is one way in which a run of RAM bytes of known size may lie in
+// guest-physical space: Ranges in the order of the bytes.
+type Layout struct {
+	Name   string // "flat", "q35", "pc", "virt", …
+	Ranges []mem.Range
+}
+
+// Ambiguous is the capability of a machine whose RAM is known but not where it
+// lies: it can be looked at in any of several layouts, the likeliest first.
+// Which one is right is for a proof to decide (a page-table walk that leads
+// where a kernel says it lies), never for a guess.
+type Ambiguous interface {
+	Layouts() []Layout
+	// In returns a view of the same machine in the given layout. It shares the
+	// machine's mappings: close the machine, not the view.
+	In(Layout) (Machine, error)
+}
