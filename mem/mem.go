@@ -135,3 +135,11 @@ func (m Mapping) Left() uint64 { return m.Size - uint64(m.PA)&(m.Size-1) }
 type Translator interface {
 	Translate(va VA) (Mapping, error)
 }
+
+// MarshalText writes the address as 0x… for JSON, where a number would lose its
+// low bits.
+func (a PA) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%#x", uint64(a)), nil }
+
+// MarshalText writes the address as 0x… for JSON, where a number would lose its
+// low bits.
+func (a VA) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%#x", uint64(a)), nil }

@@ -3,6 +3,7 @@ package mem
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"runtime/debug"
 	"sort"
 	"sync/atomic"
@@ -51,7 +52,8 @@ func (h *Holes) MarkData(off, n uint64) {
 	}
 }
 
-// isData reports whether the page of byte off may be touched.
+// isData reports whether the page of byte off may be touched. off lies within
+// the segment (NewRAM checks that the bitmap covers it).
 func (h *Holes) isData(off uint64) bool {
 	p := off / PageSize
 	return h.data[p/64].Load()>>(p%64)&1 != 0
@@ -63,6 +65,13 @@ func (h *Holes) isData(off uint64) bool {
 // It does not own the mappings; who made them unmaps them after the last read.
 type RAM struct {
 	segs []Segment // sorted by PA
+
+	// The largest segment again, flat: nearly every address lies in it, and
+	// Peek must stay small enough to be inlined.
+	base  unsafe.Pointer
+	start uint64          // its PA
+	words uint64          // its whole 8-byte words
+	data  []atomic.Uint64 // bits of its Holes; nil: no holes
 }
 
 // NewRAM joins segments that do not overlap. A segment starts on a page.
@@ -74,11 +83,22 @@ func NewRAM(segs ...Segment) (*RAM, error) {
 		switch {
 		case len(s[i].Data) == 0 || s[i].PA%PageSize != 0 || end < uint64(s[i].PA):
 			return nil, fmt.Errorf("RAM segment at %#x, %d bytes: not a run of pages", uint64(s[i].PA), len(s[i].Data))
+		case s[i].Holes != nil && uint64(len(s[i].Holes.data))*64*PageSize < uint64(len(s[i].Data)):
+			return nil, fmt.Errorf("RAM segment at %#x: its hole map covers less than its %d bytes", uint64(s[i].PA), len(s[i].Data))
 		case i+1 < len(s) && end > uint64(s[i+1].PA):
 			return nil, fmt.Errorf("RAM segments at %#x and %#x overlap", uint64(s[i].PA), uint64(s[i+1].PA))
 		}
 	}
-	return &RAM{segs: s}, nil
+	r := &RAM{segs: s}
+	for i := range s {
+		if n := uint64(len(s[i].Data)); n/8 > r.words {
+			r.base, r.start, r.words, r.data = unsafe.Pointer(&s[i].Data[0]), uint64(s[i].PA), n/8, nil
+			if h := s[i].Holes; h != nil {
+				r.data = h.data
+			}
+		}
+	}
+	return r, nil
 }
 
 // RAM returns the receiver: it is how a source that embeds a *RAM is known to
@@ -110,35 +130,41 @@ func (r *RAM) Ranges() []Range {
 // are in a hole, or cross a page. The bytes change under the reader when the
 // guest runs. It is for hot loops inside Guard.
 func (r *RAM) At(pa PA, n uint64) unsafe.Pointer {
-	for i := range r.segs {
-		s := &r.segs[i]
-		off := uint64(pa) - uint64(s.PA)
-		if off >= uint64(len(s.Data)) {
-			continue
-		}
-		if off%PageSize+n > PageSize || off+n > uint64(len(s.Data)) || s.Holes != nil && !s.Holes.isData(off) {
-			return nil
-		}
-		return unsafe.Pointer(&s.Data[off])
+	s := r.seg(pa)
+	if s == nil {
+		return nil
 	}
-	return nil
+	off := uint64(pa) - uint64(s.PA)
+	if off%PageSize+n > PageSize || off+n > uint64(len(s.Data)) || s.Holes != nil && !s.Holes.isData(off) {
+		return nil
+	}
+	return unsafe.Pointer(&s.Data[off])
 }
 
-// Word loads the 8 aligned bytes at pa, little endian; ok is false where At
-// gives nil. The load is one machine access, so a running guest cannot tear it.
-// It must run inside Guard.
+// Word loads the 8 aligned bytes at pa, little endian; ok is false where they
+// are not mapped, not aligned, or in a hole. The load is one machine access, so
+// a running guest cannot tear it. It must run inside Guard.
 func (r *RAM) Word(pa PA) (v uint64, ok bool) {
-	for i := range r.segs {
-		s := &r.segs[i]
-		off := uint64(pa) - uint64(s.PA)
-		if off < uint64(len(s.Data)) && off&7 == 0 {
-			if s.Holes != nil && !s.Holes.isData(off) {
-				return 0, false
-			}
-			return *(*uint64)(unsafe.Pointer(&s.Data[off])), true
-		}
+	if pa&7 != 0 {
+		return 0, false
 	}
-	return 0, false
+	p := r.At(pa, 8)
+	if p == nil {
+		return 0, false
+	}
+	return *(*uint64)(p), true
+}
+
+// Peek is Word for the largest segment only and is inlined into its caller:
+// where it gives !ok, Word may still succeed. It must run inside Guard.
+func (r *RAM) Peek(pa PA) (v uint64, ok bool) {
+	// The rotation turns the low bits of an unaligned offset into high ones, so
+	// that one comparison checks alignment and bounds.
+	w := bits.RotateLeft64(uint64(pa)-r.start, -3)
+	if w >= r.words || r.data != nil && r.data[w>>15].Load()>>(w>>9&63)&1 == 0 {
+		return 0, false
+	}
+	return *(*uint64)(unsafe.Add(r.base, w<<3)), true
 }
 
 // Load64 loads the 8 bytes at pa, little endian, and guards itself.
@@ -178,6 +204,10 @@ func (r *RAM) ReadPhys(p []byte, pa PA) (n int, err error) {
 			continue
 		}
 		k, rerr := s.Holes.read(p[n:n+int(m)], int64(off))
+		if !zero(p[n : n+k]) {
+			// The guest has come to use the page: next time touch it directly.
+			s.Holes.MarkData(off, 1)
+		}
 		n += k
 		if rerr != nil {
 			return n, &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: fmt.Errorf("%w: %w", ErrUnreachable, rerr)}
@@ -186,6 +216,17 @@ func (r *RAM) ReadPhys(p []byte, pa PA) (n int, err error) {
 	return n, nil
 }
 
+// zero reports whether b holds nothing but zeros.
+func zero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// seg finds the segment of pa, or nil.
 func (r *RAM) seg(pa PA) *Segment {
 	for i := range r.segs {
 		s := &r.segs[i]
