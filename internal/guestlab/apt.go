@@ -1,0 +1,153 @@
+package guestlab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// privateApt drives apt on a directory of its own. The system's package state and lists are neither read nor written;
+// only its configuration (proxies and the like) counts.
+type privateApt struct {
+	dir  string
+	conf string
+}
+
+// newPrivateApt prepares dir and downloads the package lists of the suites.
+func newPrivateApt(ctx context.Context, dir string, m mirrors, suites []string) (*privateApt, error) {
+	for _, d := range []string{"etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "state/lists/partial", "cache/archives/partial", "debs"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	var list strings.Builder
+	for _, s := range suites {
+		uri := m.main
+		if strings.HasSuffix(s, "-security") {
+			uri = m.security
+		}
+		fmt.Fprintf(&list, "deb [arch=amd64 target=Packages] %s %s main\n", uri, s)
+	}
+	a := &privateApt{dir: dir, conf: filepath.Join(dir, "apt.conf")}
+	files := map[string]string{
+		filepath.Join(dir, "etc/sources.list"): list.String(),
+		filepath.Join(dir, "state/status"):     "",
+		a.conf:                                 aptConf(dir),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	_, err := a.run(ctx, "apt-get", "update")
+	return a, err
+}
+
+// aptConf is read after the system's own configuration. Hooks are cleared because a host's hooks act on the host's
+// caches; validity dates because an old suite is frozen, and its signature is still checked.
+func aptConf(dir string) string {
+	return fmt.Sprintf(`#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+#clear APT::Architectures;
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; };
+APT::Sandbox::User "root";
+Acquire::Check-Valid-Until "false";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Dir "%[1]s";
+Dir::State "%[1]s/state";
+Dir::State::status "%[1]s/state/status";
+Dir::Cache "%[1]s/cache";
+Dir::Etc "%[1]s/etc";
+Dir::Etc::trusted "/etc/apt/trusted.gpg";
+Dir::Etc::trustedparts "/usr/share/keyrings";
+`, dir)
+}
+
+func (a *privateApt) run(ctx context.Context, tool string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, tool, append([]string{"-q", "-c", a.conf}, args...)...)
+	cmd.Dir = filepath.Join(a.dir, "debs")
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("guestlab: %s %s: %w: %s", tool, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return out, nil
+}
+
+// A kernel's parts: up to 6.12 all is in linux-image-V; later that is a meta package over linux-binary-V (the kernel),
+// linux-modules-V and linux-base-V (its configuration).
+var kernelPart = regexp.MustCompile(`^linux-(image|binary|modules|base)-[0-9]`)
+
+// kernelPackages follows the dependencies of a meta package to the packages that hold a kernel's files.
+func (a *privateApt) kernelPackages(ctx context.Context, meta string) ([]string, error) {
+	var found []string
+	seen := map[string]bool{meta: true}
+	for todo := []string{meta}; len(todo) > 0; todo = todo[1:] {
+		out, err := a.run(ctx, "apt-cache", "show", "--no-all-versions", todo[0])
+		if err != nil {
+			return nil, err
+		}
+		for _, dep := range dependencies(string(out)) {
+			if !seen[dep] && kernelPart.MatchString(dep) {
+				seen[dep] = true
+				found, todo = append(found, dep), append(todo, dep)
+			}
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("guestlab: package %s leads to no kernel", meta)
+	}
+	return found, nil
+}
+
+// dependencies lists the package names of the Depends fields in a package record.
+func dependencies(record string) []string {
+	var names []string
+	for line := range strings.Lines(record) {
+		field, value, _ := strings.Cut(line, ":")
+		if field != "Depends" && field != "Pre-Depends" {
+			continue
+		}
+		for _, alt := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == '|' }) {
+			if f := strings.Fields(alt); len(f) > 0 {
+				name, _, _ := strings.Cut(f[0], ":") // drops an architecture qualifier
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// unpack downloads the packages and unpacks them all into dest.
+func (a *privateApt) unpack(ctx context.Context, dest string, packages ...string) error {
+	if _, err := a.run(ctx, "apt-get", append([]string{"download"}, packages...)...); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(a.dir, "debs", "*.deb"))
+	if err != nil {
+		return err
+	}
+	if len(debs) < len(packages) {
+		return errors.New("guestlab: apt-get download brought fewer packages than asked for")
+	}
+	for _, deb := range debs {
+		cmd := exec.CommandContext(ctx, "dpkg-deb", "-x", deb, dest)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("guestlab: unpack %s: %w: %s", filepath.Base(deb), err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
+}

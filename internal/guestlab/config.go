@@ -1,0 +1,128 @@
+package guestlab
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+)
+
+// RAM is how QEMU holds the guest's memory, which decides by which way a tool can reach it.
+type RAM int
+
+const (
+	SharedFile RAM = iota // a file mapped shared, on a memory file system; Guest.RAMFile is its path
+	Memfd                 // a memfd mapped shared, as libvirt does for vhost-user
+	Anonymous             // plain private memory: QEMU's default
+)
+
+func (r RAM) String() string {
+	switch r {
+	case SharedFile:
+		return "shared"
+	case Memfd:
+		return "memfd"
+	case Anonymous:
+		return "anon"
+	}
+	return fmt.Sprintf("RAM(%d)", int(r))
+}
+
+// ParseRAM reads what String prints.
+func ParseRAM(s string) (RAM, error) {
+	for r := SharedFile; r <= Anonymous; r++ {
+		if r.String() == s {
+			return r, nil
+		}
+	}
+	return 0, fmt.Errorf("guestlab: RAM kind %q is not shared, memfd or anon", s)
+}
+
+// Config describes a guest. The zero value of every field but Kernel is a good default.
+type Config struct {
+	Kernel    string   // short name, one of Kernels
+	Name      string   // QEMU's -name and the guest's host name; default unique on this machine
+	MemoryMiB int      // default 512
+	CPUs      int      // default 1
+	CPUModel  string   // QEMU's -cpu; default "qemu64" (4-level paging); "max" turns on 5-level paging where the kernel can
+	Machine   string   // QEMU's -machine: "q35" (default) or "pc"
+	RAM       RAM      // default SharedFile
+	Append    string   // more kernel command line
+	Modules   []string // more modules to load at boot, beside the usual ones
+	NoQMP     bool     // start QEMU without a QMP socket
+
+	Disk        string   // raw image to attach as /dev/vda; default none
+	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
+	QEMUArgs    []string // more QEMU arguments, at the end
+}
+
+var guestCount atomic.Int64
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Name == "" {
+		c.Name = fmt.Sprintf("lab-%d-%d", os.Getpid(), guestCount.Add(1))
+	}
+	if c.MemoryMiB == 0 {
+		c.MemoryMiB = 512
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.CPUModel == "" {
+		c.CPUModel = "qemu64"
+	}
+	if c.Machine == "" {
+		c.Machine = "q35"
+	}
+	if strings.ContainsAny(c.Name, ",=/\n") || strings.ContainsAny(c.Disk, ",\n") {
+		return c, fmt.Errorf("guestlab: name %q or disk %q would be misread on QEMU's command line", c.Name, c.Disk)
+	}
+	_, err := lookupSource(c.Kernel)
+	return c, err
+}
+
+// qemuArgs is QEMU's command line, without the program. Paths are those of the guest's run directory.
+func (c *Config) qemuArgs(image string, d runDir) []string {
+	machine := c.Machine
+	args := []string{
+		"-name", c.Name,
+		"-accel", "tcg,thread=multi",
+		"-cpu", c.CPUModel,
+		"-smp", fmt.Sprint(c.CPUs),
+		"-m", fmt.Sprintf("%dM", c.MemoryMiB),
+	}
+	switch c.RAM {
+	case SharedFile:
+		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", c.MemoryMiB, d.ram()))
+		machine += ",memory-backend=ram"
+	case Memfd:
+		args = append(args, "-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", c.MemoryMiB))
+		machine += ",memory-backend=ram"
+	}
+	args = append(args,
+		"-machine", machine,
+		"-kernel", image,
+		"-initrd", d.initrd(),
+		"-append", strings.TrimSpace(kernelCommandLine+" "+c.Append),
+		"-display", "none", "-nodefaults", "-no-user-config",
+		"-chardev", fmt.Sprintf("socket,id=console,path=%s,server=on,wait=off,logfile=%s", d.consoleSocket(), d.consoleLog()),
+		"-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=agent,path=%s,server=on,wait=off", d.agentSocket()),
+		"-device", "virtio-serial-pci,id=ports",
+		"-device", "virtserialport,bus=ports.0,chardev=agent,name="+agentPort,
+	)
+	if !c.NoQMP {
+		args = append(args, "-qmp", fmt.Sprintf("unix:%s,server=on,wait=off", d.qmpSocket()))
+	}
+	if c.Disk != "" {
+		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=disk0,cache=writeback", c.Disk), "-device", "virtio-blk-pci,drive=disk0")
+	}
+	if !c.AllowReboot {
+		args = append(args, "-no-reboot")
+	}
+	return append(args, c.QEMUArgs...)
+}
+
+// kernelCommandLine leaves KASLR as it is by default: on. Few messages go to the slow serial line; the kernel's own
+// log has them all. A panic ends QEMU at once rather than after the test's patience.
+const kernelCommandLine = "console=ttyS0 loglevel=4 panic=-1"
