@@ -52,6 +52,21 @@ func (h *Holes) MarkData(off, n uint64) {
 	}
 }
 
+// MarkHole says that the bytes [off, off+n) hold no data any more (the guest
+// gave them back). Only whole pages become holes.
+func (h *Holes) MarkHole(off, n uint64) {
+	end := min((off+n)/PageSize, uint64(len(h.data))*64)
+	for p := (off + PageSize - 1) / PageSize; p < end; {
+		w, bit := p/64, p%64
+		mask := ^uint64(0) << bit
+		if left := end - w*64; left < 64 {
+			mask &= 1<<left - 1
+		}
+		h.data[w].And(^mask)
+		p = (w + 1) * 64
+	}
+}
+
 // isData reports whether the page of byte off may be touched. off lies within
 // the segment (NewRAM checks that the bitmap covers it).
 func (h *Holes) isData(off uint64) bool {
@@ -147,6 +162,9 @@ func (r *RAM) At(pa PA, n uint64) unsafe.Pointer {
 func (r *RAM) Word(pa PA) (v uint64, ok bool) {
 	if pa&7 != 0 {
 		return 0, false
+	}
+	if v, ok := r.Peek(pa); ok {
+		return v, true
 	}
 	p := r.At(pa, 8)
 	if p == nil {

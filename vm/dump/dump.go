@@ -1,0 +1,123 @@
+// Package dump opens files that hold a guest's memory: raw RAM (a live one's
+// file too) and the ELF cores that QEMU's dump-guest-memory and libvirt's
+// `virsh dump --memory-only` write. Other formats are recognised and refused by
+// name.
+//
+// A dump was written by the guest, or by somebody who sends one: nothing in its
+// headers is believed beyond what the file's size allows.
+package dump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"vmscope/internal/ramfile"
+	"vmscope/vm"
+)
+
+// Option changes how a dump is opened.
+type Option func(*options)
+
+type options struct {
+	layout    string
+	truncated bool
+}
+
+// Layout tells how a raw dump lies in guest-physical space: a kind that
+// vm.Layouts knows, e.g. "q35". Without it the machine is vm.Ambiguous unless
+// its size leaves one possibility.
+func Layout(kind string) Option { return func(o *options) { o.layout = kind } }
+
+// AllowTruncated opens an ELF dump of which the end is missing with the memory
+// that is there.
+func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
+
+// ErrTruncated says that a dump is shorter than its headers tell.
+var ErrTruncated = errors.New("dump is truncated")
+
+// ErrFormat says that a file is no dump that this package can read. The
+// message names the format, if it is a known one, and what to do.
+var ErrFormat = errors.New("not a readable dump")
+
+// Open opens the dump at path. The file is mapped, never changed, and costs no
+// memory for the parts that are not read.
+//
+// The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, a vm.CPUs (ELF
+// dumps hold registers) and, if raw, vm.Ambiguous.
+func Open(path string, opts ...Option) (vm.Machine, error) {
+	var o options
+	for _, f := range opts {
+		f(&o)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open dump: %w", err)
+	}
+	head := make([]byte, 4096)
+	n, err := f.ReadAt(head, 0)
+	if n == 0 && err != nil {
+		f.Close()
+		if st, serr := os.Stat(path); serr == nil && st.Size() == 0 {
+			return nil, fmt.Errorf("%q: %w: the file is empty", path, ErrFormat)
+		}
+		return nil, fmt.Errorf("read dump: %w", err)
+	}
+	head = head[:n]
+	if err := foreign(head); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%q: %w", path, err)
+	}
+	file, err := ramfile.Map(f, false)
+	if err != nil {
+		return nil, fmt.Errorf("open dump: %w", err)
+	}
+	var m vm.Machine
+	if len(head) >= 4 && string(head[:4]) == "\x7fELF" {
+		m, err = openELF(path, file, o)
+	} else {
+		m, err = openRaw(path, file, o)
+	}
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("%q: %w", path, err)
+	}
+	return m, nil
+}
+
+// machine is what raw and ELF dumps have in common.
+type machine struct {
+	*ramfile.Memory
+	file *ramfile.File
+	info vm.Info
+	regs []vm.Registers
+}
+
+func newMachine(path string, file *ramfile.File, places []ramfile.Place, layout string) (*machine, error) {
+	ram, err := ramfile.New(places)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{Memory: ram, file: file}
+	m.info = vm.Info{Name: filepath.Base(path), VMM: "dump", Route: "mmap " + path, Layout: layout}
+	for _, r := range ram.Ranges() {
+		m.info.RAM += r.Size
+	}
+	return m, nil
+}
+
+// Info describes the dump.
+func (m *machine) Info() vm.Info { return m.info }
+
+// CPUs gives the registers that the dump holds.
+func (m *machine) CPUs(context.Context) ([]vm.Registers, error) {
+	if len(m.regs) == 0 {
+		return nil, fmt.Errorf("registers of %q: the dump holds none: %w", m.info.Name, errors.ErrUnsupported)
+	}
+	return m.regs, nil
+}
+
+// Close unmaps the dump. No reader may be at work.
+func (m *machine) Close() error { return errors.Join(m.Memory.Close(), m.file.Close()) }

@@ -1,0 +1,41 @@
+package dump
+
+import (
+	"bytes"
+	"fmt"
+)
+
+// foreign recognises formats that are not raw RAM and not ELF by their first
+// bytes, so that they are not taken for RAM full of noise.
+func foreign(head []byte) error {
+	const elf = "write an ELF one with `dump-guest-memory FILE` (no -z, -l, -s) or `virsh dump --memory-only --format elf`"
+	for _, f := range [...]struct {
+		off        int
+		magic      string
+		name, todo string
+	}{
+		{0, "KDUMP   ", "a kdump-compressed dump", elf},
+		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
+		{0, "makedumpfile\x00", "a flattened kdump-compressed dump", elf},
+		{0, "EMiL", "a LiME dump", "take one in raw format (format=padded), or dump from outside the guest"},
+		{0, "AVML", "an AVML dump", "convert it with `avml-convert --format raw`"},
+		{0, "LibvirtQemudSave", "a libvirt save image (state of migration, not RAM)", "use `virsh dump --memory-only --format elf`"},
+		{0, "LibvirtQemudPart", "an unfinished libvirt save image", "use `virsh dump --memory-only --format elf`"},
+		{0, "QEVM", "a QEMU migration stream", elf},
+		{0, "QFI\xfb", "a qcow2 disk image, not memory", elf},
+		{0, "PAGEDU", "a Windows crash dump", elf},
+		{0, "MDMP", "a Windows minidump", elf},
+		{0, "\x1f\x8b", "compressed with gzip", "unpack it first: gunzip"},
+		{0, "\xfd7zXZ\x00", "compressed with xz", "unpack it first: unxz"},
+		{0, "\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first: unzstd"},
+		{0, "\x04\x22\x4d\x18", "compressed with lz4", "unpack it first: unlz4"},
+		{0, "BZh", "compressed with bzip2", "unpack it first: bunzip2"},
+		{0, "PK\x03\x04", "a zip archive", "unpack it first: unzip"},
+		{257, "ustar", "a tar archive", "unpack it first: tar -xf"},
+	} {
+		if len(head) > f.off && bytes.HasPrefix(head[f.off:], []byte(f.magic)) {
+			return fmt.Errorf("%w: it is %s; %s", ErrFormat, f.name, f.todo)
+		}
+	}
+	return nil
+}
