@@ -3,6 +3,9 @@ module vmscope
 go 1.26.0
 
 require (
+	github.com/cilium/ebpf v0.22.0 // indirect
+	github.com/klauspost/compress v1.20.3 // indirect
+	github.com/pierrec/lz4/v4 v4.1.33 // indirect
 	github.com/ulikunitz/xz v0.5.17 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 )

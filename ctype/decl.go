@@ -1,0 +1,3 @@
+package ctype
+
+func declare(t Type, name string) string { return t.Name() + name }
