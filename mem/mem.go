@@ -123,8 +123,14 @@ type Mapping struct {
 	PA    PA     // of the very address asked for, not of its page
 	Size  uint64 // of the page that maps it, bytes
 	Entry uint64 // the page-table entry that maps it
-	Level uint8  // level of that entry: 1 is the lowest table
-	Perm  Perm   // of all levels combined
+	Leaf
+}
+
+// Leaf is the rest of a Mapping. It is a struct of its own because the compiler
+// keeps structs of at most four fields in registers.
+type Leaf struct {
+	Level uint8 // level of the entry: 1 is the lowest table
+	Perm  Perm  // of all levels combined
 }
 
 // Left is how many bytes from the address asked for to the end of its page.

@@ -43,7 +43,7 @@ func (s *Space) fault(op string, va VA, err error) error {
 	if errors.As(err, &f) {
 		g := *f
 		g.Op, g.Space, g.Addr = op, s.Name, uint64(va)
-		if f.Level == 0 { // a physical read failed: keep its own story
+		if f.Op != "translate" { // a physical read failed: keep its own story
 			g.Err = err
 		}
 		return &g
@@ -107,6 +107,9 @@ func (s *Space) readSlow(p []byte, va VA) (n int, err error) {
 func (s *Space) Uint64(va VA) (uint64, error) {
 	if s.ram != nil {
 		if m, err := s.Tr.Translate(va); err == nil {
+			if v, ok := s.ram.Peek(m.PA); ok {
+				return v, nil
+			}
 			if v, ok := s.ram.Word(m.PA); ok {
 				return v, nil
 			}
