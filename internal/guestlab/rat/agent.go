@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,6 +149,12 @@ func (s *server) perform(req *wire.Request, c *call) (wire.Reply, error) {
 	switch {
 	case req.Script != nil:
 		return s.script(req.Script, c)
+	case req.Oracle != nil:
+		out, err := oracleBytes(req.Oracle)
+		return wire.Reply{Stdout: out}, err
+	case req.Spawn != nil:
+		pid, err := spawn(req.Spawn)
+		return wire.Reply{Stdout: []byte(strconv.Itoa(pid))}, err
 	case req.Put != nil:
 		return wire.Reply{}, put(req.Put)
 	}

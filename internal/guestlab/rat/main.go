@@ -10,26 +10,58 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+
+	"vmscope/internal/guestlab/wire"
 )
 
 func main() {
+	if isHolder() {
+		hold()
+	}
 	if len(os.Args) < 2 {
-		fatal(fmt.Errorf("usage: rat agent | oracle | storm | modstorm | spawn"))
+		fatal(errUsage)
 	}
 	var err error
-	args := os.Args[2:]
-	switch os.Args[1] {
+	switch args := os.Args[2:]; os.Args[1] {
 	case "agent":
 		err = agent()
+	case "oracle":
+		err = oracle(os.Stdout, args)
+	case "storm":
+		err = storm(args)
+	case "modstorm":
+		err = modstorm(os.Stdout, args)
+	case "spawn":
+		err = spawnCommand(args)
 	default:
-		err = fmt.Errorf("no command %q", os.Args[1])
+		err = errUsage
 	}
-	_ = args
 	if err != nil {
 		fatal(err)
 	}
+}
+
+var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | spawn")
+
+// spawnCommand is spawn for a shell. The process outlives this one and is then init's to reap.
+func spawnCommand(args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: rat spawn JSON")
+	}
+	var s wire.Spawn
+	if err := json.Unmarshal([]byte(args[0]), &s); err != nil {
+		return err
+	}
+	pid, err := spawn(&s)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(pid)
+	return err
 }
 
 func fatal(err error) {

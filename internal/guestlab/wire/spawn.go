@@ -17,15 +17,15 @@ type Spawn struct {
 
 // Hold is state for a process to create and keep. Everything is made before Spawn returns.
 type Hold struct {
-	Threads   [][]byte `json:"threads,omitempty"`    // one thread of each name, beside those of the Go runtime
-	Files     []string `json:"files,omitempty"`      // opened for reading and writing, made if absent
-	Deleted   []string `json:"deleted,omitempty"`    // made, opened, removed
-	Dirs      []string `json:"dirs,omitempty"`       // directories opened for reading
-	Maps      []string `json:"maps,omitempty"`       // files of two pages, first page mapped shared, second private
-	Anonymous int      `json:"anonymous,omitempty"`  // separate anonymous mappings of this many pages
-	Kinds     []string `json:"kinds,omitempty"`      // any of pipe eventfd epoll memfd timerfd signalfd inotify socketpair
-	Listen    []string `json:"listen,omitempty"`     // tcp4|tcp6|unix:ADDRESS; a unix address that starts with @ is abstract
-	Connect   []string `json:"connect,omitempty"`    // same form; both ends are held if this process also listens there
-	Bind      []string `json:"bind,omitempty"`       // udp4|udp6|unixgram:ADDRESS
-	LockedFor bool     `json:"locked_for,omitempty"` // mlockall, so that every page is present
+	Threads   [][]byte `json:"threads,omitempty"`   // one thread of each name, beside those of the Go runtime
+	Files     []string `json:"files,omitempty"`     // opened for reading and writing, made if absent
+	Deleted   []string `json:"deleted,omitempty"`   // made, opened, removed
+	Dirs      []string `json:"dirs,omitempty"`      // directories opened for reading
+	Maps      []string `json:"maps,omitempty"`      // files of two pages, first page mapped shared, second private
+	Anonymous int      `json:"anonymous,omitempty"` // separate anonymous mappings of this many pages
+	Kinds     []string `json:"kinds,omitempty"`     // any of pipe eventfd epoll memfd timerfd signalfd inotify socketpair
+	Listen    []string `json:"listen,omitempty"`    // tcp4|tcp6|unix:ADDRESS; a unix address that starts with @ is abstract
+	Connect   []string `json:"connect,omitempty"`   // same form; both ends are held if this process also listens there
+	Bind      []string `json:"bind,omitempty"`      // udp4|udp6|unixgram:ADDRESS
+	Mounts    []string `json:"mounts,omitempty"`    // directories to mount a tmpfs on, in a mount namespace of its own
 }
