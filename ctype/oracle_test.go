@@ -93,8 +93,15 @@ func compareType(typ Type, want btf.Type, spec *btf.Spec) string {
 		id, err := spec.TypeID(want)
 		return err == nil && uint32(id) == got.ID()
 	}
-	if typ.Name() != want.TypeName() {
-		return fmt.Sprintf("name %q, want %q", typ.Name(), want.TypeName())
+	if typ.Kind() == DeclTag {
+		return "" // cilium keeps them with what they tag
+	}
+	name := want.TypeName()
+	if tag, ok := want.(*btf.TypeTag); ok {
+		name = tag.Value
+	}
+	if typ.Name() != name {
+		return fmt.Sprintf("name %q, want %q", typ.Name(), name)
 	}
 	size, serr := btf.Sizeof(want)
 	if serr == nil && uint64(size) != typ.Size() {

@@ -152,7 +152,7 @@ func (t Type) Size() uint64 {
 		switch t.Kind() {
 		case Array:
 			size = uint64(t.Len())
-		case Int, Struct, Union, Enum, Enum64, Float:
+		case Int, Struct, Union, Enum, Enum64, Float, DataSec:
 			size = uint64(t.word(2))
 		case Pointer:
 			size = uint64(t.t.ptrSize)
