@@ -113,8 +113,8 @@ type Perm uint8
 
 // The bits of Perm. Read is implied by a page being mapped.
 const (
-	Write Perm = 1 << iota
-	Exec
+	Exec Perm = 1 << iota
+	Write
 	User
 )
 

@@ -3,7 +3,6 @@ package mem
 import (
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 	"runtime/debug"
 	"sort"
 	"sync/atomic"
@@ -80,13 +79,7 @@ func (h *Holes) isData(off uint64) bool {
 // It does not own the mappings; who made them unmaps them after the last read.
 type RAM struct {
 	segs []Segment // sorted by PA
-
-	// The largest segment again, flat: nearly every address lies in it, and
-	// Peek must stay small enough to be inlined.
-	base  unsafe.Pointer
-	start uint64          // its PA
-	words uint64          // its whole 8-byte words
-	data  []atomic.Uint64 // bits of its Holes; nil: no holes
+	win  Window    // onto the largest of them
 }
 
 // NewRAM joins segments that do not overlap. A segment starts on a page.
@@ -106,11 +99,8 @@ func NewRAM(segs ...Segment) (*RAM, error) {
 	}
 	r := &RAM{segs: s}
 	for i := range s {
-		if n := uint64(len(s[i].Data)); n/8 > r.words {
-			r.base, r.start, r.words, r.data = unsafe.Pointer(&s[i].Data[0]), uint64(s[i].PA), n/8, nil
-			if h := s[i].Holes; h != nil {
-				r.data = h.data
-			}
+		if uint64(len(s[i].Data)) > r.win.size {
+			r.win = newWindow(&s[i])
 		}
 	}
 	return r, nil
@@ -163,9 +153,6 @@ func (r *RAM) Word(pa PA) (v uint64, ok bool) {
 	if pa&7 != 0 {
 		return 0, false
 	}
-	if v, ok := r.Peek(pa); ok {
-		return v, true
-	}
 	p := r.At(pa, 8)
 	if p == nil {
 		return 0, false
@@ -173,16 +160,13 @@ func (r *RAM) Word(pa PA) (v uint64, ok bool) {
 	return *(*uint64)(p), true
 }
 
-// Peek is Word for the largest segment only and is inlined into its caller:
-// where it gives !ok, Word may still succeed. It must run inside Guard.
-func (r *RAM) Peek(pa PA) (v uint64, ok bool) {
-	// The rotation turns the low bits of an unaligned offset into high ones, so
-	// that one comparison checks alignment and bounds.
-	w := bits.RotateLeft64(uint64(pa)-r.start, -3)
-	if w >= r.words || r.data != nil && r.data[w>>15].Load()>>(w>>9&63)&1 == 0 {
-		return 0, false
+// Window is the fast way to the largest segment; nearly every address lies in
+// it. A nil RAM has the zero Window.
+func (r *RAM) Window() Window {
+	if r == nil {
+		return Window{}
 	}
-	return *(*uint64)(unsafe.Add(r.base, w<<3)), true
+	return r.win
 }
 
 // Load64 loads the 8 bytes at pa, little endian, and guards itself.

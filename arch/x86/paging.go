@@ -28,13 +28,14 @@ var (
 // It is safe for concurrent use. Where the memory is mapped into this process,
 // Translate must run inside mem.Guard.
 type Paging struct {
-	ram    *mem.RAM // of phys, for the fast path; empty where it does not apply
+	win    mem.Window // of ram
+	ram    *mem.RAM   // of phys, for the fast path; empty where it does not apply
 	root   mem.PA
-	top    uint8 // level of the root
-	shift  uint8 // of the index into it
-	unused uint8 // high bits of an address that repeat the one below them
-	mode   Mode
+	shift  uint64 // of the index into the root
+	unused uint64 // high bits of an address that repeat the one below them
 	phys   mem.PhysReader
+	top    uint8 // level of the root
+	mode   Mode
 }
 
 // NewPaging spans the address space of the given root in phys. The bits of CR3
@@ -46,9 +47,9 @@ func NewPaging(phys mem.PhysReader, root mem.PA, mode Mode) *Paging {
 	s := &shapes[mode]
 	p := &Paging{phys: phys, root: root & s.root, mode: mode, top: s.levels, ram: new(mem.RAM)}
 	if mode == Level4 || mode == Level5 {
-		p.shift, p.unused = 3+9*s.levels, 64-s.width
+		p.shift, p.unused = 3+9*uint64(s.levels), 64-uint64(s.width)
 		if ram := mem.RAMOf(phys); ram != nil {
-			p.ram = ram
+			p.ram, p.win = ram, ram.Window()
 		}
 	}
 	return p
@@ -68,39 +69,78 @@ func (p *Paging) Mode() Mode { return p.mode }
 //
 // Reserved bits other than PS are ignored: they move no address.
 func (p *Paging) Translate(va mem.VA) (mem.Mapping, error) {
-	if int64(va)<<(p.unused&63)>>(p.unused&63) == int64(va) {
-		table, shift, ram := p.root, p.shift, p.ram
-		all, any := ^uint64(0), uint64(0) // bits of all entries, of any entry
-		for {
-			at := table + mem.PA(uint64(va)>>(shift&63)&511<<3)
-			e, ok := ram.Peek(at)
-			if !ok {
-				if e, ok = ram.Word(at); !ok {
-					break
-				}
-			}
-			if e&present == 0 {
-				break
-			}
-			all &= e
-			any |= e
-			if shift == 12 || e&large != 0 {
-				if shift > 30 {
-					break
-				}
-				in := uint64(1)<<(shift&63) - 1
-				return mem.Mapping{
-					PA:    mem.PA(e&physMask&^in | uint64(va)&in),
-					Size:  in + 1,
-					Entry: e,
-					Leaf:  mem.Leaf{Level: uint8(shift-3) / 9, Perm: perm(all, any)},
-				}, nil
-			}
-			table = mem.PA(e & physMask)
-			shift -= 9
-		}
+	if int64(va)<<(p.unused&63)>>(p.unused&63) != int64(va) {
+		return p.slow(va)
 	}
-	return p.slow(va)
+	// Presence is asked for once, of all entries together: a walk on from an
+	// absent entry reads words that do not matter. The same holds for a table
+	// that the window does not give, which reads as zeros.
+	w, e := p.win, uint64(p.root)
+	all, any := ^uint64(0), uint64(0)
+	if p.top == 5 {
+		i := w.Index(table(e) + index(va, 48))
+		if !w.Has(i) {
+			return p.slow(va)
+		}
+		e = w.Load(i)
+		all, any = e, e
+	}
+	i := w.Index(table(e) + index(va, 39))
+	if !w.Has(i) {
+		return p.slow(va)
+	}
+	e = w.Load(i)
+	if all, any = all&e, any|e; any&large != 0 {
+		return p.slow(va)
+	}
+	i = w.Index(table(e) + index(va, 30))
+	if !w.Has(i) {
+		return p.slow(va)
+	}
+	e = w.Load(i)
+	if all, any = all&e, any|e; e&large != 0 {
+		if all&present == 0 {
+			return p.slow(va)
+		}
+		return leaf(va, e, all, any, 3), nil
+	}
+	i = w.Index(table(e) + index(va, 21))
+	if !w.Has(i) {
+		return p.slow(va)
+	}
+	e = w.Load(i)
+	if all, any = all&e, any|e; e&large != 0 {
+		if all&present == 0 {
+			return p.slow(va)
+		}
+		return leaf(va, e, all, any, 2), nil
+	}
+	i = w.Index(table(e) + index(va, 12))
+	if !w.Has(i) {
+		return p.slow(va)
+	}
+	e = w.Load(i)
+	if all, any = all&e, any|e; all&present == 0 {
+		return p.slow(va)
+	}
+	return leaf(va, e, all, any, 1), nil
+}
+
+func table(e uint64) mem.PA { return mem.PA(e & physMask) }
+
+// index is the offset of va's entry in the table whose index starts at bit
+// shift of the address.
+func index(va mem.VA, shift uint) mem.PA { return mem.PA(va >> (shift & 63) & 511 << 3) }
+
+// leaf is the mapping of va by entry e of the given level.
+func leaf(va mem.VA, e, all, any uint64, level uint8) mem.Mapping {
+	in := uint64(1)<<((3+9*level)&63) - 1
+	return mem.Mapping{
+		PA:    mem.PA(e&physMask&^in | uint64(va)&in),
+		Size:  in + 1,
+		Entry: e,
+		Leaf:  mem.Leaf{Level: level, Perm: perm(all, any)},
+	}
 }
 
 // slow is Translate for every case that its fast path gives up on: memory that
@@ -123,37 +163,38 @@ func (p *Paging) slow(va mem.VA) (mem.Mapping, error) {
 // entry led.
 func (p *Paging) walk(va mem.VA, table mem.PA, entry uint64, level uint8) (mem.Mapping, error) {
 	all, any := ^uint64(0), uint64(0)
-	for shift := 3 + 9*level; ; level, shift = level-1, shift-9 {
-		e, err := p.load(table + mem.PA(uint64(va)>>shift&511<<3))
+	for shift := 3 + 9*uint(level); ; level, shift = level-1, shift-9 {
+		e, err := p.load(table + index(va, shift))
 		if err != nil {
 			return mem.Mapping{}, unreadable(va, level, entry, err)
 		}
 		if e&present == 0 {
 			return mem.Mapping{}, absent(va, level, e, mem.ErrNotMapped)
 		}
-		all &= e
-		any |= e
+		all, any = all&e, any|e
 		if level == 1 || e&large != 0 {
 			if level > 3 {
 				return mem.Mapping{}, absent(va, level, e, errReserved)
 			}
-			in := uint64(1)<<shift - 1
-			return mem.Mapping{
-				PA:    mem.PA(e&physMask&^in | uint64(va)&in),
-				Size:  in + 1,
-				Entry: e,
-				Leaf:  mem.Leaf{Level: level, Perm: perm(all, any)},
-			}, nil
+			return leaf(va, e, all, any, level), nil
 		}
 		table, entry = mem.PA(e&physMask), e
 	}
 }
 
 // perm combines the permissions of a walk: write and user need the bit at every
-// level, execution its absence at every level (SDM 4.6).
+// level, execution its absence at every level (SDM 4.6). Two of the bits are
+// those of mem.Perm.
 func perm(all, any uint64) mem.Perm {
-	return mem.Perm(all>>1&1)*mem.Write | mem.Perm(^any>>63)*mem.Exec | mem.Perm(all>>2&1)*mem.User
+	const same = uint64(mem.Write | mem.User) // == write|user
+	return mem.Perm(all&same | ^any>>63*uint64(mem.Exec))
 }
+
+// Both lines fail to compile if the bits differ.
+const (
+	_ = uint(write|user) - uint(mem.Write|mem.User)
+	_ = uint(mem.Write|mem.User) - uint(write|user)
+)
 
 // load reads an entry on the slow path.
 func (p *Paging) load(at mem.PA) (uint64, error) {
