@@ -94,24 +94,30 @@ func (f *File) Close() error {
 	return errors.Join(err, f.f.Close())
 }
 
-// span is a run of bytes [off, end) of a file.
-type span struct{ off, end uint64 }
+// Span is a run of bytes [Off, End) of a file.
+type Span struct{ Off, End uint64 }
 
 // spans lists the parts of [off, end) that may hold data.
-func (f *File) spans(off, end uint64) ([]span, error) {
+func (f *File) spans(off, end uint64) ([]Span, error) {
 	if !f.seek {
-		return []span{{off, end}}, nil
+		return []Span{{off, end}}, nil
 	}
-	var out []span
-	fd := int(f.f.Fd())
+	return Data(f.f, off, end)
+}
+
+// Data lists the parts of [off, end) of f that may hold data, by SEEK_DATA. A
+// file system that cannot tell calls everything data.
+func Data(f *os.File, off, end uint64) ([]Span, error) {
+	var out []Span
+	fd := int(f.Fd())
 	for off < end {
 		d, err := unix.Seek(fd, int64(off), unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) { // no data behind off
 			break
 		}
 		if err != nil {
-			if len(out) == 0 { // the file system cannot tell: all may be data
-				return []span{{off, end}}, nil
+			if len(out) == 0 {
+				return []Span{{off, end}}, nil
 			}
 			return nil, fmt.Errorf("%w: find data in %s: %w", mem.ErrUnreachable, f.Name(), err)
 		}
@@ -122,7 +128,7 @@ func (f *File) spans(off, end uint64) ([]span, error) {
 		if err != nil || h <= d { // a hole was punched in between: go on behind it
 			h = d + mem.PageSize
 		}
-		out = append(out, span{uint64(d), min(uint64(h), end)})
+		out = append(out, Span{uint64(d), min(uint64(h), end)})
 		off = uint64(h)
 	}
 	return out, nil

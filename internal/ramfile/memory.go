@@ -165,7 +165,7 @@ func (m *Memory) Extents() ([]mem.Range, error) {
 		}
 		last := uint64(0)
 		for _, x := range s {
-			from, to := x.off-p.Off, x.end-p.Off
+			from, to := x.Off-p.Off, x.End-p.Off
 			out = add(out, mem.Range{Start: p.PA + mem.PA(from), Size: to - from})
 			if p.holes != nil && p.File.seek {
 				p.holes.MarkHole(last, from-last)

@@ -1,0 +1,180 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmscope/mem"
+	"vmscope/vm"
+)
+
+const (
+	// attachWait bounds what a monitor that is held by somebody else costs an
+	// attach.
+	attachWait = 500 * time.Millisecond
+	// monitorIdle is how long a connection is kept for the next question.
+	monitorIdle = 200 * time.Millisecond
+)
+
+// monitor is the QMP socket of one machine, connected to while needed.
+type monitor struct {
+	paths []string
+	mu    sync.Mutex
+	good  string // the path that was connected to last
+	conn  *client
+	idle  *time.Timer
+	pause pauseState
+}
+
+// newMonitor gives the monitor of a process, or nil if it has none.
+func newMonitor(p Process) *monitor {
+	if len(p.QMP) == 0 {
+		return nil
+	}
+	return &monitor{paths: p.QMP}
+}
+
+// errNoMonitor says what a machine without monitor lacks.
+func errNoMonitor(what string) error {
+	return fmt.Errorf("%s: this QEMU has no QMP socket (start it with -qmp unix:PATH,server=on,wait=off): %w", what, errors.ErrUnsupported)
+}
+
+// do runs f with a connection. Calls take turns.
+func (m *monitor) do(ctx context.Context, f func(*client) error) error {
+	if m == nil {
+		return errNoMonitor("ask the monitor")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.conn == nil {
+		var errs error
+		for _, p := range m.paths {
+			c, err := dial(ctx, p)
+			if err == nil {
+				m.conn, m.good = c, p
+				break
+			}
+			errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", p, err))
+		}
+		if m.conn == nil {
+			return errs
+		}
+	}
+	err := f(m.conn)
+	if err != nil { // the connection may be in the middle of an answer
+		m.drop()
+		return err
+	}
+	if m.idle == nil {
+		m.idle = time.AfterFunc(monitorIdle, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.drop()
+		})
+	} else {
+		m.idle.Reset(monitorIdle)
+	}
+	return nil
+}
+
+// hangUp lets others use the monitor at once.
+func (m *monitor) hangUp() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.drop()
+}
+
+func (m *monitor) drop() {
+	if m.conn != nil {
+		m.conn.close()
+		m.conn = nil
+	}
+}
+
+// close resumes the guest if we paused it, and hangs up.
+func (m *monitor) close() error {
+	if m == nil {
+		return nil
+	}
+	m.pause.mu.Lock()
+	m.pause.depth = min(m.pause.depth, 1)
+	m.pause.mu.Unlock()
+	err := m.resume(context.Background())
+	m.hangUp()
+	return err
+}
+
+// ask asks where the RAM lies, in the guest's physical memory and in QEMU's
+// address space.
+func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []place, err error) {
+	ctx, cancel := context.WithTimeout(ctx, attachWait)
+	defer cancel()
+	err = g.mon.do(ctx, func(c *client) error {
+		regions, err := ramRegions(ctx, c)
+		if err != nil {
+			return err
+		}
+		index := map[string]int{}
+		for _, r := range regions {
+			i, ok := index[r.name]
+			if !ok {
+				reply, err := c.human(ctx, fmt.Sprintf("gpa2hva %#x", uint64(r.pa)))
+				if err != nil {
+					return err
+				}
+				hva, err := parseHVA(reply)
+				if err != nil {
+					return err
+				}
+				i = len(blocks)
+				index[r.name] = i
+				blocks = append(blocks, block{id: r.name, hva: hva - r.off})
+			}
+			blocks[i].size = max(blocks[i].size, r.off+r.size)
+			places = append(places, place{r.pa, i, r.off, r.size})
+		}
+		return nil
+	})
+	g.mon.hangUp()
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range blocks {
+		b := &blocks[i]
+		for _, v := range maps {
+			if b.hva >= v.start && b.hva < v.end && b.size <= v.end-b.hva {
+				b.vma = v
+			}
+		}
+		if b.vma.end == 0 {
+			return nil, nil, fmt.Errorf("the monitor places RAM block %q at %#x, which is no memory of the process: %w", b.id, b.hva, mem.ErrInconsistent)
+		}
+	}
+	return blocks, places, nil
+}
+
+// CPUs asks the monitor for the registers of all vCPUs.
+func (g *guest) CPUs(ctx context.Context) ([]vm.Registers, error) {
+	if g.mon == nil {
+		return nil, errNoMonitor("read the registers")
+	}
+	switch g.proc.conf.arch {
+	case "x86_64", "i386", "":
+	default:
+		return nil, fmt.Errorf("read the registers of %s: %w", g.proc.conf.arch, errors.ErrUnsupported)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var out []vm.Registers
+	err := g.mon.do(ctx, func(c *client) error {
+		s, err := c.human(ctx, "info registers -a")
+		if err == nil {
+			out, err = parseRegisters(s)
+		}
+		return err
+	})
+	return out, err
+}

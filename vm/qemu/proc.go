@@ -1,0 +1,252 @@
+// Package qemu attaches to a running QEMU (KVM or TCG) from outside: its
+// process is found in /proc, the guest's RAM in its mappings. No monitor, no
+// start option and no agent is needed; where a monitor is free it is used
+// briefly to make sure.
+//
+// Nothing here stops the guest unless Pause is called.
+package qemu
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a QEMU that runs on this host. Names and paths are those of its
+// command line, chosen by whoever started it: quote them.
+type Process struct {
+	PID     int
+	Name    string // of -name; "" if it has none
+	Program string // base name of the emulator
+	Machine string // board, e.g. "q35"; "" if not told
+	Accel   string // "kvm", "tcg", "xen", …
+	RAM     uint64 // main memory, bytes; 0 if not told
+	QMP     []string
+	// Encrypted names the confidential-computing object (e.g. "sev-guest") that
+	// keeps the guest's memory from the host; "" if there is none.
+	Encrypted string
+
+	start uint64 // start time in clock ticks: tells a reused PID
+	conf  config
+}
+
+// List finds the QEMU processes that run, sorted by PID as /proc is. Processes
+// that end meanwhile are left out.
+func List() ([]Process, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var out []Process
+	parents := map[int]int{}
+	for _, n := range names {
+		pid, err := strconv.Atoi(n)
+		if err != nil {
+			continue
+		}
+		p, ppid, ok := inspect(pid)
+		if ok {
+			out, parents[pid] = append(out, p), ppid
+		}
+	}
+	return dropForks(out, parents), nil
+}
+
+// dropForks leaves out helpers that a QEMU forked and that have not become
+// another program: same command line as the parent.
+func dropForks(in []Process, parents map[int]int) []Process {
+	byPID := map[int]int{}
+	for i := range in {
+		byPID[in[i].PID] = i
+	}
+	var out []Process
+	for _, p := range in {
+		if i, ok := byPID[parents[p.PID]]; ok {
+			if q := in[i]; q.Program == p.Program && q.conf.raw == p.conf.raw {
+				continue
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// inspect tells whether pid is a QEMU system emulator, and what it says of
+// itself.
+func inspect(pid int) (p Process, ppid int, ok bool) {
+	proc := "/proc/" + strconv.Itoa(pid)
+	cmdline, err := os.ReadFile(proc + "/cmdline")
+	if err != nil || len(cmdline) == 0 { // gone, a zombie, a kernel thread
+		return p, 0, false
+	}
+	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
+	prog := args[0]
+	// The program file tells for sure, if we may see it; argument 0 is a claim.
+	if exe, err := os.Readlink(proc + "/exe"); err == nil {
+		prog = strings.TrimSuffix(exe, " (deleted)")
+		if !emulator(prog) && !(emulator(args[0]) && wrapped(prog)) {
+			return p, 0, false
+		}
+		if !emulator(prog) {
+			prog = args[0]
+		}
+	}
+	if !emulator(prog) {
+		return p, 0, false
+	}
+	stat, err := os.ReadFile(proc + "/stat")
+	if err != nil {
+		return p, 0, false
+	}
+	ppid, start, err := parseStat(stat)
+	if err != nil {
+		return p, 0, false
+	}
+	c := parseArgs(args)
+	c.raw = string(cmdline)
+	if a := archOf(prog); a != "" {
+		c.arch = a
+	}
+	p = Process{
+		PID: pid, Name: c.name, Program: filepath.Base(prog), Machine: c.machine, Accel: accel(proc, c.accel),
+		RAM: c.ram, Encrypted: c.secret, start: start, conf: c,
+	}
+	for _, q := range c.qmp {
+		if path := q.at(pid); path != "" {
+			p.QMP = append(p.QMP, path)
+		}
+	}
+	return p, ppid, true
+}
+
+// emulator reports whether a path is that of a system emulator of QEMU, under
+// the names that distributions give it.
+func emulator(path string) bool {
+	base := filepath.Base(path)
+	if strings.HasPrefix(base, "qemu-system-") {
+		return true
+	}
+	switch base {
+	case "qemu-kvm", "kvm", "qemu", "qemu-dm":
+		return true
+	}
+	// Nix wraps programs as .qemu-system-x86_64-wrapped.
+	return strings.HasPrefix(base, ".qemu-system-")
+}
+
+// wrapped reports whether a program runs others under their own name (the
+// dynamic loader, a user-mode emulator), so that argument 0 is to be believed.
+func wrapped(exe string) bool {
+	base := filepath.Base(exe)
+	return strings.HasPrefix(base, "ld-linux") || strings.HasPrefix(base, "ld-musl") || base == "ld.so"
+}
+
+// parseStat reads the parent and the start time from /proc/PID/stat. The
+// program's name is in parentheses and may hold any character.
+func parseStat(b []byte) (ppid int, start uint64, err error) {
+	i := bytes.LastIndexByte(b, ')')
+	f := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(f) < 20 {
+		return 0, 0, fmt.Errorf("process status of %d bytes is not understood", len(b))
+	}
+	if f[0] == "Z" || f[0] == "X" {
+		return 0, 0, errors.New("process has ended")
+	}
+	ppid, err = strconv.Atoi(f[1])
+	if err != nil {
+		return 0, 0, err
+	}
+	start, err = strconv.ParseUint(f[19], 10, 64) // field 22 of proc(5)
+	return ppid, start, err
+}
+
+// accel tells the accelerator by the open /dev/kvm, else by the command line.
+func accel(proc, told string) string {
+	fds, err := os.ReadDir(proc + "/fd")
+	if err == nil {
+		for _, e := range fds {
+			if l, err := os.Readlink(proc + "/fd/" + e.Name()); err == nil && strings.Contains(l, "kvm-vm") {
+				return "kvm"
+			}
+		}
+		if told == "kvm" { // it may have fallen back ("accel=kvm:tcg")
+			return "tcg"
+		}
+	}
+	if told == "" {
+		return "tcg"
+	}
+	return told
+}
+
+// at gives a path by which this process reaches the socket: the one of the
+// command line, seen from the other's root and working directory, or the one
+// that an inherited descriptor is bound to. "" if there is none.
+func (q qmpEnd) at(pid int) string {
+	proc := "/proc/" + strconv.Itoa(pid)
+	path := q.path
+	if path == "" && q.fd >= 0 {
+		link, err := os.Readlink(proc + "/fd/" + strconv.Itoa(q.fd))
+		if err != nil {
+			return ""
+		}
+		ino, ok := strings.CutPrefix(link, "socket:[")
+		if !ok {
+			return ""
+		}
+		path = boundPath(proc, strings.TrimSuffix(ino, "]"))
+	}
+	if path == "" {
+		return ""
+	}
+	if !filepath.IsAbs(path) {
+		if cwd, err := os.Readlink(proc + "/cwd"); err == nil {
+			path = filepath.Join(cwd, path)
+		}
+	}
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil && unix.Stat(proc+"/root"+path, &st) == nil {
+		return proc + "/root" + path
+	}
+	return path
+}
+
+// boundPath finds the path that a listening unix socket is bound to.
+func boundPath(proc, inode string) string {
+	for _, s := range unixSockets(proc) {
+		if s.inode == inode {
+			return s.path
+		}
+	}
+	return ""
+}
+
+// unixSocket is a line of /proc/net/unix.
+type unixSocket struct{ inode, path string }
+
+func unixSockets(proc string) []unixSocket {
+	b, err := os.ReadFile(proc + "/net/unix")
+	if err != nil {
+		return nil
+	}
+	var out []unixSocket
+	for line := range strings.Lines(string(b)) {
+		// Num RefCount Protocol Flags Type St Inode Path
+		f := strings.SplitN(strings.Join(strings.Fields(strings.TrimSuffix(line, "\n")), " "), " ", 8)
+		if len(f) == 8 {
+			out = append(out, unixSocket{f[6], f[7]})
+		}
+	}
+	return out
+}
