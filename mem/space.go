@@ -20,7 +20,7 @@ type Space struct {
 	Phys PhysReader
 	Tr   Translator
 	ram  *RAM // of Phys, if mapped: the fast path
-	win  Window
+	win  *Window
 }
 
 // NewSpace builds a space from physical memory and the translation of its

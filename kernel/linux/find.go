@@ -1,0 +1,299 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vmscope/arch/x86"
+	"vmscope/ksym"
+	"vmscope/mem"
+	"vmscope/vm"
+)
+
+// Hints are what the caller knows besides the memory. None is needed, and none
+// is believed: they only decide between kernels that all proved themselves.
+type Hints struct {
+	Live bool           // the memory changes while it is read
+	CPUs []vm.Registers // of the vCPUs, where the source has them
+}
+
+// ErrNoKernel says that no running Linux kernel was found in a memory.
+var ErrNoKernel = errors.New("no running Linux kernel found in this memory")
+
+// kernelMap is where x86-64 kernels map their image: __START_KERNEL_map, the
+// last 2 GiB (Documentation/arch/x86/x86_64/mm.rst). KASLR moves the image
+// within its first GiB in steps of imageAlign (CONFIG_PHYSICAL_ALIGN).
+const (
+	kernelMap  = 0xffffffff80000000
+	imageAlign = 2 << 20
+	imageMax   = 128 << 20 // more than any image; bounds searches near one
+)
+
+// Find looks for a running kernel in phys.
+//
+// It gathers every candidate: each VMCOREINFO text in RAM, and if none of them
+// holds, each kallsyms table. A candidate counts only if it proves itself: a
+// page-table root that leads from its symbols' virtual addresses to where its
+// image lies, a symbol table that agrees, and the structures of a running
+// kernel behind them. If more than one does (a kernel of an earlier boot that
+// nothing has overwritten, a fake), what only a running kernel has decides:
+// vCPU registers, a clock that goes on, the latest time of day.
+func Find(ctx context.Context, phys mem.PhysReader, h Hints) (*Kernel, error) {
+	var k *Kernel
+	err := mem.Guard(func() (err error) {
+		k, err = (&finder{ctx: ctx, phys: phys, hints: h, start: time.Now()}).find()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+type finder struct {
+	ctx    context.Context
+	phys   mem.PhysReader
+	hints  Hints
+	start  time.Time
+	report Report
+	errs   []error // why candidates were rejected
+}
+
+// step records what was done since the last step.
+func (f *finder) step(name, format string, args ...any) {
+	now := time.Now()
+	f.report.Steps = append(f.report.Steps, Step{name, now.Sub(f.start), fmt.Sprintf(format, args...)})
+	f.start = now
+}
+
+func (f *finder) reject(err error) {
+	f.errs = append(f.errs, err)
+	f.report.Rejected = append(f.report.Rejected, err.Error())
+}
+
+func (f *finder) find() (*Kernel, error) {
+	extents, err := mem.Extents(f.phys)
+	if err != nil {
+		return nil, err
+	}
+	var size uint64
+	for _, e := range extents {
+		size += e.Size
+	}
+	f.step("list data extents", "%d extents, %d MiB", len(extents), size>>20)
+
+	infos, err := ksym.FindVMCoreInfo(f.phys, extents)
+	if err != nil && !errors.Is(err, mem.ErrInconsistent) {
+		return nil, fmt.Errorf("search VMCOREINFO: %w", err)
+	}
+	if err != nil {
+		// Too many of them: somebody plants them. What was gathered is tried,
+		// and the symbol tables after that.
+		f.reject(err)
+	}
+	f.step("search VMCOREINFO", "%d candidates", len(infos))
+
+	var found []*Kernel
+	for _, info := range infos {
+		if err := f.ctx.Err(); err != nil {
+			return nil, err
+		}
+		c, err := f.fromCoreInfo(info)
+		if err == nil {
+			var k *Kernel
+			if k, err = f.prove(c); err == nil {
+				found = append(found, k)
+				continue
+			}
+		}
+		f.reject(err)
+	}
+	if len(found) == 0 {
+		if found, err = f.search(extents); err != nil {
+			return nil, err
+		}
+	}
+	if len(found) == 0 {
+		return nil, f.none(size)
+	}
+	k, err := f.choose(found)
+	if err != nil {
+		return nil, err
+	}
+	f.readTypes(k)
+	k.Report = Report{Steps: f.report.Steps, Findings: append(k.Report.Findings, f.report.Findings...), Rejected: f.report.Rejected}
+	return k, nil
+}
+
+// none says why nothing was found, in one line.
+func (f *finder) none(size uint64) error {
+	switch {
+	case size == 0:
+		return fmt.Errorf("%w: it holds no data at all", ErrNoKernel)
+	case len(f.errs) > 0:
+		return fmt.Errorf("%w: %d candidates, none proved itself; the first: %w", ErrNoKernel, len(f.errs), f.errs[0])
+	}
+	return fmt.Errorf("%w: neither a VMCOREINFO text nor a kallsyms table lies in its %d MiB of data (not Linux, still booting, or encrypted)", ErrNoKernel, size>>20)
+}
+
+// claim is what a candidate says of itself, to be proved.
+type claim struct {
+	source  string
+	release string // "" if it does not say
+	text    mem.VA // _stext
+	delta   uint64 // virtual minus physical address of the image
+	root    mem.VA // init_top_pgt
+	modes   []x86.Mode
+	// symbols gives the symbol table, once page tables are known.
+	symbols func(s *mem.Space) (*ksym.Table, string, error)
+}
+
+func (c *claim) phys(va mem.VA) mem.PA { return mem.PA(uint64(va) - c.delta) }
+
+// fromCoreInfo reads the claim of a VMCOREINFO text
+// (kernel/vmcore_info.c and arch/x86/kernel/vmcore_info_64.c).
+func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
+	c := &claim{source: "VMCOREINFO", release: info.OSRelease(), modes: []x86.Mode{x86.Level4, x86.Level5}}
+	fail := func(what string) (*claim, error) {
+		return nil, fmt.Errorf("VMCOREINFO at %#x: %s: %w", uint64(info.Places[0]), what, mem.ErrInconsistent)
+	}
+	var ok bool
+	if c.text, ok = info.Symbol("_stext"); !ok {
+		return fail("no SYMBOL(_stext)")
+	}
+	if c.root, ok = info.Symbol("init_top_pgt"); !ok {
+		if c.root, ok = info.Symbol("swapper_pg_dir"); !ok {
+			return fail("no SYMBOL(init_top_pgt)")
+		}
+	}
+	base, ok := info.Number("phys_base")
+	if !ok {
+		return fail("no NUMBER(phys_base): not an x86-64 kernel")
+	}
+	c.delta = kernelMap - uint64(base)
+	if n, ok := info.Number("pgtable_l5_enabled"); ok && n != 0 {
+		c.modes = []x86.Mode{x86.Level5, x86.Level4}
+	}
+	c.symbols = func(s *mem.Space) (*ksym.Table, string, error) {
+		if places, ok := info.Kallsyms(); ok {
+			if t, err := ksym.At(s.Read, places); err == nil {
+				return t, "kallsyms where VMCOREINFO says", nil
+			}
+		}
+		// Kernels before v6.0 do not say where: look for it in the image.
+		t, err := f.tableNear(c)
+		return t, "kallsyms found in the image", err
+	}
+	return c, nil
+}
+
+// tableNear looks for the symbol table in the image that c claims.
+func (f *finder) tableNear(c *claim) (*ksym.Table, error) {
+	from := c.phys(c.text)
+	image := []mem.Range{{Start: from, Size: imageMax}}
+	if g, ok := f.phys.(mem.Ranger); ok {
+		image = clip(image[0], g.Ranges())
+	}
+	tables, err := ksym.Find(f.phys, image)
+	if err != nil {
+		return nil, err
+	}
+	for _, found := range tables {
+		t := found.Table
+		if t.Proof().Physical {
+			t = t.Rebase(c.delta)
+		}
+		if s, err := t.Lookup("_stext"); err == nil && s.Addr == c.text {
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("%d kallsyms tables in the %d MiB from physical %#x, none with _stext at %#x: %w",
+		len(tables), imageMax>>20, uint64(from), uint64(c.text), mem.ErrInconsistent)
+}
+
+// clip cuts r to the given ranges.
+func clip(r mem.Range, to []mem.Range) []mem.Range {
+	var out []mem.Range
+	for _, t := range to {
+		lo, hi := max(r.Start, t.Start), min(r.End(), t.End())
+		if lo < hi {
+			out = append(out, mem.Range{Start: lo, Size: uint64(hi - lo)})
+		}
+	}
+	return out
+}
+
+// search is the way without VMCOREINFO: find symbol tables, and for each the
+// page-table root that proves it.
+func (f *finder) search(extents []mem.Range) ([]*Kernel, error) {
+	tables, err := ksym.Find(f.phys, extents)
+	if err != nil {
+		return nil, fmt.Errorf("search kallsyms: %w", err)
+	}
+	f.step("search kallsyms", "%d candidates", len(tables))
+	var found []*Kernel
+	for _, t := range tables {
+		if err := f.ctx.Err(); err != nil {
+			return nil, err
+		}
+		claims, err := fromTable(t)
+		var k *Kernel
+		for _, c := range claims {
+			if k, err = f.prove(c); err == nil {
+				found = append(found, k)
+				break
+			}
+		}
+		if err != nil {
+			f.reject(err)
+		}
+	}
+	return found, nil
+}
+
+// fromTable lists the claims that fit a symbol table found in RAM. The image is
+// physically contiguous and moves in steps of imageAlign, both physically and
+// virtually, so few distances are possible.
+func fromTable(t ksym.Found) ([]*claim, error) {
+	var at [3]uint64
+	for i, name := range []string{"_stext", "_end", "init_top_pgt"} {
+		s, err := t.Lookup(name)
+		if err != nil {
+			return nil, fmt.Errorf("kallsyms at %#x: %w", uint64(t.TokenTable), err)
+		}
+		at[i] = uint64(s.Addr)
+	}
+	text, end, root := at[0], at[1], at[2]
+	if end <= text || end-text > imageMax {
+		return nil, fmt.Errorf("kallsyms at %#x: %w: an image of %d bytes", uint64(t.TokenTable), mem.ErrInconsistent, end-text)
+	}
+	var out []*claim
+	add := func(delta uint64, virt uint64, table *ksym.Table) {
+		out = append(out, &claim{
+			source: "kallsyms", text: mem.VA(text + virt), root: mem.VA(root + virt), delta: delta,
+			modes: []x86.Mode{x86.Level4, x86.Level5},
+			symbols: func(*mem.Space) (*ksym.Table, string, error) {
+				return table, "kallsyms found in RAM", nil
+			},
+		})
+	}
+	if t.Proof().Physical {
+		// The table tells where its symbols lie; they may be mapped in each
+		// step of the kernel's first GiB.
+		for base := uint64(kernelMap); base < kernelMap+1<<30; base += imageAlign {
+			delta := base + text%imageAlign - text
+			add(delta, delta, t.Rebase(delta))
+		}
+		return out, nil
+	}
+	// The table tells where its symbols are mapped, and lies somewhere between
+	// _stext and _end itself.
+	for va := text - text%imageAlign + uint64(t.TokenTable)%imageAlign; va < end; va += imageAlign {
+		if va >= text {
+			add(va-uint64(t.TokenTable), 0, t.Table)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,144 @@
+// Package linux finds a Linux kernel in a machine's memory and reads its
+// structures: processes, modules, files, mounts, sockets, log.
+//
+// Nothing has to be supplied: addresses come from the kernel's own symbol table
+// (kallsyms), layouts from its own type description (BTF), both found in RAM.
+// What differs between kernel releases is told by the presence of a type, a
+// member or a symbol, never by a version number.
+package linux
+
+import (
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	"vmscope/arch/x86"
+	"vmscope/ctype"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// Kernel is what cannot move while a kernel runs: where its image lies, its
+// symbols and its types. It is immutable and safe for concurrent use.
+type Kernel struct {
+	Release string // as uname -r prints it
+	Banner  string // as /proc/version prints it
+	Arch    string // "x86_64"
+
+	Text  mem.VA // of _stext
+	Phys  mem.PA // where Text lies
+	Slide uint64 // KASLR: distance from the address the kernel was linked for, bytes
+
+	Root mem.PA   // page-table root that maps the kernel: init_top_pgt
+	Mode x86.Mode // 4-level or 5-level
+
+	Symbols *ksym.Table
+	Types   *ctype.Types // nil: the kernel carries no BTF; TypesErr says why
+	// TypesErr is why Types is nil.
+	TypesErr error
+
+	Report Report
+
+	layouts sync.Map // reflect.Type of a layout struct -> *bound
+}
+
+// Report says how a kernel was found: for people, and as evidence.
+type Report struct {
+	Steps    []Step    `json:"steps"`
+	Findings []Finding `json:"findings"`
+	// Rejected are the candidates that were no running kernel, with the reason.
+	Rejected []string `json:"rejected,omitempty"`
+}
+
+// Step is one thing done to find the kernel and what it cost.
+type Step struct {
+	Name string        `json:"name"`
+	Took time.Duration `json:"ns"`
+	Note string        `json:"note,omitempty"`
+}
+
+// Finding is one fact, where it came from, and how sure it is.
+type Finding struct {
+	What       string `json:"what"`
+	Value      string `json:"value"`
+	Source     string `json:"source"`
+	Confidence string `json:"confidence"` // "proved": checked against the page tables or a second source; "stated": the guest says so
+}
+
+type bound struct {
+	once sync.Once
+	val  any
+	err  error
+}
+
+// layout returns the offsets that the struct T asks for by its tags (see
+// ctype.Bind), worked out once for a kernel.
+func layout[T any](k *Kernel) (*T, error) {
+	key := reflect.TypeFor[T]()
+	e, ok := k.layouts.Load(key)
+	if !ok {
+		e, _ = k.layouts.LoadOrStore(key, new(bound))
+	}
+	b := e.(*bound)
+	b.once.Do(func() {
+		t := new(T)
+		types, err := k.NeedTypes()
+		if err == nil {
+			err = ctype.Bind(types, t)
+		}
+		b.val, b.err = t, err
+	})
+	if b.err != nil {
+		return nil, b.err
+	}
+	return b.val.(*T), nil
+}
+
+// Symbol returns the address of a kernel symbol, which must be the only one of
+// its name.
+func (k *Kernel) Symbol(name string) (mem.VA, error) {
+	s, err := k.Symbols.Lookup(name)
+	if err != nil {
+		return 0, err
+	}
+	return s.Addr, nil
+}
+
+// NeedTypes returns the kernel's types, or why they are not known.
+func (k *Kernel) NeedTypes() (*ctype.Types, error) {
+	if k.Types == nil {
+		return nil, fmt.Errorf("the types of this kernel are not known: %w", k.TypesErr)
+	}
+	return k.Types, nil
+}
+
+// firstSymbol returns the address of the first of names that the kernel has.
+func (k *Kernel) firstSymbol(names ...string) (addr mem.VA, name string, err error) {
+	for _, n := range names {
+		if a, e := k.Symbol(n); e == nil {
+			return a, n, nil
+		} else if err == nil {
+			err = e
+		}
+	}
+	return 0, "", err
+}
+
+// View looks at the kernel through phys. What is cached lives in phys, so a
+// View is as fresh as its reader.
+func (k *Kernel) View(phys mem.PhysReader) *View {
+	tr := x86.NewPaging(phys, k.Root, k.Mode)
+	return &View{Kernel: k, Phys: phys, Mem: mem.NewSpace("kernel", phys, tr)}
+}
+
+// View is one look at a running kernel, or at a dump of one. It is safe for
+// concurrent use.
+//
+// Lists come back with an error that may accompany a partial list: what was
+// read before the guest's structures stopped making sense.
+type View struct {
+	*Kernel
+	Phys mem.PhysReader
+	Mem  *mem.Space // the kernel's address space
+}

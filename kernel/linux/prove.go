@@ -1,0 +1,167 @@
+package linux
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"vmscope/arch/x86"
+	"vmscope/ctype"
+	"vmscope/mem"
+)
+
+// prove checks a claim in each paging mode that it may mean, and returns the
+// kernel if it holds.
+func (f *finder) prove(c *claim) (k *Kernel, err error) {
+	for _, mode := range c.modes {
+		if k, err = f.proveIn(c, mode); err == nil {
+			f.step("prove "+c.source, "%s, %s paging, _stext %#x at physical %#x", k.Release, mode, uint64(k.Text), uint64(k.Phys))
+			return k, nil
+		}
+	}
+	return nil, err
+}
+
+// proveIn checks a claim in one paging mode: every step is a way in which a
+// stale, foreign or forged candidate fails.
+func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%s, release %q: %w: %s", c.source, c.release, mem.ErrInconsistent, fmt.Sprintf(format, args...))
+	}
+	k := &Kernel{Arch: "x86_64", Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode}
+	v := k.View(f.phys)
+
+	// The page tables lead where the image is said to lie.
+	if err := leads(v.Mem, c.text, k.Phys); err != nil {
+		return nil, fmt.Errorf("%s, release %q: root %#x: %w", c.source, c.release, uint64(k.Root), err)
+	}
+	// The symbol table is of the same image.
+	syms, how, err := c.symbols(v.Mem)
+	if err != nil {
+		return nil, fmt.Errorf("%s, release %q: symbols: %w", c.source, c.release, err)
+	}
+	k.Symbols = syms
+	if s, err := k.Symbol("_stext"); err != nil || s != c.text {
+		return nil, bad("its symbol table says _stext = %#x (%v), it says %#x", uint64(s), err, uint64(c.text))
+	}
+	for _, name := range []string{"linux_banner", "init_task"} {
+		va, err := k.Symbol(name)
+		if err != nil {
+			return nil, bad("%v", err)
+		}
+		if err := leads(v.Mem, va, c.phys(va)); err != nil {
+			return nil, fmt.Errorf("%s, release %q: %s: %w", c.source, c.release, name, err)
+		}
+	}
+	// It names itself the same in all places.
+	if err := k.readBanner(v); err != nil {
+		return nil, bad("%v", err)
+	}
+	if c.release != "" && c.release != k.Release {
+		return nil, bad("its banner says %q", k.Release)
+	}
+	// And a task list hangs off the idle task.
+	if err := k.checkInitTask(v); err != nil {
+		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, err)
+	}
+	k.Slide = uint64(c.text) - linkedText
+	k.Report.Findings = []Finding{
+		{"kernel", k.Release, "linux_banner", "proved"},
+		{"image", fmt.Sprintf("_stext %#x at physical %#x", uint64(k.Text), uint64(k.Phys)), c.source, "proved"},
+		{"page-table root", fmt.Sprintf("%#x", uint64(k.Root)), c.source, "proved"},
+		{"paging", mode.String(), "page-table walk", "proved"},
+		{"symbols", fmt.Sprintf("%d, %s", k.Symbols.Len(), k.Symbols.Proof().Layout), how, "proved"},
+	}
+	return k, nil
+}
+
+// linkedText is where _stext lies without KASLR: __START_KERNEL_map +
+// CONFIG_PHYSICAL_START, 16 MiB on every distribution's kernel.
+const linkedText = kernelMap + 16<<20
+
+// leads checks that the page tables map va to pa.
+func leads(s *mem.Space, va mem.VA, pa mem.PA) error {
+	m, err := s.Translate(va)
+	if err != nil {
+		return err
+	}
+	if m.PA != pa {
+		return fmt.Errorf("%w: page tables lead from %#x to %#x, not to %#x", mem.ErrInconsistent, uint64(va), uint64(m.PA), uint64(pa))
+	}
+	return nil
+}
+
+// readBanner reads linux_banner (init/version.c, since v6.2
+// init/version-timestamp.c): "Linux version RELEASE (who@where) …".
+func (k *Kernel) readBanner(v *View) error {
+	at, err := k.Symbol("linux_banner")
+	if err != nil {
+		return err
+	}
+	b, err := v.Mem.CString(at, 1024)
+	if err != nil {
+		return err
+	}
+	rest, ok := strings.CutPrefix(string(b), "Linux version ")
+	release, _, ok2 := strings.Cut(rest, " ")
+	if !ok || !ok2 {
+		return fmt.Errorf("linux_banner at %#x reads %.40q", uint64(at), b)
+	}
+	k.Release, k.Banner = release, strings.TrimRight(string(b), "\n")
+	return nil
+}
+
+// checkInitTask looks for the idle task's name in init_task. Layouts are not
+// known yet: the name must stand somewhere in it.
+func (k *Kernel) checkInitTask(v *View) error {
+	at, err := k.Symbol("init_task")
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 8192)
+	n, err := v.Mem.Read(b, at)
+	if err != nil && n < mem.PageSize {
+		return err
+	}
+	if !bytes.Contains(b[:n], []byte("swapper/0\x00")) && !bytes.Contains(b[:n], []byte("swapper\x00")) {
+		return &mem.FaultError{Op: "check", Space: "kernel", Addr: uint64(at),
+			Err: fmt.Errorf("%w: init_task does not hold the idle task's name", mem.ErrInconsistent)}
+	}
+	return nil
+}
+
+// maxBTF bounds the type description; the largest distribution kernels have
+// 8 MiB.
+const maxBTF = 64 << 20
+
+// readTypes reads the kernel's BTF. A kernel without is no failure: it is said
+// by who needs types.
+func (f *finder) readTypes(k *Kernel) {
+	k.Types, k.TypesErr = k.btf(k.View(f.phys))
+	if k.TypesErr != nil {
+		f.step("read BTF", "%v", k.TypesErr)
+		return
+	}
+	f.step("read BTF", "%d types", k.Types.Len())
+	f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d", k.Types.Len()), "BTF in the image", "proved"})
+}
+
+func (k *Kernel) btf(v *View) (*ctype.Types, error) {
+	start, err := k.Symbol("__start_BTF")
+	if err != nil {
+		return nil, fmt.Errorf("this kernel carries no BTF (built without CONFIG_DEBUG_INFO_BTF): %w", errors.ErrUnsupported)
+	}
+	stop, err := k.Symbol("__stop_BTF")
+	if err != nil {
+		return nil, err
+	}
+	if stop <= start || stop-start > maxBTF {
+		return nil, fmt.Errorf("BTF from %#x to %#x: %w", uint64(start), uint64(stop), mem.ErrInconsistent)
+	}
+	blob := make([]byte, stop-start)
+	if _, err := v.Mem.Read(blob, start); err != nil {
+		return nil, fmt.Errorf("read BTF: %w", err)
+	}
+	return ctype.Parse(blob)
+}

@@ -1,0 +1,174 @@
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vmscope/ctype"
+	"vmscope/kernel"
+	"vmscope/mem"
+)
+
+// taskLayout is what is read of struct task_struct (include/linux/sched.h).
+type taskLayout struct {
+	Tasks    ctype.Field `c:"task_struct.tasks"`
+	PID      ctype.Field `c:"task_struct.pid"`
+	TGID     ctype.Field `c:"task_struct.tgid"`
+	Comm     ctype.Field `c:"task_struct.comm"`
+	Flags    ctype.Field `c:"task_struct.flags"`
+	Parent   ctype.Field `c:"task_struct.real_parent"`
+	Cred     ctype.Field `c:"task_struct.real_cred"`
+	MM       ctype.Field `c:"task_struct.mm"`
+	Signal   ctype.Field `c:"task_struct.signal"`
+	Start    ctype.Field `c:"task_struct.start_boottime|task_struct.real_start_time"` // renamed in v5.5
+	State    ctype.Field `c:"task_struct.__state|task_struct.state"`                  // 2f064a59a11f ("sched: Change task_struct::state") in v5.14
+	Exit     ctype.Field `c:"task_struct.exit_state"`
+	Node     ctype.Field `c:"task_struct.thread_node"`
+	Threads  ctype.Field `c:"signal_struct.thread_head"`
+	NThreads ctype.Field `c:"signal_struct.nr_threads"`
+}
+
+// The flags of task_struct.flags that tell kinds of tasks
+// (include/linux/sched.h).
+const (
+	pfKThread  = 0x00200000
+	pfIOWorker = 0x00000010
+)
+
+// Task is what one read of a task_struct tells: enough to know whose it is. The
+// rest of a process is read by Process.
+type Task struct {
+	Addr      mem.VA // of the task_struct
+	PID, TGID int    // of the initial PID namespace
+	Flags     uint32
+	comm      [16]byte
+}
+
+// Comm is the task's name, at most 15 bytes.
+func (t *Task) Comm() kernel.Text { return kernel.Text(cstr(t.comm[:])) }
+
+// KThread reports whether the task is a thread of the kernel.
+func (t *Task) KThread() bool { return t.Flags&pfKThread != 0 }
+
+// cstr cuts b at its first NUL.
+func cstr(b []byte) []byte {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		return b[:i]
+	}
+	return b
+}
+
+// Tasks lists the processes (thread-group leaders) that the kernel's task list
+// holds, in its order, without the idle task. A list that changed while it was
+// walked is walked anew; one that never holds together is an ErrInconsistent
+// beside what was read of it.
+func (v *View) Tasks() ([]Task, error) { return v.AppendTasks(nil) }
+
+// AppendTasks is Tasks into a slice that the caller keeps between calls.
+func (v *View) AppendTasks(to []Task) ([]Task, error) {
+	l, err := layout[taskLayout](v.Kernel)
+	if err != nil {
+		return to, err
+	}
+	init, err := v.Symbol("init_task")
+	if err != nil {
+		return to, err
+	}
+	base := len(to)
+	err = v.settle(func() error {
+		to = to[:base]
+		return v.List(l.Tasks.At(init), func(node mem.VA) error {
+			to = append(to, Task{})
+			return v.readTask(l, node-mem.VA(l.Tasks.Offset), &to[len(to)-1])
+		})
+	})
+	return to, err
+}
+
+// ThreadsOf lists the threads of the process that t leads, t among them.
+func (v *View) ThreadsOf(t Task) ([]Task, error) {
+	l, err := layout[taskLayout](v.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	var out []Task
+	err = v.settle(func() error {
+		out = out[:0]
+		sig, err := v.Mem.Pointer(l.Signal.At(t.Addr))
+		if err != nil {
+			return err
+		}
+		if sig == 0 {
+			return errBroken("task", t.Addr, "its signal_struct is gone")
+		}
+		return v.List(l.Threads.At(sig), func(node mem.VA) error {
+			out = append(out, Task{})
+			return v.readTask(l, node-mem.VA(l.Node.Offset), &out[len(out)-1])
+		})
+	})
+	return out, err
+}
+
+// readTask fills t word by word: no buffer, so no allocation a task.
+func (v *View) readTask(l *taskLayout, addr mem.VA, t *Task) error {
+	t.Addr = addr
+	if l.TGID.Offset == l.PID.Offset+4 {
+		w, err := v.Mem.Uint64(l.PID.At(addr))
+		if err != nil {
+			return err
+		}
+		t.PID, t.TGID = int(int32(w)), int(int32(w>>32))
+	} else {
+		p, err := v.Mem.Uint32(l.PID.At(addr))
+		if err != nil {
+			return err
+		}
+		g, err := v.Mem.Uint32(l.TGID.At(addr))
+		if err != nil {
+			return err
+		}
+		t.PID, t.TGID = int(int32(p)), int(int32(g))
+	}
+	f, err := v.Mem.Uint32(l.Flags.At(addr))
+	if err != nil {
+		return err
+	}
+	t.Flags = f
+	for i := 0; i < 16; i += 8 {
+		w, err := v.Mem.Uint64(l.Comm.At(addr) + mem.VA(i))
+		if err != nil {
+			return err
+		}
+		binary.LittleEndian.PutUint64(t.comm[i:], w)
+	}
+	return nil
+}
+
+// ErrNoProcess says that no process has the id asked for.
+var ErrNoProcess = errors.New("no such process")
+
+// TaskByPID finds the process, or thread, with the given id of the initial PID
+// namespace.
+func (v *View) TaskByPID(pid int) (Task, error) {
+	all, err := v.Tasks()
+	for _, t := range all {
+		if t.PID == pid {
+			return t, nil
+		}
+	}
+	for _, t := range all {
+		threads, terr := v.ThreadsOf(t)
+		for _, th := range threads {
+			if th.PID == pid {
+				return th, nil
+			}
+		}
+		err = errors.Join(err, terr)
+	}
+	if err != nil {
+		return Task{}, fmt.Errorf("find pid %d: %w", pid, err)
+	}
+	return Task{}, fmt.Errorf("pid %d: %w", pid, ErrNoProcess)
+}
