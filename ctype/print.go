@@ -40,7 +40,7 @@ func (t Type) Print(w io.Writer) error {
 }
 
 // maxLines bounds what one Print writes.
-const maxLines = 1 << 16
+const maxLines = 1 << 14
 
 type printer struct {
 	w      *bufio.Writer

@@ -120,7 +120,7 @@ func (v *valuer) array(u Type, base uint64, indent, depth int) {
 		if i > 0 {
 			v.w.WriteString(", ")
 		}
-		v.value(Field{Offset: base + i*size, Type: elem}, indent, depth-1)
+		v.value(Field{Offset: base + i*size, Type: elem}, indent, depth)
 	}
 	if n > maxElems {
 		fmt.Fprintf(v.w, ", … %d more", n-maxElems)
