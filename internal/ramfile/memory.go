@@ -130,8 +130,7 @@ func zeros(n uint64) ([]byte, error) {
 	return unix.Mmap(-1, 0, int(n), unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
 }
 
-// readAt reads pages that are not known to hold data. A byte that is not zero
-// proves that its page exists, so that later reads may touch it.
+// readAt reads pages that are not known to hold data.
 func (p *placed) readAt(b []byte, off int64) (n int, err error) {
 	n, err = p.File.ReadAt(b, int64(p.Off)+off)
 	if err == io.EOF && n < len(b) { // the file was cut short
@@ -139,12 +138,6 @@ func (p *placed) readAt(b []byte, off int64) (n int, err error) {
 	}
 	if err != nil {
 		return n, err
-	}
-	for _, c := range b {
-		if c != 0 {
-			p.holes.MarkData(uint64(off), uint64(len(b)))
-			break
-		}
 	}
 	return n, nil
 }
