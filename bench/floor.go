@@ -1,9 +1,10 @@
 package main
 
 import (
-	"context"
+	"bufio"
 	_ "embed"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,24 +45,53 @@ func (f *floor) close() {
 	}
 }
 
-// run measures every line of the floor once: nanoseconds by name.
-func (f *floor) run(g *guest, slice time.Duration) (map[string]float64, error) {
+// floorRun is the floor at work on one guest. A nil floorRun has no rows.
+type floorRun struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// start runs the floor on g.
+func (f *floor) start(g *guest, slice time.Duration) (*floorRun, error) {
 	if f == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute+20*slice)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, f.prog, g.ram, strconv.FormatUint(g.low, 10), strconv.FormatUint(g.root, 10),
-		strconv.Itoa(g.levels), g.addrs, strconv.FormatInt(slice.Milliseconds(), 10)).Output()
+	r := &floorRun{cmd: exec.Command(f.prog, g.ram, strconv.FormatUint(g.low, 10), strconv.FormatUint(g.root, 10),
+		strconv.Itoa(g.levels), g.addrs, strconv.FormatInt(slice.Milliseconds(), 10))}
+	r.cmd.Stderr = os.Stderr
+	var err error
+	if r.in, err = r.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := r.cmd.StdoutPipe()
 	if err != nil {
-		return nil, fmt.Errorf("floor: %w", err)
+		return nil, err
 	}
-	ns := map[string]float64{}
-	for line := range strings.Lines(string(out)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if v, err := strconv.ParseFloat(value, 64); err == nil {
-			ns[name] = v
-		}
+	r.out = bufio.NewReader(out)
+	return r, r.cmd.Start()
+}
+
+func (r *floorRun) stop() {
+	if r != nil {
+		r.in.Close()
+		r.cmd.Wait()
 	}
-	return ns, nil
+}
+
+// measure gives the nanoseconds of a row of floor.c; ok is false where there is
+// no such row.
+func (r *floorRun) measure(row string) (ns float64, ok bool, err error) {
+	if r == nil || row == "" {
+		return 0, false, nil
+	}
+	if _, err := fmt.Fprintln(r.in, row); err != nil {
+		return 0, false, fmt.Errorf("floor: %w", err)
+	}
+	line, err := r.out.ReadString('\n')
+	if err != nil {
+		return 0, false, fmt.Errorf("floor: %w", err)
+	}
+	ns, err = strconv.ParseFloat(strings.TrimSpace(line), 64)
+	return ns, err == nil && ns >= 0, err
 }

@@ -85,7 +85,7 @@ func (g *guest) open() (s *mem.Space, addrs []mem.VA, closeGuest func(), err err
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	data, err := unix.Mmap(int(f.Fd()), 0, int(st.Size()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("map %s: %w", g.ram, err)
 	}

@@ -41,8 +41,8 @@ func run(w io.Writer) error {
 	flag.StringVar(&g.addrs, "addrs", "", "`file` of virtual addresses to read")
 	flag.StringVar(&sizes, "size", "512M,2G", "sizes of the guests to build")
 	flag.StringVar(&dir, "dir", "/dev/shm", "where to build them")
-	flag.DurationVar(&slice, "slice", 100*time.Millisecond, "time for one measurement of one row")
-	flag.IntVar(&rounds, "rounds", 5, "rounds; each row shows its best")
+	flag.DurationVar(&slice, "slice", 20*time.Millisecond, "CPU time for one measurement of one row")
+	flag.IntVar(&rounds, "rounds", 20, "rounds; each row shows its best")
 	flag.Parse()
 
 	fl, err := buildFloor(dir)
@@ -98,26 +98,27 @@ func measure(w io.Writer, title string, g *guest, fl *floor, slice time.Duration
 		return err
 	}
 	defer closeGuest()
-	best, base := map[string]float64{}, map[string]float64{}
-	keep := func(m map[string]float64, name string, ns float64) {
-		if old, ok := m[name]; !ok || ns < old {
-			m[name] = ns
-		}
+	run, err := fl.start(g, slice)
+	if err != nil {
+		return err
 	}
+	defer run.stop()
+	best, base := map[string]float64{}, map[string]float64{}
 	for range rounds {
-		ns, err := fl.run(g, slice)
-		if err != nil {
-			return err
-		}
-		for name, v := range ns {
-			keep(base, name, v)
-		}
 		for _, r := range rows {
-			v, err := timeRow(r, space, addrs, slice)
+			ns, ok, err := run.measure(r.floor)
 			if err != nil {
+				return err
+			}
+			if old, seen := base[r.floor]; ok && (!seen || ns < old) {
+				base[r.floor] = ns
+			}
+			if ns, err = timeRow(r, space, addrs, slice); err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)
 			}
-			keep(best, r.name, v)
+			if old, seen := best[r.name]; !seen || ns < old {
+				best[r.name] = ns
+			}
 		}
 	}
 	fmt.Fprintf(w, "\n%s\n\n| row | vmscope ns | C floor ns | ratio |\n|---|---|---|---|\n", title)

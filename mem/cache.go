@@ -24,6 +24,10 @@ func NewCache(src PhysReader, max int) *Cache {
 	return &Cache{src: src, max: max, pages: make(map[PA]*[PageSize]byte)}
 }
 
+// Source is what the cache reads from: for who must know the present, not what
+// was true when a page was first read.
+func (c *Cache) Source() PhysReader { return c.src }
+
 // Ranges and Extents are those of the source.
 func (c *Cache) Ranges() []Range {
 	if g, ok := c.src.(Ranger); ok {

@@ -21,15 +21,35 @@ type Segment struct {
 // Holes tracks the pages of a Segment that hold no data yet. Reads of such
 // pages go through a file descriptor, which allocates nothing.
 type Holes struct {
-	data []atomic.Uint64 // a bit a page: set once the page is known to hold data
-	read func(p []byte, off int64) (int, error)
+	data  []atomic.Uint64 // a bit a page: set once the page is known to hold data
+	pages uint64
+	read  func(p []byte, off int64) (int, error)
 }
 
 // NewHoles tracks size bytes of which none is known to hold data. read serves
 // pages that are not known to; it must not allocate host memory for holes.
 func NewHoles(size uint64, read func(p []byte, off int64) (int, error)) *Holes {
 	pages := (size + PageSize - 1) / PageSize
-	return &Holes{data: make([]atomic.Uint64, (pages+63)/64), read: read}
+	return &Holes{data: make([]atomic.Uint64, (pages+63)/64), pages: pages, read: read}
+}
+
+// move copies the map to bits and keeps it there from now on, for size bytes.
+// Without Holes every page holds data: a map that knows of no holes takes
+// 1/32768 of the memory and is cheaper than asking each time whether there is
+// one.
+func (h *Holes) move(bits []atomic.Uint64, size uint64) {
+	to := NewHoles(size, nil)
+	to.data = bits[:len(to.data)]
+	if h == nil {
+		to.MarkData(0, size)
+		return
+	}
+	for p := range to.pages {
+		if h.isData(p * PageSize) {
+			to.MarkData(p*PageSize, 1)
+		}
+	}
+	h.data, h.pages = to.data, to.pages
 }
 
 // MarkData says that the bytes [off, off+n) hold data and may be touched.
@@ -39,7 +59,10 @@ func (h *Holes) MarkData(off, n uint64) {
 		return
 	}
 	first, last := off/PageSize, (off+n-1)/PageSize
-	last = min(last, uint64(len(h.data))*64-1)
+	if first >= h.pages {
+		return
+	}
+	last = min(last, h.pages-1)
 	for p := first; p <= last; {
 		w, bit := p/64, p%64
 		mask := ^uint64(0) << bit
@@ -73,13 +96,45 @@ func (h *Holes) isData(off uint64) bool {
 	return h.data[p/64].Load()>>(p%64)&1 != 0
 }
 
+// run tells whether the page of byte off may be touched, and for how many bytes,
+// at most max, that stays so.
+func (h *Holes) run(off, max uint64) (data bool, n uint64) {
+	data = h.isData(off)
+	n = PageSize - off%PageSize
+	for n < max {
+		p := (off + n) / PageSize
+		w := h.data[p/64].Load()
+		switch {
+		case p%64 == 0 && (w == 0 && !data || w == ^uint64(0) && data):
+			n += 64 * PageSize
+		case (w>>(p%64)&1 != 0) == data:
+			n += PageSize
+		default:
+			return data, n
+		}
+	}
+	return data, min(n, max)
+}
+
+// learn marks the pages of b, read at off, that are not zeros: the guest has
+// come to use them, so next time they are touched directly.
+func (h *Holes) learn(off uint64, b []byte) {
+	for len(b) > 0 {
+		m := min(uint64(len(b)), PageSize-off%PageSize)
+		if !zero(b[:m]) {
+			h.MarkData(off, m)
+		}
+		off, b = off+m, b[m:]
+	}
+}
+
 // RAM is guest memory mapped into this process: the fastest PhysReader. A read
 // costs a bounds check and a load.
 //
 // It does not own the mappings; who made them unmaps them after the last read.
 type RAM struct {
 	segs []Segment // sorted by PA
-	win  Window    // onto the largest of them
+	win  *Window   // onto the greater part of them
 }
 
 // NewRAM joins segments that do not overlap. A segment starts on a page.
@@ -91,19 +146,13 @@ func NewRAM(segs ...Segment) (*RAM, error) {
 		switch {
 		case len(s[i].Data) == 0 || s[i].PA%PageSize != 0 || end < uint64(s[i].PA):
 			return nil, fmt.Errorf("RAM segment at %#x, %d bytes: not a run of pages", uint64(s[i].PA), len(s[i].Data))
-		case s[i].Holes != nil && uint64(len(s[i].Holes.data))*64*PageSize < uint64(len(s[i].Data)):
+		case s[i].Holes != nil && s[i].Holes.pages*PageSize < uint64(len(s[i].Data)):
 			return nil, fmt.Errorf("RAM segment at %#x: its hole map covers less than its %d bytes", uint64(s[i].PA), len(s[i].Data))
 		case i+1 < len(s) && end > uint64(s[i+1].PA):
 			return nil, fmt.Errorf("RAM segments at %#x and %#x overlap", uint64(s[i].PA), uint64(s[i+1].PA))
 		}
 	}
-	r := &RAM{segs: s}
-	for i := range s {
-		if uint64(len(s[i].Data)) > r.win.size {
-			r.win = newWindow(&s[i])
-		}
-	}
-	return r, nil
+	return &RAM{segs: s, win: newWindow(s)}, nil
 }
 
 // RAM returns the receiver: it is how a source that embeds a *RAM is known to
@@ -160,11 +209,11 @@ func (r *RAM) Word(pa PA) (v uint64, ok bool) {
 	return *(*uint64)(p), true
 }
 
-// Window is the fast way to the largest segment; nearly every address lies in
-// it. A nil RAM has the zero Window.
-func (r *RAM) Window() Window {
-	if r == nil {
-		return Window{}
+// Window is the fast way to the greater part of the memory. It never changes. A
+// nil RAM has a window without words.
+func (r *RAM) Window() *Window {
+	if r == nil || r.win == nil {
+		return &noWords
 	}
 	return r.win
 }
@@ -187,6 +236,9 @@ func (r *RAM) ReadPhys(p []byte, pa PA) (n int, err error) {
 		debug.SetPanicOnFault(old)
 		if x := recover(); x != nil {
 			err = &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: faultOf(x)}
+			if len(p)-n > PageSize-int(uint64(pa)+uint64(n))%PageSize {
+				n, err = r.readPages(p, pa, n)
+			}
 		}
 	}()
 	for n < len(p) {
@@ -200,16 +252,14 @@ func (r *RAM) ReadPhys(p []byte, pa PA) (n int, err error) {
 			n += copy(p[n:n+int(m)], s.Data[off:])
 			continue
 		}
-		m = min(m, PageSize-off%PageSize)
-		if s.Holes.isData(off) {
-			n += copy(p[n:n+int(m)], s.Data[off:])
+		data, run := s.Holes.run(off, m)
+		if data {
+			n += copy(p[n:n+int(run)], s.Data[off:])
 			continue
 		}
+		m = run
 		k, rerr := s.Holes.read(p[n:n+int(m)], int64(off))
-		if !zero(p[n : n+k]) {
-			// The guest has come to use the page: next time touch it directly.
-			s.Holes.MarkData(off, 1)
-		}
+		s.Holes.learn(off, p[n:n+k])
 		n += k
 		if rerr != nil {
 			return n, &FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: fmt.Errorf("%w: %w", ErrUnreachable, rerr)}
@@ -226,6 +276,21 @@ func zero(b []byte) bool {
 		}
 	}
 	return true
+}
+
+// readPages goes on at p[n:] page by page, to find out which of them faults: a
+// copy of many does not tell how far it came.
+func (r *RAM) readPages(p []byte, pa PA, n int) (int, error) {
+	for n < len(p) {
+		at := uint64(pa) + uint64(n)
+		m := min(len(p)-n, PageSize-int(at%PageSize))
+		k, err := r.ReadPhys(p[n:n+m], PA(at))
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // seg finds the segment of pa, or nil.

@@ -5,49 +5,86 @@ import (
 	"unsafe"
 )
 
-// Window is the largest segment of a RAM, cut to what the innermost loops need:
-// its methods are small enough to be inlined and to stay in registers. A word
-// of the guest is loaded in three steps, of which the second may say no:
+// Window is the greater part of a RAM, cut to what the innermost loops need:
+// its methods are small enough to be inlined. It is one run of host memory that
+// holds one segment, or two where the second follows the first in the host (a
+// file that holds a PC's RAM below and above the hole under 4 GiB).
+//
+// A word of the guest is loaded in three steps, of which the second may say no:
 //
 //	i := w.Index(pa)
 //	if w.Has(i) {
 //		v = w.Load(i)
 //	}
 //
-// No means: ask RAM.Word. The zero Window always says no. Loads must run inside
-// Guard.
+// No means: ask RAM.Word. Loads must run inside Guard.
 type Window struct {
 	base  unsafe.Pointer
-	start PA             // of base
-	size  uint64         // bytes, a multiple of 8
-	data  unsafe.Pointer // a bit a page, as in Holes: covers all of size
+	data  unsafe.Pointer // a bit a page, as in Holes, and one more that is never set
+	start uint64         // PA of base
+	low   uint64         // size of the first segment, bytes
+	high  uint64         // PA of the second one, less low
+	rest  uint64         // its size
+	none  uint64         // an index whose bit in data is never set
 }
 
-// newWindow is the window onto s, whose hole map covers it.
-func newWindow(s *Segment) Window {
-	w := Window{base: unsafe.Pointer(&s.Data[0]), start: s.PA, size: uint64(len(s.Data)) &^ 7}
-	h := s.Holes
-	if h == nil {
-		// A map that knows of no holes is cheaper than asking each time whether
-		// there is a map: it takes 1/32768 of the memory that it describes.
-		h = NewHoles(uint64(len(s.Data)), nil)
-		h.MarkData(0, uint64(len(s.Data)))
+// noWords is the window without words.
+var noWords = Window{data: unsafe.Pointer(new(uint64))}
+
+// newWindow opens the widest window onto segs, which are sorted, and moves
+// their hole maps into one.
+func newWindow(segs []Segment) *Window {
+	first, n, size := 0, 0, 0
+	for i := range segs {
+		if len(segs[i].Data) > size {
+			first, n, size = i, 1, len(segs[i].Data)
+		}
+		if i+1 < len(segs) && adjacent(segs[i].Data, segs[i+1].Data) {
+			if both := len(segs[i].Data) + len(segs[i+1].Data); both > size {
+				first, n, size = i, 2, both
+			}
+		}
 	}
-	w.data = unsafe.Pointer(&h.data[0])
+	if n == 0 {
+		return &noWords
+	}
+	s := segs[first]
+	w := &Window{base: unsafe.Pointer(&s.Data[0]), start: uint64(s.PA), low: uint64(len(s.Data)) &^ 7}
+	w.none = (uint64(size) + PageSize - 1) &^ (PageSize - 1)
+	bits := make([]atomic.Uint64, w.none/(64*PageSize)+1)
+	w.data = unsafe.Pointer(&bits[0])
+	segs[first].Holes.move(bits, w.low)
+	if n == 2 {
+		t := segs[first+1]
+		w.high, w.rest = uint64(t.PA)-w.low, uint64(len(t.Data))&^7
+		segs[first+1].Holes.move(bits[w.low/(64*PageSize):], w.rest)
+	}
 	return w
 }
 
+// adjacent reports whether b follows a in host memory, at a place where the
+// hole map of b starts on a word.
+func adjacent(a, b []byte) bool {
+	return len(a)%(64*PageSize) == 0 && uintptr(unsafe.Pointer(&a[0]))+uintptr(len(a)) == uintptr(unsafe.Pointer(&b[0]))
+}
+
 // Index is the place in the window of the word at pa, a multiple of 8.
-func (w Window) Index(pa PA) uint64 { return uint64(pa - w.start) }
+func (w *Window) Index(pa PA) uint64 {
+	i := uint64(pa) - w.start
+	if i >= w.low {
+		if i = uint64(pa) - w.high; i-w.low >= w.rest {
+			return w.none
+		}
+	}
+	return i
+}
 
-// Has reports whether the window has the word at i and it may be touched: it is
-// not in a hole.
-func (w Window) Has(i uint64) bool { return i < w.size && w.isData(i) }
-
-func (w Window) isData(i uint64) bool {
+// Has reports whether the window has a word at i that may be touched: it is not
+// in a hole.
+func (w *Window) Has(i uint64) bool {
 	const page, word = 12, 12 + 6 // log2 of the bytes that a bit and a word of the map stand for
 	return atomic.LoadUint64((*uint64)(unsafe.Add(w.data, i>>word<<3)))>>(i>>page&63)&1 != 0
 }
 
 // Load loads the word at i, which the window must have.
-func (w Window) Load(i uint64) uint64 { return *(*uint64)(unsafe.Add(w.base, i)) }
+func (w *Window) Load(i uint64) uint64 { return *(*uint64)(unsafe.Add(w.base, i)) }

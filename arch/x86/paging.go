@@ -28,8 +28,8 @@ var (
 // It is safe for concurrent use. Where the memory is mapped into this process,
 // Translate must run inside mem.Guard.
 type Paging struct {
-	win    mem.Window // of ram
-	ram    *mem.RAM   // of phys, for the fast path; empty where it does not apply
+	win    *mem.Window // of ram
+	ram    *mem.RAM    // of phys, for the fast path; empty where it does not apply
 	root   mem.PA
 	shift  uint64 // of the index into the root
 	unused uint64 // high bits of an address that repeat the one below them
@@ -45,7 +45,7 @@ func NewPaging(phys mem.PhysReader, root mem.PA, mode Mode) *Paging {
 		mode = None
 	}
 	s := &shapes[mode]
-	p := &Paging{phys: phys, root: root & s.root, mode: mode, top: s.levels, ram: new(mem.RAM)}
+	p := &Paging{phys: phys, root: root & s.root, mode: mode, top: s.levels, ram: new(mem.RAM), win: (*mem.RAM)(nil).Window()}
 	if mode == Level4 || mode == Level5 {
 		p.shift, p.unused = 3+9*uint64(s.levels), 64-uint64(s.width)
 		if ram := mem.RAMOf(phys); ram != nil {

@@ -6,8 +6,9 @@
 //
 // LOW: bytes of the file that lie below 4 GiB in guest-physical space (the rest
 // begins at 4 GiB). ADDRS: a file of little-endian 8-byte virtual addresses, all
-// mapped, on page boundaries. MILLISECONDS: for each row. Prints lines of a row's
-// name and its nanoseconds.
+// mapped, on page boundaries. For each line on stdin, the name of a row, it
+// measures that row for so many milliseconds of CPU time and answers with the
+// nanoseconds of one operation.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -51,42 +52,55 @@ static inline uint64_t walk(uint64_t va)
 static double now(void)
 {
 	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
 	return t.tv_sec * 1e9 + t.tv_nsec;
 }
 
-static uint64_t *addr, naddr;
-static uint64_t hot, start;
+static uint64_t *addr, naddr, hot;
 static volatile uint64_t sink;
 static char page[4096] __attribute__((aligned(4096)));
+static double slice;
 
-static void walk_hot(uint64_t i) { (void)i; sink += walk(hot); }
-static void u64_hot(uint64_t i) { (void)i; sink += load(walk(hot)); }
-static void u64_random(uint64_t i)
-{
-	uint64_t va = addr[i % naddr];
-	sink += load(walk(va + (va >> 9 & 0xff8)));
-}
-static void page_copy(uint64_t va)
+static void copy(uint64_t va)
 {
 	memcpy(page, phys(walk(va)), sizeof page);
-	__asm__ volatile("" :: "r"(page) : "memory");
+	__asm__ volatile("" ::"r"(page) : "memory");
 }
-static void page_hot(uint64_t i) { (void)i; page_copy(hot); }
-static void page_random(uint64_t i) { page_copy(addr[i % naddr]); }
 
-// measure calls f for about the given time and prints the mean.
-static inline __attribute__((always_inline)) void measure(const char *row, void (*f)(uint64_t), double ns)
-{
-	double t0 = now(), t;
-	uint64_t n = 0;
-	do {
-		for (int k = 0; k < 1000; k++)
-			f(start + n++);
-		t = now() - t0;
-	} while (t < ns);
-	printf("%s %.2f\n", row, t / n);
-}
+static uint64_t spread(uint64_t va) { return va + (va >> 9 & 0xff8); }
+
+// A row runs its operation, which may use i, its number, and goes on where it
+// ended the time before.
+#define ROW(name, operation)                                      \
+	static double name(void)                                  \
+	{                                                         \
+		static uint64_t i;                                \
+		uint64_t from = i;                                \
+		double t0 = now(), t;                             \
+		do {                                              \
+			for (int k = 0; k < 1000; k++, i++)       \
+				operation;                        \
+			t = now() - t0;                           \
+		} while (t < slice);                              \
+		return t / (i - from);                            \
+	}
+
+ROW(walk_hot, sink += walk(hot))
+ROW(u64_hot, sink += load(walk(hot)))
+ROW(u64_random, sink += load(walk(spread(addr[i % naddr]))))
+ROW(page_hot, copy(hot))
+ROW(page_random, copy(addr[i % naddr]))
+
+static const struct {
+	const char *name;
+	double (*run)(void);
+} rows[] = {
+	{"walk\n", walk_hot},
+	{"u64-hot\n", u64_hot},
+	{"u64-random\n", u64_random},
+	{"page-hot\n", page_hot},
+	{"page-random\n", page_random},
+};
 
 static char *map(const char *name, uint64_t *size)
 {
@@ -96,7 +110,7 @@ static char *map(const char *name, uint64_t *size)
 		perror(name);
 		exit(1);
 	}
-	char *p = mmap(0, st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	char *p = mmap(0, st.st_size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
 	if (p == MAP_FAILED) {
 		perror(name);
 		exit(1);
@@ -119,12 +133,15 @@ int main(int argc, char **argv)
 	addr = (uint64_t *)map(argv[5], &naddr);
 	naddr /= 8;
 	hot = addr[0];
-	double slice = atof(argv[6]) * 1e6;
-	start = now(); // random reads begin elsewhere in each run
-	measure("walk", walk_hot, slice);
-	measure("u64-hot", u64_hot, slice);
-	measure("u64-random", u64_random, slice);
-	measure("page-hot", page_hot, slice);
-	measure("page-random", page_random, slice);
+	slice = atof(argv[6]) * 1e6;
+	char line[64];
+	while (fgets(line, sizeof line, stdin)) {
+		double ns = -1;
+		for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+			if (!strcmp(line, rows[i].name))
+				ns = rows[i].run();
+		printf("%.2f\n", ns);
+		fflush(stdout);
+	}
 	return 0;
 }
