@@ -150,7 +150,7 @@ func (s *search) tokens(pa mem.PA) (tokenPlace, bool) {
 	for o := len(digits) + int(pa&1); o+indexSize <= len(buf); o += 2 {
 		x := buf[o:]
 		d := binary.LittleEndian.Uint16(x[2*'0':])
-		if x[0]|x[1] != 0 || d < 2*'0' || binary.LittleEndian.Uint16(x[2*'9':]) != d+18 || int(d) >= maxTokens || mem.PA(d) > pa {
+		if x[0]|x[1] != 0 || d < '0' || binary.LittleEndian.Uint16(x[2*'9':]) != d+18 || int(d) >= maxTokens || mem.PA(d) > pa {
 			continue
 		}
 		p := tokenPlace{table: pa - mem.PA(d), index: pa + mem.PA(o)}
