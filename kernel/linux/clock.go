@@ -25,7 +25,8 @@ func (v *View) timekeeper() (mem.VA, *clockLayout, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	at, err := v.Symbol("tk_core")
+	// An array of several clocks since v6.17, of which the first is this one.
+	at, _, err := v.firstSymbol("tk_core", "timekeeper_data")
 	if err != nil {
 		return 0, nil, err
 	}
