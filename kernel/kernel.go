@@ -38,15 +38,17 @@ type Process struct {
 
 // Module is a loaded kernel module.
 type Module struct {
-	Name   Text     `json:"name"`
-	Size   uint64   `json:"size"` // bytes, as the kernel's own list gives it
-	Base   mem.VA   `json:"base"` // of its text
-	Refs   int      `json:"refs"` // users; -1: the module cannot be unloaded
-	UsedBy []Text   `json:"used_by,omitempty"`
-	State  string   `json:"state"` // "Live", "Loading", "Unloading", "Unformed"
-	Taint  string   `json:"taint,omitempty"`
-	Addr   mem.VA   `json:"module"` // of the kernel's object
-	Parts  []Region `json:"parts,omitempty"`
+	Name   Text   `json:"name"`
+	Size   uint64 `json:"size"` // bytes, as the kernel's own list gives it
+	Base   mem.VA `json:"base"` // of its text
+	Refs   int    `json:"refs"` // users; -1 while it is being unloaded, and if the kernel does not count
+	UsedBy []Text `json:"used_by,omitempty"`
+	// Permanent says that the module has no way to be unloaded.
+	Permanent bool     `json:"permanent,omitempty"`
+	State     string   `json:"state"` // "Live", "Loading", "Unloading", "Unformed"
+	Taint     string   `json:"taint,omitempty"`
+	Addr      mem.VA   `json:"module"` // of the kernel's object
+	Parts     []Region `json:"parts,omitempty"`
 }
 
 // Region is a run of virtual memory with one purpose.
@@ -90,8 +92,11 @@ type Mount struct {
 	Root    Text   `json:"root"`
 	Target  Text   `json:"target"`
 	Options string `json:"options"`
-	Type    Text   `json:"type"`
-	Source  Text   `json:"source"`
+	// Propagation is as in /proc/PID/mountinfo, e.g. "shared:1 master:2".
+	Propagation string `json:"propagation,omitempty"`
+
+	Type   Text `json:"type"`
+	Source Text `json:"source"`
 	// SuperOptions are those of the file system that all file systems share.
 	SuperOptions string `json:"super_options"`
 	Addr         mem.VA `json:"mount"`
@@ -103,8 +108,11 @@ type Socket struct {
 	State  string `json:"state"` // as ss(8) prints it: LISTEN, ESTAB, …
 	Local  Text   `json:"local"` // address:port, or path
 	Remote Text   `json:"remote,omitempty"`
-	Inode  uint64 `json:"inode"`
-	UID    uint32 `json:"uid"`
+	Inode  uint64 `json:"inode"` // 0: no descriptor leads to it (yet, or any more)
+	UID    uint32 `json:"uid"`   // who made it, in the initial user namespace
+	// Peer is the inode of the socket at the other end of a unix-domain
+	// connection.
+	Peer uint64 `json:"peer,omitempty"`
 	// Owners are the processes that hold a descriptor of it.
 	Owners []Owner `json:"owners,omitempty"`
 	NetNS  uint64  `json:"netns,omitempty"` // inode of its network namespace
@@ -125,5 +133,9 @@ type LogRecord struct {
 	Facility int           `json:"facility"`
 	Level    int           `json:"level"`
 	Caller   string        `json:"caller,omitempty"` // "T123" a task, "C0" a CPU
-	Text     Text          `json:"text"`
+	Text     Text          `json:"text"`             // may be of several lines
+	// Subsystem and Device say which device the record is about, if any, as
+	// the dictionary of /dev/kmsg does.
+	Subsystem Text `json:"subsystem,omitempty"`
+	Device    Text `json:"device,omitempty"`
 }
