@@ -1,0 +1,108 @@
+package x86_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+	"testing"
+
+	"vmscope/arch/x86"
+	"vmscope/internal/memtest"
+	"vmscope/mem"
+)
+
+func TestMappings(t *testing.T) {
+	for _, mode := range []x86.Mode{x86.Level4, x86.Level5} {
+		data := make([]byte, ramSize)
+		tb := memtest.NewTables(data, base, 0, mode.Levels())
+		tb.Map(0x400000, 0x10000, 0x3000, 1, u)
+		tb.Map(0x403000, 0x13000, 0x1000, 1, u|w|nx)
+		tb.Map(0x404000, 0x30000, 0x1000, 1, u|w|nx)
+		tb.Map(0xffff888000000000, 0, 2<<30, 3, w|nx)
+		tb.Map(0xffffffff81000000, 0x1000000, 4<<20, 2, 0)
+		tb.Map(^mem.VA(0xfff), 0x8000, 4096, 1, w) // the last page
+		want := []x86.Region{
+			{0x400000, 0x10000, 0x3000, 4096, mem.User | mem.Exec},
+			{0x403000, 0x13000, 0x1000, 4096, mem.User | mem.Write},
+			{0x404000, 0x30000, 0x1000, 4096, mem.User | mem.Write},
+			{0xffff888000000000, 0, 2 << 30, 1 << 30, mem.Write},
+			{0xffffffff81000000, 0x1000000, 4 << 20, 2 << 20, mem.Exec},
+			{^mem.VA(0xfff), 0x8000, 4096, 4096, mem.Write | mem.Exec},
+		}
+		both(t, data, func(t *testing.T, phys mem.PhysReader) {
+			p := x86.NewPaging(phys, tb.Root, mode)
+			list := func(first, last mem.VA) (out []x86.Region) {
+				for r, err := range p.Mappings(first, last) {
+					if err != nil {
+						t.Errorf("%+v: %v", r, err)
+					}
+					out = append(out, r)
+				}
+				return out
+			}
+			if got := list(0, ^mem.VA(0)); !slices.Equal(got, want) {
+				t.Errorf("%v: %+v", mode, got)
+			}
+			if got := list(0x403000, 0x403fff); !slices.Equal(got, want[1:2]) {
+				t.Errorf("%v: %+v", mode, got)
+			}
+			if got := list(0x405000, 0xffff887fffffffff); got != nil {
+				t.Errorf("%v: %+v", mode, got)
+			}
+			for range p.Mappings(0, ^mem.VA(0)) {
+				break // must not go on
+			}
+		})
+	}
+}
+
+func TestMappingsPAE(t *testing.T) {
+	data := make([]byte, ramSize)
+	tb := memtest.NewTables(data, base, 0, 3)
+	tb.Map(0xffe00000, 0x200000, 2<<20, 2, w)
+	for r, err := range x86.NewPaging(&memtest.Bytes{Base: base, Data: data}, tb.Root, x86.PAE).Mappings(0, ^mem.VA(0)) {
+		if want := (x86.Region{0xffe00000, 0x200000, 2 << 20, 2 << 20, mem.Write | mem.Exec}); r != want || err != nil {
+			t.Errorf("%+v, %v", r, err)
+		}
+	}
+}
+
+func TestMappingsUnreadableTable(t *testing.T) {
+	data := make([]byte, ramSize)
+	tb := memtest.NewTables(data, base, 0, 4)
+	tb.Map(0x1000, 0x5000, 4096, 1, w)
+	tb.Set(0x200000, 2, 1<<50|memtest.Table) // its table is nowhere
+	tb.Map(0x400000, 0x6000, 4096, 1, w)
+	var got []mem.VA
+	for r, err := range x86.NewPaging(&memtest.Bytes{Base: base, Data: data}, tb.Root, x86.Level4).Mappings(0, ^mem.VA(0)) {
+		got = append(got, r.VA)
+		if (r.VA == 0x200000) != (err != nil) {
+			t.Errorf("%+v: %v", r, err)
+		}
+		var f *mem.FaultError
+		if err != nil && (!errors.Is(err, mem.ErrNoRAM) || !errors.As(err, &f) || f.Level != 1 || r.Size != 2<<20) {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	if want := []mem.VA{0x1000, 0x200000, 0x400000}; !slices.Equal(got, want) {
+		t.Errorf("%#x", got)
+	}
+}
+
+// Every entry of the root refers to the root: 2^36 pages out of one.
+func TestMappingsSelfReference(t *testing.T) {
+	data := make([]byte, mem.PageSize)
+	for i := 0; i < len(data); i += 8 {
+		binary.LittleEndian.PutUint64(data[i:], base|memtest.Table)
+	}
+	phys := &memtest.Bytes{Base: base, Data: data}
+	var last error
+	for _, err := range x86.NewPaging(phys, base, x86.Level4).Mappings(0, ^mem.VA(0)) {
+		if last = err; err != nil && !errors.Is(err, mem.ErrInconsistent) {
+			t.Fatal(err)
+		}
+	}
+	if last == nil || phys.Reads() > x86.MaxTables {
+		t.Errorf("%d reads, last error %v", phys.Reads(), last)
+	}
+}
