@@ -37,9 +37,9 @@ func declarator(t Type, name string) (base, decl string) {
 
 func writeDecl(t Type, decl string, budget *int) (string, string) {
 	quals := ""
-	for {
+	for range maxDepth {
 		if *budget--; *budget < 0 {
-			return quals + "...", decl
+			break
 		}
 		switch k := t.Kind(); k {
 		case Pointer:
@@ -76,6 +76,7 @@ func writeDecl(t Type, decl string, budget *int) (string, string) {
 			return quals + typeName(t), decl
 		}
 	}
+	return quals + "...", decl
 }
 
 func params(proto Type, budget *int) string {
