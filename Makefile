@@ -1,0 +1,39 @@
+# make demo   the main job, live, on a fresh Debian machine (installs what it needs)
+# make test   all tests, on real guests too
+# make check  formatting, vet, house rules, short tests
+# make bench  the numbers of docs/performance.md
+GO ?= go
+export CGO_ENABLED = 0
+
+.PHONY: build install demo deps go test check short bench fuzz clean
+
+build: bin/vmscope
+
+bin/vmscope: $(shell find . -name '*.go' -not -name '*_test.go' -not -path './internal/guestlab/*') go.mod go.sum
+	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmscope
+
+install: build
+	install -D -m 755 bin/vmscope $(DESTDIR)$(or $(PREFIX),/usr/local)/bin/vmscope
+
+# What the tests and the demo need besides Go: QEMU, and tools to unpack
+# kernels. Kernels come from Debian's mirror, by package name, into a cache.
+deps:
+	@scripts/deps
+
+demo: deps build
+	@scripts/demo
+
+test: deps
+	@scripts/test
+
+check:
+	@scripts/check
+
+short:
+	$(GO) test -short ./...
+
+bench: deps build
+	$(GO) run ./bench
+
+clean:
+	rm -rf bin
