@@ -53,11 +53,11 @@ func newWindow(segs []Segment) *Window {
 	w.none = (uint64(size) + PageSize - 1) &^ (PageSize - 1)
 	bits := make([]atomic.Uint64, w.none/(64*PageSize)+1)
 	w.data = unsafe.Pointer(&bits[0])
-	segs[first].Holes.move(bits, w.low)
+	segs[first].Holes.move(bits, uint64(len(s.Data)))
 	if n == 2 {
 		t := segs[first+1]
 		w.high, w.rest = uint64(t.PA)-w.low, uint64(len(t.Data))&^7
-		segs[first+1].Holes.move(bits[w.low/(64*PageSize):], w.rest)
+		segs[first+1].Holes.move(bits[w.low/(64*PageSize):], uint64(len(t.Data)))
 	}
 	return w
 }

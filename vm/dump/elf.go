@@ -122,6 +122,10 @@ type piece struct {
 
 const noFile = 1<<64 - 1
 
+// maxZeros bounds the memory that a core claims without holding it: every byte
+// of it costs 1/32768 of a byte of ours.
+const maxZeros = 1 << 40
+
 // maxPA is above every physical address (52 bits on x86-64 and Arm) and far
 // enough below the end of uint64 that sums cannot wrap.
 const maxPA = 1 << 56
@@ -180,7 +184,15 @@ func (c *core) pieces(size uint64, truncated bool) ([]piece, error) {
 	case need > 0 && !truncated:
 		return nil, fmt.Errorf("%w: its headers tell of %d bytes, the file has %d; copy it again, or open what is there with the option for truncated dumps", ErrTruncated, need, size)
 	}
-	out := gaps(union(data), union(zero))
+	zero = union(zero)
+	var zeros uint64
+	for _, z := range zero {
+		zeros += z.size
+	}
+	if zeros > maxZeros {
+		return nil, fmt.Errorf("%w: ELF core that claims %d bytes of memory without giving them", ErrFormat, zeros)
+	}
+	out := gaps(union(data), zero)
 	if len(out) == 0 {
 		return nil, fmt.Errorf("%w: ELF core without memory", ErrFormat)
 	}

@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vmscope/mem"
 	"vmscope/vm"
@@ -189,6 +192,7 @@ func TestRefusals(t *testing.T) {
 		{"section 0 far outside", append(with(56, 0xff, 0xff)[:40:40], append(bytes.Repeat([]byte{0xff}, 8), with(56, 0xff, 0xff)[48:]...)...), "section 0"},
 		{"huge address", with(64+24, 0, 0, 0, 0, 0, 0, 0, 0x80), "no machine has"},
 		{"process core", makeELF([]load{{vaddr: 0x1000, memsz: 4096, data: good[:4096]}, {vaddr: 0x8000, memsz: 4096, data: good[:4096]}}, nil, false), "core of a process"},
+		{"memory for nothing", makeELF([]load{{paddr: 0x1000, memsz: 1 << 45}}, nil, false), "without giving them"},
 		{"no memory", makeELF(nil, makeNote("CORE", 1, nil), false), "without memory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -217,12 +221,16 @@ func TestRefusals(t *testing.T) {
 func FuzzELF(f *testing.F) {
 	f.Add(makeELF([]load{{paddr: 0x1000, memsz: 0x2000, data: pattern(1, 4096)}, {paddr: 0x800, memsz: 0x900, data: pattern(2, 0x900)}}, makeNote("QEMU", 0, cpuStateNote()), false))
 	f.Add(makeELF([]load{{paddr: 0x1000, memsz: 4096, data: pattern(1, 4096)}, {paddr: 0x5000, memsz: 0x123}, {paddr: 0x1000, memsz: 0x3000}}, nil, true))
-	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, in []byte) {
-		path := dir + "/f"
-		if err := os.WriteFile(path, append([]byte("\x7fELF"), in[min(4, len(in)):]...), 0o600); err != nil {
+		fd, err := unix.MemfdCreate("dump", unix.MFD_CLOEXEC)
+		if err != nil {
+			t.Skip(err)
+		}
+		defer unix.Close(fd)
+		if _, err := unix.Write(fd, append([]byte("\x7fELF"), in[min(4, len(in)):]...)); err != nil {
 			t.Fatal(err)
 		}
+		path := fmt.Sprintf("/proc/self/fd/%d", fd)
 		for _, o := range [][]Option{nil, {AllowTruncated()}} {
 			m, err := Open(path, o...)
 			if (m == nil) == (err == nil) {
