@@ -3,6 +3,8 @@ package ctype
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -189,4 +191,43 @@ func TestWideVlen(t *testing.T) {
 	if v, err := ts.Enum("LAST"); v != 70000 || err != nil {
 		t.Error(v, err)
 	}
+}
+
+// TestMutatedKernel damages the types of a real kernel in places that the
+// random numbers choose: whatever is still accepted can be used.
+func TestMutatedKernel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("copies 4 MB for each round")
+	}
+	blob := fixture(t, "")
+	types := int(le.Uint32(blob[12:]))
+	r := rand.New(rand.NewPCG(1, 2))
+	accepted := 0
+	for range 150 {
+		b := slices.Clone(blob)
+		for range 1 + r.IntN(20) {
+			at := minHeader + r.IntN(types)
+			if r.IntN(3) > 0 { // ids and counts are small: change the low bytes
+				at = at&^3 + r.IntN(2)
+			}
+			b[at] = byte(r.Uint32())
+		}
+		ts, err := Parse(b)
+		classified(t, ts, err)
+		if err != nil {
+			continue
+		}
+		accepted++
+		var l bigLayout
+		_ = Bind(ts, &l)
+		for _, name := range []string{"task_struct", "module", "sk_buff", "rq"} {
+			if typ, err := ts.Lookup(name); err == nil {
+				_ = typ.Print(io.Discard)
+			}
+		}
+	}
+	if accepted == 0 {
+		t.Error("no damaged blob was accepted: nothing was tested")
+	}
+	t.Logf("%d of 150 accepted", accepted)
 }

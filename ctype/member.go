@@ -200,8 +200,10 @@ func (u Type) findMember(name string, depth int, budget *int) (Field, bool) {
 		}
 		off := le.Uint32(e)
 		if u.t.nameIs(off, name) {
-			f := u.field(e)
-			return f, f.Valid() // a member of type void is none
+			if f := u.field(e); f.Valid() { // a member of type void is none
+				return f, true
+			}
+			continue
 		}
 		if off != 0 && u.t.strAt(off)[0] != 0 {
 			continue

@@ -255,3 +255,21 @@ func (o Object) Bytes() ([]byte, error) {
 	n, err := o.Space.Read(p, o.Addr)
 	return p[:n], err
 }
+
+// Text reads the text in a member: Field and String in one.
+func (o Object) Text(path string) (string, error) {
+	f, err := o.Field(path)
+	if err != nil {
+		return "", err
+	}
+	return f.String()
+}
+
+// Number reads the number in a member: Field and Int in one.
+func (o Object) Number(path string) (int64, error) {
+	f, err := o.Field(path)
+	if err != nil {
+		return 0, err
+	}
+	return f.Int()
+}
