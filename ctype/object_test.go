@@ -82,6 +82,22 @@ func TestObjectValues(t *testing.T) {
 	}
 }
 
+func TestObjectShortcuts(t *testing.T) {
+	o, _ := menagerie(t)
+	if s, err := o.Text("next.name"); s != "a\"\x1b" || err != nil {
+		t.Errorf("%q, %v", s, err)
+	}
+	if n, err := o.Number("count"); n != -2 || err != nil {
+		t.Error(n, err)
+	}
+	if _, err := o.Text("none"); !errors.Is(err, ErrNoMember) {
+		t.Error(err)
+	}
+	if _, err := o.Number("next.next.id"); !errors.Is(err, mem.ErrNotMapped) {
+		t.Error(err)
+	}
+}
+
 func TestObjectRefuses(t *testing.T) {
 	o, _ := menagerie(t)
 	field := func(path string) Object {
