@@ -5,12 +5,36 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
 // RequireGuests is the environment variable that, set to 1, turns a skip for want of a program into a failure: a
 // continuous-integration run must not pass because it tested nothing.
 const RequireGuests = "VMSCOPE_REQUIRE_GUESTS"
+
+// KernelsVariable is the environment variable that chooses what TestKernels returns: "all", or names with commas between.
+const KernelsVariable = "VMSCOPE_KERNELS"
+
+// TestKernels returns the kernels that a test which goes over several shall use. By default these are two, of different
+// ages, since each boot costs seconds; $VMSCOPE_KERNELS asks for others.
+func TestKernels(tb testing.TB) []string {
+	tb.Helper()
+	switch v := os.Getenv(KernelsVariable); v {
+	case "":
+		return []string{"bookworm-cloud", "sid-cloud"}
+	case "all":
+		return Kernels()
+	default:
+		names := strings.Split(v, ",")
+		for _, name := range names {
+			if _, err := lookupSource(name); err != nil {
+				tb.Fatalf("%s: %v", KernelsVariable, err)
+			}
+		}
+		return names
+	}
+}
 
 // Boot starts a guest for a test or benchmark and closes it when that ends. Under -short, and if the host lacks a
 // program, the test is skipped (see Skip); any other failure to boot fails it with the end of the console's log.

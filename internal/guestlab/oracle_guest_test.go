@@ -15,9 +15,15 @@ import (
 	"time"
 )
 
-// TestGuest boots one guest and goes through all that the lab offers.
+// TestGuest goes through all that the lab offers.
 func TestGuest(t *testing.T) {
-	g := Boot(t, Config{Kernel: "bookworm-cloud"})
+	for _, kernel := range TestKernels(t) {
+		t.Run(kernel, func(t *testing.T) { testGuest(t, Boot(t, Config{Kernel: kernel})) })
+	}
+}
+
+func testGuest(t *testing.T, g *Guest) {
+	t.Logf("%s up after %v", g.Kernel().Release, g.BootTime())
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	for _, test := range []struct {
