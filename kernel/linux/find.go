@@ -146,6 +146,7 @@ type claim struct {
 	delta   uint64 // virtual minus physical address of the image
 	root    mem.VA // init_top_pgt
 	modes   []x86.Mode
+	info    *ksym.CoreInfo
 	// symbols gives the symbol table, once page tables are known.
 	symbols func(s *mem.Space) (*ksym.Table, string, error)
 }
@@ -155,7 +156,7 @@ func (c *claim) phys(va mem.VA) mem.PA { return mem.PA(uint64(va) - c.delta) }
 // fromCoreInfo reads the claim of a VMCOREINFO text
 // (kernel/vmcore_info.c and arch/x86/kernel/vmcore_info_64.c).
 func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
-	c := &claim{source: "VMCOREINFO", release: info.OSRelease(), modes: []x86.Mode{x86.Level4, x86.Level5}}
+	c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), modes: []x86.Mode{x86.Level4, x86.Level5}}
 	fail := func(what string) (*claim, error) {
 		return nil, fmt.Errorf("VMCOREINFO at %#x: %s: %w", uint64(info.Places[0]), what, mem.ErrInconsistent)
 	}

@@ -40,7 +40,8 @@ type Kernel struct {
 
 	Report Report
 
-	layouts sync.Map // reflect.Type of a layout struct -> *bound
+	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
+	layouts sync.Map       // reflect.Type of a layout struct -> *bound
 }
 
 // Report says how a kernel was found: for people, and as evidence.
@@ -103,6 +104,15 @@ func (k *Kernel) Symbol(name string) (mem.VA, error) {
 		return 0, err
 	}
 	return s.Addr, nil
+}
+
+// CoreInfo is the text of VMCOREINFO by which the kernel was found, "" if it was
+// found without.
+func (k *Kernel) CoreInfo() string {
+	if k.info == nil {
+		return ""
+	}
+	return k.info.Text()
 }
 
 // NeedTypes returns the kernel's types, or why they are not known.

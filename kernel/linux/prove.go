@@ -13,14 +13,19 @@ import (
 
 // prove checks a claim in each paging mode that it may mean, and returns the
 // kernel if it holds.
-func (f *finder) prove(c *claim) (k *Kernel, err error) {
+func (f *finder) prove(c *claim) (*Kernel, error) {
+	var likeliest error // of the mode that the claim hints at
 	for _, mode := range c.modes {
-		if k, err = f.proveIn(c, mode); err == nil {
+		k, err := f.proveIn(c, mode)
+		if err == nil {
 			f.step("prove "+c.source, "%s, %s paging, _stext %#x at physical %#x", k.Release, mode, uint64(k.Text), uint64(k.Phys))
 			return k, nil
 		}
+		if likeliest == nil {
+			likeliest = err
+		}
 	}
-	return nil, err
+	return nil, likeliest
 }
 
 // proveIn checks a claim in one paging mode: every step is a way in which a
@@ -29,7 +34,7 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%s, release %q: %w: %s", c.source, c.release, mem.ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	k := &Kernel{Arch: "x86_64", Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode}
+	k := &Kernel{Arch: "x86_64", Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
 	v := k.View(f.phys)
 
 	// The page tables lead where the image is said to lie.

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/kernel"
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+	"vmscope/vm"
+)
+
+// infoRow is what info prints as JSON.
+type infoRow struct {
+	Name     kernel.Text     `json:"name,omitempty"`
+	PID      int             `json:"pid,omitempty"`
+	VMM      string          `json:"vmm"`
+	RAM      uint64          `json:"ram"`
+	Route    string          `json:"route"`
+	Layout   string          `json:"layout"`
+	OS       string          `json:"os"`
+	Arch     string          `json:"arch"`
+	Release  kernel.Text     `json:"release"`
+	Version  kernel.Text     `json:"version"`
+	Hostname kernel.Text     `json:"hostname,omitempty"`
+	KASLR    string          `json:"kaslr"`
+	Root     mem.PA          `json:"page_table_root"`
+	Paging   string          `json:"paging"`
+	Symbols  int             `json:"symbols"`
+	Types    int             `json:"types"`
+	Booted   *time.Time      `json:"booted,omitempty"`
+	Findings []linux.Finding `json:"findings"`
+	Rejected []string        `json:"rejected,omitempty"`
+	Steps    []linux.Step    `json:"steps"`
+}
+
+func (a *app) infoCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "info TARGET",
+		Short: "Say what runs in a guest, how that was found, and how surely",
+		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				r := describe(v)
+				if a.json {
+					return a.object(r)
+				}
+				a.printInfo(r)
+				return nil
+			})
+		},
+	}
+}
+
+func describe(v *vmscope.View) infoRow {
+	r := infoRow{
+		OS: "linux", Arch: v.Arch, Release: kernel.Text(v.Release), Version: kernel.Text(v.Banner),
+		KASLR: fmt.Sprintf("%#x", v.Slide), Root: v.Root, Paging: v.Mode.String(), Symbols: v.Symbols.Len(),
+		Findings: v.Report.Findings, Rejected: v.Report.Rejected, Steps: v.Report.Steps,
+	}
+	if d, ok := v.Machine.(vm.Describer); ok {
+		i := d.Info()
+		r.Name, r.PID, r.VMM, r.RAM, r.Route, r.Layout = kernel.Text(i.Name), i.PID, i.VMM, i.RAM, i.Route, i.Layout
+	}
+	if v.Types != nil {
+		r.Types = v.Types.Len()
+	}
+	if t, err := v.BootTime(); err == nil {
+		r.Booted = &t
+	}
+	if h, err := v.Hostname(); err == nil {
+		r.Hostname = h
+	}
+	return r
+}
+
+func (a *app) printInfo(r infoRow) {
+	line := func(name string, format string, args ...any) {
+		fmt.Fprintf(a.out, "%-16s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	who := r.Name.String()
+	if r.PID != 0 {
+		who += fmt.Sprintf(" (pid %d)", r.PID)
+	}
+	line("machine", "%s, %s, %s", who, r.VMM, size(r.RAM))
+	line("memory", "%s; layout %s", r.Route, r.Layout)
+	line("kernel", "%s", r.Version)
+	if r.Hostname != "" {
+		line("host name", "%s", r.Hostname)
+	}
+	if r.Booted != nil {
+		line("booted", "%s", r.Booted.Format(time.RFC3339))
+	}
+	line("KASLR", "%s", r.KASLR)
+	fmt.Fprintln(a.out)
+	t := a.table([]any{"found", "value", "from", "confidence"})
+	for _, f := range r.Findings {
+		t.AppendRow([]any{f.What, kernel.Text(f.Value), f.Source, f.Confidence})
+	}
+	t.Render()
+	for _, x := range r.Rejected {
+		line("rejected", "%s", kernel.Text(x))
+	}
+	fmt.Fprintln(a.out)
+	t = a.table([]any{"step", "took", "note"})
+	var sum time.Duration
+	for _, s := range r.Steps {
+		sum += s.Took
+		t.AppendRow([]any{s.Name, s.Took.Round(10 * time.Microsecond), kernel.Text(s.Note)})
+	}
+	t.AppendRow([]any{"all", sum.Round(10 * time.Microsecond), ""})
+	t.Render()
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/kernel"
+	"vmscope/mem"
+)
+
+// addr prints an address as all tables do.
+func addr(a mem.VA) string { return fmt.Sprintf("%#x", uint64(a)) }
+
+// joined prints texts of the guest side by side, each safe for a terminal.
+func joined(list []kernel.Text, sep string) string {
+	s := make([]string, len(list))
+	for i, t := range list {
+		s[i] = t.String()
+	}
+	return strings.Join(s, sep)
+}
+
+func (a *app) psCmd() *cobra.Command {
+	var threads, tree, long bool
+	c := &cobra.Command{
+		Use:   "ps TARGET",
+		Short: "List the processes, as the kernel sees them",
+		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				var list []kernel.Process
+				var err error
+				if threads {
+					list, err = v.Threads()
+				} else {
+					list, err = v.Processes()
+				}
+				if tree && !a.json {
+					a.tree(list)
+					return err
+				}
+				header := []any{"pid", "ppid"}
+				if threads {
+					header = append(header, "tgid")
+				}
+				header = append(header, "uid", "gid", "s", "started")
+				if long {
+					header = append(header, "thr", "container", "exe")
+				}
+				header = append(header, "command")
+				return rows(a, list, err, header, func(p kernel.Process) []any {
+					r := []any{p.PID, p.PPID}
+					if threads {
+						r = append(r, p.TGID)
+					}
+					r = append(r, p.UID, p.GID, p.State, started(p.StartTime))
+					if long {
+						r = append(r, p.Threads, short(p.Container, 12), p.Exe)
+					}
+					return append(r, command(p))
+				})
+			})
+		},
+	}
+	f := c.Flags()
+	f.BoolVarP(&threads, "threads", "T", false, "every thread of every process")
+	f.BoolVar(&tree, "tree", false, "show who started whom")
+	f.BoolVarP(&long, "long", "l", false, "thread count, container and executable too")
+	return c
+}
+
+// started prints a start time the short way.
+func started(t *time.Time) string {
+	if t == nil {
+		return "?"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
+}
+
+func short(t kernel.Text, n int) kernel.Text {
+	if len(t) > n {
+		return t[:n]
+	}
+	return t
+}
+
+// command is the command line, or the name in brackets where there is none.
+func command(p kernel.Process) string {
+	if len(p.Cmdline) > 0 {
+		return joined(p.Cmdline, " ")
+	}
+	return "[" + p.Comm.String() + "]"
+}
+
+// tree prints processes under their parents. Parents that are missing or form
+// a ring (the guest wrote them) leave their children at the left edge.
+func (a *app) tree(list []kernel.Process) {
+	have := make(map[int]bool, len(list))
+	for _, p := range list {
+		have[p.PID] = true
+	}
+	kids := make(map[int][]kernel.Process)
+	var top []kernel.Process
+	for _, p := range list {
+		if have[p.PPID] && p.PPID != p.PID {
+			kids[p.PPID] = append(kids[p.PPID], p)
+		} else {
+			top = append(top, p)
+		}
+	}
+	shown := make(map[int]bool, len(list))
+	var show func(p kernel.Process, lead, mark, below string)
+	show = func(p kernel.Process, lead, mark, below string) {
+		if shown[p.PID] {
+			return
+		}
+		shown[p.PID] = true
+		fmt.Fprintf(a.out, "%7d %s%s%s\n", p.PID, lead, mark, command(p))
+		k := kids[p.PID]
+		for i, c := range k {
+			if i == len(k)-1 {
+				show(c, lead+below, "└─", "  ")
+			} else {
+				show(c, lead+below, "├─", "│ ")
+			}
+		}
+	}
+	for _, p := range top {
+		show(p, "", "", "")
+	}
+	for _, p := range list {
+		show(p, "", "? ", "  ")
+	}
+}
+
+func (a *app) mapsCmd() *cobra.Command {
+	var pid int
+	c := &cobra.Command{
+		Use:   "maps TARGET --pid N",
+		Short: "List the mapped areas of a process's memory",
+		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				t, err := v.TaskByPID(pid)
+				if err != nil {
+					return err
+				}
+				list, err := v.Areas(t)
+				if a.json {
+					return rows(a, list, err, nil, nil)
+				}
+				for _, m := range list {
+					fmt.Fprintf(a.out, "%08x-%08x %s %08x %s %-10d %s\n", uint64(m.Start), uint64(m.End), m.Perms, m.Offset, m.Dev, m.Inode, m.Path)
+				}
+				return err
+			})
+		},
+	}
+	c.Flags().IntVar(&pid, "pid", 0, "the process")
+	_ = c.MarkFlagRequired("pid")
+	return c
+}
+
+func (a *app) envCmd() *cobra.Command {
+	var pid int
+	c := &cobra.Command{
+		Use:   "env TARGET --pid N",
+		Short: "Print the environment a process was started with",
+		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				t, err := v.TaskByPID(pid)
+				if err != nil {
+					return err
+				}
+				list, err := v.Environ(t)
+				if a.json {
+					type variable struct {
+						PID   int         `json:"pid"`
+						Name  kernel.Text `json:"name"`
+						Value kernel.Text `json:"value"`
+					}
+					vars := make([]variable, len(list))
+					for i, e := range list {
+						n, val, _ := strings.Cut(string(e), "=")
+						vars[i] = variable{pid, kernel.Text(n), kernel.Text(val)}
+					}
+					return rows(a, vars, err, nil, nil)
+				}
+				for _, e := range list {
+					fmt.Fprintln(a.out, e)
+				}
+				return err
+			})
+		},
+	}
+	c.Flags().IntVar(&pid, "pid", 0, "the process")
+	_ = c.MarkFlagRequired("pid")
+	return c
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/kernel"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// symbolRow is one line of sym.
+type symbolRow struct {
+	Name   kernel.Text `json:"name"`
+	Addr   mem.VA      `json:"addr"`
+	Type   string      `json:"type"`
+	Module kernel.Text `json:"module,omitempty"`
+	Offset *uint64     `json:"offset,omitempty"` // of the address that was asked for
+}
+
+func row(s ksym.Symbol, module kernel.Text) symbolRow {
+	return symbolRow{Name: kernel.Text(s.Name), Addr: s.Addr, Type: string(rune(s.Type)), Module: module}
+}
+
+func (a *app) symCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "sym TARGET [NAME | ADDRESS]...",
+		Short: "Look up kernel symbols by name or address, or list them all",
+		Long: `Look up symbols of the kernel and its modules. A NAME gives its address, an
+ADDRESS (0x…) the symbol that it lies in. Without either all symbols are listed,
+as /proc/kallsyms does.`,
+		Example: `  vmscope sym web1 init_task sys_call_table
+  vmscope sym web1 0xffffffffa2c01234
+  vmscope sym web1 | grep ext4`,
+		Args: targetAnd(-1), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				if len(args) == 1 {
+					return a.allSymbols(v)
+				}
+				var failed error
+				for _, name := range args[1:] {
+					if err := a.oneSymbol(v, name); err != nil {
+						failed = errors.Join(failed, err)
+					}
+				}
+				return failed
+			})
+		},
+	}
+}
+
+func (a *app) oneSymbol(v *vmscope.View, name string) error {
+	if strings.HasPrefix(name, "0x") {
+		va, err := number(name)
+		if err != nil {
+			return err
+		}
+		s, off, err := v.Nearest(mem.VA(va))
+		if err != nil {
+			return err
+		}
+		r := row(s.Symbol, s.Module)
+		r.Offset = &off
+		return a.printSymbol(r)
+	}
+	// A static function may have several namesakes.
+	all := v.Symbols.LookupAll(name)
+	for _, s := range all {
+		if err := a.printSymbol(row(s, "")); err != nil {
+			return err
+		}
+	}
+	if len(all) > 0 {
+		return nil
+	}
+	s, err := v.LookupSymbol(name)
+	if err != nil {
+		return err
+	}
+	return a.printSymbol(row(s.Symbol, s.Module))
+}
+
+func (a *app) printSymbol(r symbolRow) error {
+	if a.json {
+		return a.object(r)
+	}
+	name := r.Name.String()
+	if r.Offset != nil {
+		name = fmt.Sprintf("%s+%#x", name, *r.Offset)
+	}
+	if r.Module != "" {
+		name += "\t[" + r.Module.String() + "]"
+	}
+	_, err := fmt.Fprintf(a.out, "%016x %s %s\n", uint64(r.Addr), r.Type, name)
+	return err
+}
+
+func (a *app) allSymbols(v *vmscope.View) error {
+	for s := range v.Symbols.All() {
+		if err := a.printSymbol(row(s, "")); err != nil {
+			return err
+		}
+	}
+	mods, err := v.Modules()
+	for _, m := range mods {
+		syms, serr := v.ModuleSymbols(m)
+		if serr != nil {
+			err = errors.Join(err, serr)
+			continue
+		}
+		for s := range syms.All() {
+			if err := a.printSymbol(row(s, m.Name)); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+func (a *app) typeCmd() *cobra.Command {
+	var module string
+	c := &cobra.Command{
+		Use:   "type TARGET NAME...",
+		Short: "Print C types of the kernel with their offsets, as pahole does",
+		Example: `  vmscope type web1 task_struct
+  vmscope type web1 --module ext4 ext4_sb_info`,
+		Args: targetAnd(-1, "NAME"), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				types, err := v.NeedTypes()
+				if err == nil && module != "" {
+					types, err = v.ModuleTypes(module)
+				}
+				if err != nil {
+					return err
+				}
+				var failed error
+				for _, name := range args[1:] {
+					t, err := types.Lookup(name)
+					if err == nil {
+						err = a.printType(t)
+					}
+					failed = errors.Join(failed, err)
+				}
+				return failed
+			})
+		},
+	}
+	c.Flags().StringVar(&module, "module", "", "a type that this module brings")
+	return c
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/kernel"
+	"vmscope/vm/qemu"
+)
+
+// vmRow is one line of vms.
+type vmRow struct {
+	Name   kernel.Text `json:"name,omitempty"`
+	PID    int         `json:"pid"`
+	VMM    string      `json:"vmm"`
+	RAM    uint64      `json:"ram"`
+	OS     string      `json:"os,omitempty"`
+	Kernel kernel.Text `json:"kernel,omitempty"`
+	// Problem says why OS and kernel are not known.
+	Problem string `json:"problem,omitempty"`
+}
+
+// lookTime bounds the look into one of many VMs, so that one that is booting or
+// foreign does not hold up the list.
+const lookTime = 10 * time.Second
+
+func (a *app) vmsCmd() *cobra.Command {
+	var quick bool
+	c := &cobra.Command{
+		Use:   "vms",
+		Short: "List the VMs that run on this host",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			procs, err := qemu.List()
+			list := make([]vmRow, 0, len(procs))
+			for _, p := range procs {
+				r := vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM}
+				if !quick {
+					a.lookInto(cmd.Context(), &r)
+				}
+				if cmd.Context().Err() != nil {
+					return cmd.Context().Err()
+				}
+				list = append(list, r)
+			}
+			return rows(a, list, err, []any{"name", "pid", "vmm", "ram", "os", "kernel"}, func(r vmRow) []any {
+				k := r.Kernel.String()
+				if r.Problem != "" {
+					k = "(" + r.Problem + ")"
+				}
+				return []any{r.Name, r.PID, r.VMM, size(r.RAM), r.OS, k}
+			})
+		},
+	}
+	c.Flags().BoolVarP(&quick, "quick", "q", false, "do not look into the VMs: no os and kernel")
+	return c
+}
+
+// lookInto finds out which kernel a VM runs.
+func (a *app) lookInto(ctx context.Context, r *vmRow) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	g, err := vmscope.Open(ctx, fmt.Sprintf("qemu:%d", r.PID), a.options()...)
+	if err == nil {
+		err = g.View(ctx, func(v *vmscope.View) error {
+			r.OS, r.Kernel = "linux", kernel.Text(v.Release)
+			return nil
+		})
+		g.Close()
+	}
+	if err != nil {
+		r.Problem = oneLine(err)
+	}
+}
+
+// size prints bytes for people.
+func size(n uint64) string {
+	for _, u := range []struct {
+		unit string
+		n    uint64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if n >= u.n {
+			if n%u.n == 0 {
+				return fmt.Sprintf("%d %s", n/u.n, u.unit)
+			}
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.n), u.unit)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// completeTarget completes the names of running VMs, and files.
+func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	procs, _ := qemu.List()
+	var out []string
+	for _, p := range procs {
+		if p.Name != "" {
+			out = append(out, p.Name, "qemu:"+p.Name)
+		} else {
+			out = append(out, fmt.Sprintf("qemu:%d", p.PID))
+		}
+	}
+	return out, cobra.ShellCompDirectiveDefault
+}
+
+// vmm names what runs a VM: the emulator, and whether the processor helps it.
+func vmm(p qemu.Process) string {
+	if p.Accel == "" {
+		return "qemu"
+	}
+	return "qemu-" + p.Accel
+}

@@ -1,0 +1,59 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+
+	"vmscope/mem"
+)
+
+// derived returns what work makes out of a kernel, worked out once: a layout
+// together with the symbols that go with it.
+func derived[T any](k *Kernel, work func(*Kernel) (*T, error)) (*T, error) {
+	key := reflect.TypeFor[T]()
+	e, ok := k.layouts.Load(key)
+	if !ok {
+		e, _ = k.layouts.LoadOrStore(key, new(bound))
+	}
+	b := e.(*bound)
+	b.once.Do(func() { b.val, b.err = work(k) })
+	if b.err != nil {
+		return nil, b.err
+	}
+	return b.val.(*T), nil
+}
+
+// forget drops what is cached of the guest, so that a second look is one.
+func (v *View) forget() {
+	if c, ok := v.Phys.(*mem.Cache); ok {
+		c.Forget()
+	}
+}
+
+// maxMishaps bounds how many failures of one list are told one by one.
+const maxMishaps = 8
+
+// mishaps gathers what went wrong with single entries of a list, so that the
+// others are still given.
+type mishaps struct {
+	errs []error
+	more int
+}
+
+func (m *mishaps) add(err error) {
+	switch {
+	case err == nil:
+	case len(m.errs) < maxMishaps:
+		m.errs = append(m.errs, err)
+	default:
+		m.more++
+	}
+}
+
+func (m *mishaps) err() error {
+	if m.more > 0 {
+		return errors.Join(append(m.errs, fmt.Errorf("and %d more", m.more))...)
+	}
+	return errors.Join(m.errs...)
+}

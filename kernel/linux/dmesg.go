@@ -1,0 +1,243 @@
+package linux
+
+import (
+	"fmt"
+	"time"
+
+	"vmscope/ctype"
+	"vmscope/kernel"
+	"vmscope/mem"
+)
+
+// logLayout is what is read of the kernel's log (struct printk_ringbuffer,
+// kernel/printk/printk_ringbuffer.h, since v5.10).
+type logLayout struct {
+	Descs     ctype.Field `c:"printk_ringbuffer.desc_ring.descs"`
+	Infos     ctype.Field `c:"printk_ringbuffer.desc_ring.infos"`
+	CountBits ctype.Field `c:"printk_ringbuffer.desc_ring.count_bits"`
+	Head      ctype.Field `c:"printk_ringbuffer.desc_ring.head_id"`
+	Tail      ctype.Field `c:"printk_ringbuffer.desc_ring.tail_id"`
+	Data      ctype.Field `c:"printk_ringbuffer.text_data_ring.data"`
+	SizeBits  ctype.Field `c:"printk_ringbuffer.text_data_ring.size_bits"`
+
+	DescSize uint64      `c:"sizeof(prb_desc)"`
+	State    ctype.Field `c:"prb_desc.state_var"`
+	Begin    ctype.Field `c:"prb_desc.text_blk_lpos.begin"`
+	Next     ctype.Field `c:"prb_desc.text_blk_lpos.next"`
+
+	InfoSize uint64      `c:"sizeof(printk_info)"`
+	Seq      ctype.Field `c:"printk_info.seq"`
+	Time     ctype.Field `c:"printk_info.ts_nsec"`
+	TextLen  ctype.Field `c:"printk_info.text_len"`
+	Facility ctype.Field `c:"printk_info.facility"`
+	Level    ctype.Field `c:"printk_info.level"`
+	Caller   ctype.Field `c:"printk_info.caller_id"`
+	Subsys   ctype.Field `c:"printk_info.dev_info.subsystem,optional"`
+	Device   ctype.Field `c:"printk_info.dev_info.device,optional"`
+}
+
+// The bits of prb_desc.state_var: an id, and above it the state.
+const (
+	descIDMask    = 1<<62 - 1
+	descCommitted = 1 // whole, may yet be continued
+	descFinal     = 2
+)
+
+// Bounds of the ring. The kernel makes at most 2 GiB of text
+// (LOG_BUF_LEN_MAX), stock ones 128 KiB to 2 MiB; of descriptors, one for 32
+// bytes of text.
+const (
+	maxLogSizeBits  = 31
+	maxLogCountBits = 26
+)
+
+// Log reads the kernel's log, oldest record first, as /dev/kmsg gives it; also
+// a last record that has not ended its line, which the guest shows only once it
+// has. A record that is being written is left out; so are records that were
+// overwritten while they were read, which can only be the oldest. Where the log
+// contradicts itself, what was read of it comes beside an ErrInconsistent.
+func (v *View) Log() ([]kernel.LogRecord, error) {
+	l, err := layout[logLayout](v.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	at, err := v.Symbol("prb")
+	if err != nil {
+		return nil, err
+	}
+	ring, err := v.Mem.Pointer(at)
+	if err != nil {
+		return nil, err
+	}
+	var out []kernel.LogRecord
+	err = v.settle(func() error {
+		r, err := v.logReader(l, ring)
+		if err != nil {
+			return err
+		}
+		err = r.all()
+		out = r.out
+		return err
+	})
+	return out, err
+}
+
+// logReader is one pass over the ring.
+type logReader struct {
+	v          *View
+	l          *logLayout
+	descs      mem.VA
+	infos      mem.VA
+	data       mem.VA
+	count      uint64 // of descriptors, a power of 2
+	size       uint64 // of the text, bytes, a power of 2
+	head, tail uint64 // ids
+	text       uint64 // bytes read so far
+	block      []byte
+	out        []kernel.LogRecord
+}
+
+func (v *View) logReader(l *logLayout, ring mem.VA) (*logReader, error) {
+	n, err := span(l.Descs, l.Infos, l.CountBits, l.Head, l.Tail, l.Data, l.SizeBits)
+	if err != nil {
+		return nil, err
+	}
+	o := object{b: make([]byte, n)}
+	if err := o.read(v, ring); err != nil {
+		return nil, fmt.Errorf("read the kernel's log: %w", err)
+	}
+	count, size := o.uint(l.CountBits), o.uint(l.SizeBits)
+	if count > maxLogCountBits || size > maxLogSizeBits || size < 5 {
+		return nil, errBroken("prb", ring, fmt.Sprintf("2^%d descriptors, 2^%d bytes", count, size))
+	}
+	if l.DescSize == 0 || l.DescSize > maxObject || l.InfoSize == 0 || l.InfoSize > maxObject {
+		return nil, fmt.Errorf("the kernel's types have log descriptors of %d and %d bytes: %w", l.DescSize, l.InfoSize, mem.ErrInconsistent)
+	}
+	return &logReader{v: v, l: l, descs: o.ptr(l.Descs), infos: o.ptr(l.Infos), data: o.ptr(l.Data),
+		count: 1 << count, size: 1 << size, head: o.uint(l.Head) & descIDMask, tail: o.uint(l.Tail) & descIDMask}, nil
+}
+
+// logChunk is how many descriptors are read at once.
+const logChunk = 256
+
+// all reads the records from tail to head. Descriptors and infos come in chunks
+// that do not wrap.
+func (r *logReader) all() error {
+	n := (r.head-r.tail)&descIDMask + 1
+	if n > r.count {
+		return errBroken("prb", r.descs, fmt.Sprintf("%d records in a ring of %d", n, r.count))
+	}
+	chunk := min(n, logChunk)
+	descs, infos := make([]byte, chunk*r.l.DescSize), make([]byte, chunk*r.l.InfoSize)
+	for id := r.tail; n > 0; {
+		i := id & (r.count - 1)
+		k := min(n, chunk, r.count-i)
+		d, in := descs[:k*r.l.DescSize], infos[:k*r.l.InfoSize]
+		if _, err := r.v.Mem.Read(d, r.descs+mem.VA(i*r.l.DescSize)); err != nil {
+			return fmt.Errorf("read the kernel's log: %w", err)
+		}
+		if _, err := r.v.Mem.Read(in, r.infos+mem.VA(i*r.l.InfoSize)); err != nil {
+			return fmt.Errorf("read the kernel's log: %w", err)
+		}
+		for j := range k {
+			desc := object{b: d[j*r.l.DescSize : (j+1)*r.l.DescSize], at: r.descs + mem.VA((i+j)*r.l.DescSize)}
+			info := object{b: in[j*r.l.InfoSize : (j+1)*r.l.InfoSize], at: r.infos + mem.VA((i+j)*r.l.InfoSize)}
+			if err := r.record((id+j)&descIDMask, &desc, &info); err != nil {
+				return err
+			}
+		}
+		id, n = (id+k)&descIDMask, n-k
+	}
+	return nil
+}
+
+// record decodes one record. One that is not there (not finished, or already
+// reused) is skipped without error.
+func (r *logReader) record(id uint64, desc, info *object) error {
+	l := r.l
+	state := desc.uint(l.State)
+	if s := state >> 62; state&descIDMask != id || s != descCommitted && s != descFinal {
+		return nil
+	}
+	text, ok, terr := r.readText(id, desc.uint(l.Begin), desc.uint(l.Next), desc.at)
+	// What was copied counts if the record is still the same one.
+	now, err := r.v.Mem.Uint64(l.State.At(desc.at))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the kernel's log: %w", err)
+	case now != state:
+		return nil
+	case terr != nil:
+		return terr
+	case !ok:
+		return nil
+	}
+	// Ids and sequence numbers go up together: record 0 has the id -count, in 32
+	// bits (DESC0_ID is the one before it), and both rise by count each time a
+	// descriptor is used again.
+	seq := info.uint(l.Seq)
+	switch ahead := uint32(seq) - uint32(id+r.count); {
+	case ahead == 0:
+	case int32(ahead) > 0 && uint64(ahead)&(r.count-1) == 0: // used again meanwhile
+		return nil
+	default:
+		return errBroken("printk_info", info.at, fmt.Sprintf("record %#x has the number %d", id, seq))
+	}
+	if n := info.uint(l.TextLen); n < uint64(len(text)) {
+		text = text[:n]
+	}
+	r.out = append(r.out, kernel.LogRecord{
+		Seq:       seq,
+		Time:      time.Duration(info.uint(l.Time)),
+		Facility:  int(info.uint(l.Facility)),
+		Level:     int(info.bits(l.Level)),
+		Caller:    caller(uint32(info.uint(l.Caller))),
+		Text:      kernel.Text(text),
+		Subsystem: kernel.Text(cstr(info.bytes(l.Subsys))),
+		Device:    kernel.Text(cstr(info.bytes(l.Device))),
+	})
+	return nil
+}
+
+// readText reads a text block: a word with the id of its descriptor, then the
+// text. It lies between two logical positions; one that would cross the end of
+// the ring lies at its start instead. ok is false where the block has been
+// given to another record. The slice is valid until the next call.
+func (r *logReader) readText(id, begin, next uint64, at mem.VA) (text []byte, ok bool, err error) {
+	const word = 8
+	if begin&1 != 0 && next&1 != 0 { // no text: empty, or there was no room
+		return nil, true, nil
+	}
+	mask := r.size - 1
+	from, n := begin&mask, next-begin
+	if wrapped := (next-1)&^mask != begin&^mask; wrapped {
+		if (next-1)&^mask != (begin+r.size)&^mask {
+			return nil, false, errBroken("prb_desc", at, fmt.Sprintf("its text lies from %#x to %#x", begin, next))
+		}
+		from, n = 0, next&mask
+	}
+	if from%word != 0 || n%word != 0 || n < word || n > r.size-from {
+		return nil, false, errBroken("prb_desc", at, fmt.Sprintf("its text lies from %#x to %#x", begin, next))
+	}
+	// All blocks together are no larger than the ring: else they overlap.
+	if r.text += n; r.text > r.size {
+		return nil, false, errBroken("prb_desc", at, "its text lies in that of others")
+	}
+	n = min(n, word+1<<16) // a text has at most 2^16-1 bytes (u16 text_len)
+	if uint64(cap(r.block)) < n {
+		r.block = make([]byte, n)
+	}
+	b := r.block[:n]
+	if _, err := r.v.Mem.Read(b, r.data+mem.VA(from)); err != nil {
+		return nil, false, fmt.Errorf("read the kernel's log: %w", err)
+	}
+	return b[word:], uintAt(b, 0, word) == id, nil
+}
+
+// caller prints printk_info.caller_id as dmesg does.
+func caller(id uint32) string {
+	if id&(1<<31) != 0 {
+		return fmt.Sprintf("C%d", id&^(1<<31))
+	}
+	return fmt.Sprintf("T%d", id)
+}

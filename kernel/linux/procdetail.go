@@ -1,0 +1,229 @@
+package linux
+
+import (
+	"encoding/binary"
+
+	"vmscope/ctype"
+	"vmscope/mem"
+)
+
+// detailLayout is what a Process is read from, besides taskLayout
+// (include/linux/sched.h, sched/signal.h, cred.h, mm_types.h).
+type detailLayout struct {
+	Start    ctype.Field `c:"task_struct.start_boottime|task_struct.real_start_time"` // renamed in v5.5
+	State    ctype.Field `c:"task_struct.__state|task_struct.state"`                  // 2f064a59a11f ("sched: Change task_struct::state") in v5.14
+	Exit     ctype.Field `c:"task_struct.exit_state"`
+	Parent   ctype.Field `c:"task_struct.real_parent"`
+	Cred     ctype.Field `c:"task_struct.real_cred"`
+	MM       ctype.Field `c:"task_struct.mm"`
+	NThreads ctype.Field `c:"signal_struct.nr_threads"`
+
+	UID  ctype.Field `c:"cred.uid"`
+	GID  ctype.Field `c:"cred.gid"`
+	EUID ctype.Field `c:"cred.euid"`
+	EGID ctype.Field `c:"cred.egid"`
+
+	// Kernel threads keep names that do not fit comm elsewhere since v5.17
+	// (d6986ce24fc0 "kthread: dynamically allocate memory to store kthread's full name").
+	KThread  ctype.Field `c:"task_struct.worker_private,optional"`
+	FullName ctype.Field `c:"kthread.full_name,optional"`
+	// A kernel without control groups lacks it.
+	CGroups ctype.Field `c:"task_struct.cgroups,optional"`
+}
+
+// loads reads words of one space and keeps the first error, after which it
+// gives zeros.
+type loads struct {
+	s   *mem.Space
+	err error
+}
+
+func (l *loads) u64(at mem.VA) uint64 {
+	if l.err != nil {
+		return 0
+	}
+	v, err := l.s.Uint64(at)
+	l.err = err
+	return v
+}
+
+func (l *loads) u32(at mem.VA) uint32 {
+	if l.err != nil {
+		return 0
+	}
+	v, err := l.s.Uint32(at)
+	l.err = err
+	return v
+}
+
+func (l *loads) ptr(at mem.VA) mem.VA { return mem.VA(l.u64(at)) }
+
+// The words of a task_struct that tell whether what was read of it belongs
+// together: they change when the task ends, when its memory becomes another
+// task's, when it executes another program, changes its credentials or name,
+// gets another parent, or moves to another cgroup.
+const (
+	markPID = iota
+	markTGID
+	markStart
+	markComm
+	markComm2
+	markParent
+	markCred
+	markMM
+	markSignal
+	markCGroup
+	numMarks
+)
+
+// marks are the values of those words, and the list node of the task.
+type marks struct {
+	words      [numMarks]uint64
+	next, prev mem.VA
+}
+
+// of reports whether the marks are those of the task t.
+func (m *marks) of(t *Task) bool {
+	return int32(m.words[markPID]) == int32(t.PID) && int32(m.words[markTGID]) == int32(t.TGID)
+}
+
+func (m *marks) at(i int) mem.VA { return mem.VA(m.words[i]) }
+
+// comm is the name within the marks.
+func (m *marks) comm() [16]byte {
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[:], m.words[markComm])
+	binary.LittleEndian.PutUint64(b[8:], m.words[markComm2])
+	return b
+}
+
+// word says where in a task_struct a mark lies.
+type word struct {
+	off  uint64
+	size int
+}
+
+// places lists where the marks and the list node lie.
+func (r *reader) places(node ctype.Field) (w [numMarks + 2]word) {
+	at := func(i int, f ctype.Field, size int) { w[i] = word{f.Offset, size} }
+	at(markPID, r.t.PID, 4)
+	at(markTGID, r.t.TGID, 4)
+	at(markStart, r.d.Start, 8)
+	at(markComm, r.t.Comm, 8)
+	w[markComm2] = word{r.t.Comm.Offset + 8, 8}
+	at(markParent, r.d.Parent, 8)
+	at(markCred, r.d.Cred, 8)
+	at(markMM, r.d.MM, 8)
+	at(markSignal, r.t.Signal, 8)
+	if r.d.CGroups.Valid() {
+		at(markCGroup, r.d.CGroups, 8)
+	}
+	at(numMarks, node, 8)
+	w[numMarks+1] = word{node.Offset + 8, 8}
+	return w
+}
+
+// look reads the marks of the task at addr.
+func (r *reader) look(addr mem.VA) (m marks, err error) {
+	l := loads{s: r.v.Mem}
+	for i, w := range &r.words {
+		var x uint64
+		switch {
+		case w.size == 8:
+			x = l.u64(addr + mem.VA(w.off))
+		case w.size == 4:
+			x = uint64(l.u32(addr + mem.VA(w.off)))
+		}
+		m.set(i, x)
+	}
+	return m, l.err
+}
+
+// lookAgain is look past the cache of a View: the marks as they are now.
+func (r *reader) lookAgain(addr mem.VA) (m marks, err error) {
+	c, ok := r.v.Phys.(*mem.Cache)
+	if !ok {
+		return r.look(addr)
+	}
+	vec, buf := r.vec[:0], &r.vecBuf
+	for i, w := range &r.words {
+		if w.size == 0 {
+			continue
+		}
+		t, err := r.v.Mem.Translate(addr + mem.VA(w.off))
+		if err != nil {
+			return m, err
+		}
+		vec = append(vec, mem.Vec{P: buf[8*i : 8*i+w.size], PA: t.PA})
+	}
+	r.vec = vec
+	clear(buf[:])
+	if _, err := mem.ReadVec(c.Source(), vec); err != nil {
+		return m, err
+	}
+	for i := range r.words {
+		m.set(i, binary.LittleEndian.Uint64(buf[8*i:]))
+	}
+	return m, nil
+}
+
+func (m *marks) set(i int, x uint64) {
+	switch i {
+	case numMarks:
+		m.next = mem.VA(x)
+	case numMarks + 1:
+		m.prev = mem.VA(x)
+	default:
+		m.words[i] = x
+	}
+}
+
+// poison2 is what list_del_rcu and list_replace_rcu leave in the prev of a node
+// (include/linux/poison.h: LIST_POISON2, with CONFIG_ILLEGAL_POINTER_VALUE of
+// x86-64).
+const poison2 = 0xdead000000000122
+
+// linked reports whether the node, which has the links in m, hangs in its list:
+// a neighbour points to it. Both do unless the list is being changed just then.
+func (v *View) linked(node mem.VA, m *marks) bool {
+	if m.prev == poison2 || m.next == 0 || m.prev == 0 {
+		return false
+	}
+	if back, err := v.Mem.Pointer(m.next + 8); err == nil && back == node {
+		return true
+	}
+	on, err := v.Mem.Pointer(m.prev)
+	return err == nil && on == node
+}
+
+// The bits of task_struct.__state and exit_state that count
+// (include/linux/sched.h).
+const (
+	taskUninterruptible = 0x0002
+	taskReport          = 0x007f // TASK_REPORT
+	taskReportIdle      = taskReport + 1
+	taskIdle            = 0x0402 // TASK_UNINTERRUPTIBLE | TASK_NOLOAD
+	taskRTLockWait      = 0x1000 // since v5.15; no bit of task states before
+	taskFrozen          = 0x8000 // since v6.1; likewise
+)
+
+// stateLetter is the letter that /proc/PID/stat shows
+// (__task_state_index and task_index_to_char in include/linux/sched.h).
+//
+// Frozen tasks are D as in v6.13, f718faf3940e ("freezer, sched: Report frozen
+// tasks as 'D' instead of 'R'"), which stable kernels have as well.
+func stateLetter(state, exit uint64) string {
+	const letters = "RSDTtXZPI"
+	s := (state | exit) & taskReport
+	if state&taskIdle == taskIdle {
+		s = taskReportIdle
+	}
+	if state&(taskRTLockWait|taskFrozen) != 0 {
+		s = taskUninterruptible
+	}
+	i := 0
+	for ; s != 0; s >>= 1 {
+		i++
+	}
+	return letters[i : i+1]
+}

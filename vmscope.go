@@ -1,0 +1,205 @@
+// Package vmscope sees into a running virtual machine, or a dump of one, from
+// outside: it needs a target and nothing else.
+//
+//	err := vmscope.Look(ctx, "qemu:web1", func(v *vmscope.View) error {
+//		modules, err := v.Modules()
+//		…
+//	})
+//
+// Look is for one look; a monitor that looks again and again keeps the Guest that
+// Open returns.
+// A View is one consistent look: what it caches dies with it. Writing needs
+// another door, Update, which is shut unless the guest was opened Writable.
+package vmscope
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+	"vmscope/vm"
+)
+
+// Look opens the guest that target names, looks at it once, and closes it.
+func Look(ctx context.Context, target string, f func(*View) error, opts ...Option) error {
+	g, err := Open(ctx, target, opts...)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	return g.View(ctx, f)
+}
+
+// Guest is a machine that was opened and, once somebody looked, the kernel found
+// in it. It is safe for concurrent use.
+type Guest struct {
+	target  string
+	machine vm.Machine // as opened
+	opt     options
+
+	mu     sync.Mutex
+	phys   vm.Machine // machine in the layout that was proved; nil until then
+	kernel *linux.Kernel
+	beat   linux.Beat // of kernel, when last looked at
+}
+
+// Machine is the machine behind the guest, for what only it can tell.
+func (g *Guest) Machine() vm.Machine { return g.machine }
+
+// Close releases the machine. No View may be open.
+func (g *Guest) Close() error { return g.machine.Close() }
+
+// View is one look at a guest. It is valid until the function it was given to
+// returns. Reads must come from the goroutine of that function, or run inside
+// mem.Guard.
+type View struct {
+	*linux.View
+	// Machine is where the memory comes from, in the layout that was proved.
+	Machine vm.Machine
+}
+
+// cachePages bounds the View's cache of a machine whose memory is not mapped:
+// 16 MiB.
+const cachePages = 4096
+
+// View looks at the guest once. Nothing that f reads is kept for the next View,
+// but for where the kernel lies, which is checked anew. The guest runs on unless
+// it was opened with Paused.
+func (g *Guest) View(ctx context.Context, f func(*View) error) (err error) {
+	if g.opt.paused {
+		p, ok := g.machine.(vm.Pauser)
+		if !ok {
+			return fmt.Errorf("pause %s: %w: a dump does not run", g.target, errors.ErrUnsupported)
+		}
+		if err := p.Pause(ctx); err != nil {
+			return fmt.Errorf("pause %s: %w", g.target, err)
+		}
+		defer func() {
+			// Not ctx: the guest must run again even after Ctrl-C.
+			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			err = errors.Join(err, p.Resume(rctx))
+		}()
+	}
+	return mem.Guard(func() error {
+		v, err := g.look(ctx)
+		if err != nil {
+			return err
+		}
+		return f(v)
+	})
+}
+
+// look finds the kernel, or checks that the one found earlier still runs, and
+// opens a View of it.
+func (g *Guest) look(ctx context.Context) (*View, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kernel != nil {
+		v := g.kernel.View(fresh(g.phys))
+		if beat, ok := v.StillRuns(g.beat); ok {
+			g.beat = beat
+			return &View{View: v, Machine: g.phys}, nil
+		}
+		g.kernel, g.phys = nil, nil // rebooted, perhaps into another kernel
+	}
+	if err := g.find(ctx); err != nil {
+		return nil, err
+	}
+	v := g.kernel.View(fresh(g.phys))
+	g.beat, _ = v.StillRuns(linux.Beat{})
+	return &View{View: v, Machine: g.phys}, nil
+}
+
+// fresh gives a View its own cache where reading the machine is expensive.
+func fresh(m vm.Machine) mem.PhysReader {
+	if mem.RAMOf(m) != nil {
+		return m
+	}
+	return mem.NewCache(m, cachePages)
+}
+
+// find looks for the kernel in each layout that the machine may have. The
+// layout is right in which a kernel proves itself and uses as memory what the
+// layout has as RAM.
+func (g *Guest) find(ctx context.Context) error {
+	layouts, err := g.layouts()
+	if err != nil {
+		return fmt.Errorf("%s: %w", g.target, err)
+	}
+	hints := linux.Hints{Live: infoOf(g.machine).Live}
+	if c, ok := g.machine.(vm.CPUs); ok && (g.opt.registers || !hints.Live) {
+		hints.CPUs, _ = c.CPUs(ctx) // they only confirm: a kernel is found without
+	}
+	var errs []error
+	for _, l := range layouts {
+		m, err := g.in(l)
+		if err == nil {
+			err = g.findIn(ctx, m, hints)
+		}
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		// Most layouts fail alike: one that says something new is named.
+		if n := len(errs); n == 0 || errs[n-1].Error() != err.Error() {
+			errs = append(errs, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
+}
+
+func (g *Guest) findIn(ctx context.Context, m vm.Machine, hints linux.Hints) error {
+	k, err := linux.Find(ctx, m, hints)
+	if err != nil {
+		return err
+	}
+	if r, ok := m.(mem.Ranger); ok {
+		err = mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges()) })
+		switch {
+		case errors.Is(err, mem.ErrInconsistent):
+			return err
+		case err == nil:
+			k.Report.Findings = append(k.Report.Findings, linux.Finding{
+				What: "RAM layout", Value: infoOf(m).Layout, Source: "iomem_resource of the kernel", Confidence: "proved"})
+		}
+	}
+	g.kernel, g.phys = k, m
+	return nil
+}
+
+// layouts lists the layouts to try, the likeliest first. One layout without a
+// name is the machine as it is.
+func (g *Guest) layouts() ([]vm.Layout, error) {
+	a, ok := g.machine.(vm.Ambiguous)
+	if !ok {
+		return []vm.Layout{{}}, nil
+	}
+	if g.opt.layout != "" && infoOf(g.machine).Live {
+		return vm.Layouts(g.opt.layout, infoOf(g.machine).RAM)
+	}
+	if ls := a.Layouts(); len(ls) > 0 {
+		return ls, nil
+	}
+	return []vm.Layout{{}}, nil
+}
+
+func (g *Guest) in(l vm.Layout) (vm.Machine, error) {
+	if l.Name == "" {
+		return g.machine, nil
+	}
+	return g.machine.(vm.Ambiguous).In(l)
+}
+
+func infoOf(m vm.Machine) vm.Info {
+	if d, ok := m.(vm.Describer); ok {
+		return d.Info()
+	}
+	return vm.Info{}
+}
