@@ -56,6 +56,7 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 		return nil, err
 	}
 	// The finished directory appears by one rename, so what exists under the final name is always complete.
+	removeLeftovers(filepath.Join(cache, "kernels", name+".tmp-*"))
 	tmp, err := os.MkdirTemp(filepath.Join(cache, "kernels"), name+".tmp-")
 	if err != nil {
 		return nil, err
@@ -71,6 +72,14 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 		return nil, err
 	}
 	return openKernel(name, dir)
+}
+
+// removeLeftovers removes what a killed program left. The caller holds the lock that whoever made it would hold.
+func removeLeftovers(pattern string) {
+	dirs, _ := filepath.Glob(pattern)
+	for _, d := range dirs {
+		os.RemoveAll(d)
+	}
 }
 
 func openKernel(name, dir string) (*Kernel, error) {

@@ -48,6 +48,7 @@ func buildHelper(ctx context.Context) (string, error) {
 	if _, err := os.Stat(bin); err == nil {
 		return bin, nil
 	}
+	removeLeftovers(filepath.Join(cache, "rat", "build-*"))
 	tmp, err := os.MkdirTemp(filepath.Join(cache, "rat"), "build-")
 	if err != nil {
 		return "", err

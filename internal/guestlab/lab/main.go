@@ -23,9 +23,12 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
+	interrupted := ctx.Err() != nil
 	stop()
 	var status exitStatus
 	switch {
+	case err != nil && interrupted:
+		os.Exit(130)
 	case errors.As(err, &status):
 		os.Exit(int(status))
 	case err != nil:

@@ -75,8 +75,9 @@ type server struct {
 }
 
 type call struct {
-	reply  []byte // nil while running
-	cancel func()
+	reply    []byte // nil while running
+	kill     func() // nil if there is nothing to kill
+	canceled bool   // the host waits no more
 }
 
 func agent() error {
@@ -106,8 +107,15 @@ func (s *server) handle(f wire.Frame) {
 	case wire.Done:
 		delete(s.calls, f.ID)
 	case wire.Cancel:
-		if c != nil && c.cancel != nil {
-			c.cancel()
+		if c == nil {
+			break
+		}
+		c.canceled = true
+		if c.kill != nil {
+			c.kill()
+		}
+		if c.reply != nil {
+			delete(s.calls, f.ID)
 		}
 	case wire.Call:
 		switch {
@@ -133,9 +141,15 @@ func (s *server) serve(f wire.Frame, c *call) {
 	}
 	encoded := reply.Encode()
 	s.mu.Lock()
-	c.reply, c.cancel = encoded, nil
+	c.reply, c.kill = encoded, nil
+	if c.canceled {
+		delete(s.calls, f.ID)
+	}
+	canceled := c.canceled
 	s.mu.Unlock()
-	s.send(f.ID, encoded)
+	if !canceled {
+		s.send(f.ID, encoded)
+	}
 }
 
 func (s *server) send(id uint64, reply []byte) {
@@ -186,7 +200,10 @@ func (s *server) script(text []byte, c *call) (wire.Reply, error) {
 		return wire.Reply{}, err
 	}
 	s.mu.Lock()
-	c.cancel = func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	c.kill = func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	if c.canceled { // before there was a process
+		c.kill()
+	}
 	s.mu.Unlock()
 	err := cmd.Wait()
 	var reply wire.Reply

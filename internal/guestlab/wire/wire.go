@@ -28,7 +28,7 @@ const (
 	Call   Kind = iota + 1 // host to guest: a Request as JSON
 	Result                 // guest to host: a Reply
 	Done                   // host to guest: the reply arrived whole, forget it
-	Cancel                 // host to guest: stop the call's process, answer with what there is
+	Cancel                 // host to guest: the host waits no more: kill the call's process, do not answer
 )
 
 // A Frame is one message on the port.
