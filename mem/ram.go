@@ -137,7 +137,9 @@ type RAM struct {
 	win  *Window   // onto the greater part of them
 }
 
-// NewRAM joins segments that do not overlap. A segment starts on a page.
+// NewRAM joins segments that do not overlap. A segment starts on a page. Where a
+// machine's RAM is one mapping that lies in two places, the two slices of it
+// should keep their capacity: they then are equally fast.
 func NewRAM(segs ...Segment) (*RAM, error) {
 	s := append([]Segment(nil), segs...)
 	sort.Slice(s, func(i, j int) bool { return s[i].PA < s[j].PA })

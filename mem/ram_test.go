@@ -102,9 +102,10 @@ func TestWords(t *testing.T) {
 	both := fill(3*seg, 4)
 	for name, segs := range map[string][]mem.Segment{
 		"one":          {{PA: 0x10000, Data: both}},
-		"PC":           {{PA: 0, Data: both[:seg:seg]}, {PA: 2 << 20, Data: both[seg:]}},
-		"PC, odd end":  {{PA: 0, Data: both[:seg:seg]}, {PA: 2 << 20, Data: both[seg : seg+0x1234]}},
+		"PC":           {{PA: 0, Data: both[:seg]}, {PA: 2 << 20, Data: both[seg:]}},
+		"PC, odd end":  {{PA: 0, Data: both[:seg]}, {PA: 2 << 20, Data: both[seg : seg+0x1234]}},
 		"not adjacent": {{PA: 0, Data: both[:seg]}, {PA: 2 << 20, Data: both[2*seg:]}},
+		"capped":       {{PA: 0, Data: both[:seg:seg]}, {PA: 2 << 20, Data: both[seg:]}},
 		"split page":   {{PA: 0, Data: both[:0x3000]}, {PA: 2 << 20, Data: both[0x3000:]}},
 		"three":        {{PA: 0, Data: both[:seg]}, {PA: 1 << 20, Data: both[seg : 2*seg]}, {PA: 2 << 20, Data: both[2*seg:]}},
 	} {

@@ -62,10 +62,11 @@ func newWindow(segs []Segment) *Window {
 	return w
 }
 
-// adjacent reports whether b follows a in host memory, at a place where the
-// hole map of b starts on a word.
+// adjacent reports whether b follows a in the same allocation or mapping, which
+// only the capacity of a proves, at a place where the hole map of b starts on a
+// word.
 func adjacent(a, b []byte) bool {
-	return len(a)%(64*PageSize) == 0 && uintptr(unsafe.Pointer(&a[0]))+uintptr(len(a)) == uintptr(unsafe.Pointer(&b[0]))
+	return len(a)%(64*PageSize) == 0 && cap(a) >= len(a)+len(b) && &a[:cap(a)][len(a)] == &b[0]
 }
 
 // Index is the place in the window of the word at pa, a multiple of 8.

@@ -91,7 +91,7 @@ func New(places []Place) (*Memory, error) {
 				m.Close()
 				return nil, fmt.Errorf("%s has %d bytes, RAM at offset %#x needs %d", pl.File.Name(), size, pl.Off, pl.Size)
 			}
-			p.data = pl.File.data[pl.Off : pl.Off+pl.Size : pl.Off+pl.Size]
+			p.data = pl.File.data[pl.Off : pl.Off+pl.Size]
 			if pl.File.touchy {
 				p.holes = mem.NewHoles(pl.Size, p.readAt)
 			}
