@@ -67,7 +67,7 @@ func split(text []byte) []kernel.Text {
 // fs/proc/base.c): the argument vector, or the title that the process wrote
 // over it, which may go on into the environment behind.
 func (r *reader) cmdline(s *mem.Space, mm mem.VA) ([]kernel.Text, error) {
-	w := loads{s: r.v.Mem}
+	w := loadsOf(r.v.Mem)
 	arg, argEnd := w.ptr(r.s.ArgStart.At(mm)), w.ptr(r.s.ArgEnd.At(mm))
 	env, envEnd := w.ptr(r.s.EnvStart.At(mm)), w.ptr(r.s.EnvEnd.At(mm))
 	if w.err != nil {

@@ -106,7 +106,7 @@ func (r *reader) groups(set mem.VA) ([]CGroup, error) {
 
 // group describes a cgroup of a v1 hierarchy.
 func (r *reader) group(cgrp mem.VA) (g CGroup, err error) {
-	l := loads{s: r.v.Mem}
+	l := loadsOf(r.v.Mem)
 	root := l.ptr(r.c.Root.At(cgrp))
 	g.Hierarchy = int(int32(l.u32(r.c.ID.At(root))))
 	mask := l.u32(r.c.Mask.At(root))
@@ -141,7 +141,7 @@ func (r *reader) controllers(mask uint32) (names []string) {
 
 // groupPath is the path of a cgroup in its hierarchy.
 func (r *reader) groupPath(cgrp mem.VA, unified bool) (kernel.Text, error) {
-	l := loads{s: r.v.Mem}
+	l := loadsOf(r.v.Mem)
 	kn := l.ptr(r.c.KN.At(cgrp))
 	flags := l.u32(r.c.Flags.At(cgrp))
 	if l.err != nil {
@@ -164,7 +164,7 @@ func (r *reader) kernfsPath(kn mem.VA) (string, error) {
 	at := len(buf)
 	start := kn
 	for depth := 0; ; depth++ {
-		l := loads{s: r.v.Mem}
+		l := loadsOf(r.v.Mem)
 		parent, name := l.ptr(r.c.Parent.At(kn)), l.ptr(r.c.KName.At(kn))
 		if l.err != nil {
 			return "", l.err
@@ -202,7 +202,7 @@ type member struct {
 
 // stamp reads what identifies the default cgroup of a css_set.
 func (r *reader) stamp(set mem.VA) (m member, err error) {
-	l := loads{s: r.v.Mem}
+	l := loadsOf(r.v.Mem)
 	m.cgrp = l.ptr(r.c.Default.At(set))
 	m.kn = l.ptr(r.c.KN.At(m.cgrp))
 	m.id = l.u64(r.c.KID.At(m.kn))

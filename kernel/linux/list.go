@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -44,47 +43,83 @@ func (b *brent) seen(node mem.VA) bool {
 	return false
 }
 
+// maxRepairs bounds how often one walk of a list steps aside because the list
+// changed just there.
+const maxRepairs = 1 << 10
+
 // List walks the circular doubly linked list (struct list_head) with the given
 // head and calls each with the address of every node. The list must hold
-// together: next->prev is the node we came from, and it ends at its head.
+// together: next->prev is the node we came from, and it ends at its head. What
+// a running guest adds or removes where the walk just is does not disturb it:
+// of a list that changes, every node that stays in it is given, and others may
+// be.
 //
-// A list that does not is an ErrInconsistent at the node where it broke; the
-// nodes before have been given to each. An error of each ends the walk.
+// A list that does not hold together is an ErrInconsistent at the node where it
+// broke; the nodes before have been given to each. An error of each ends the
+// walk.
 func (v *View) List(head mem.VA, each func(node mem.VA) error) error {
-	buf := new([16]byte)
-	node, err := v.Mem.Pointer(head)
+	near := v.Mem.Near()
+	return walk(&near, head, each)
+}
+
+// walk is List, for an each that reads through the same Near: the nodes lie in
+// the objects that it reads.
+func walk(near *mem.Near, head mem.VA, each func(node mem.VA) error) error {
+	node, err := near.Pointer(head)
 	if err != nil {
 		return err
 	}
-	prev := head
+	// The last two nodes that were passed: of them the last may leave the list
+	// before the next is looked at.
+	prev, prev2 := head, mem.VA(0)
 	var loop brent
-	for n := 0; node != head; n++ {
+	for n, repairs := 0, 0; ; {
+		back, err := near.Pointer(node + 8)
+		if err != nil {
+			return err
+		}
+		if back != prev {
+			now, err := near.Pointer(prev)
+			switch {
+			case err != nil:
+				return err
+			case repairs == maxRepairs:
+			case now != node: // something came between, or node left
+				if on, err := near.Pointer(prev + 8); err == nil && on == prev2 || prev == head {
+					node = now
+					repairs++
+					continue
+				}
+			case back == prev2 && prev != head: // prev left
+				if to, err := near.Pointer(prev2); err == nil && to == node {
+					prev, prev2 = prev2, 0
+					repairs++
+					continue
+				}
+			}
+			if node == head {
+				return errBroken("list", head, fmt.Sprintf("ends at %#x, but its head says %#x", uint64(prev), uint64(back)))
+			}
+			return errBroken("list", node, fmt.Sprintf("prev is %#x, came from %#x", uint64(back), uint64(prev)))
+		}
+		if node == head {
+			return nil
+		}
 		switch {
 		case n >= maxList:
 			return errBroken("list", head, fmt.Sprintf("more than %d nodes", maxList))
 		case loop.seen(node):
 			return errBroken("list", node, fmt.Sprintf("loops without passing its head %#x", uint64(head)))
 		}
-		if _, err := v.Mem.Read(buf[:], node); err != nil {
-			return err
-		}
-		if back := mem.VA(binary.LittleEndian.Uint64(buf[8:])); back != prev {
-			return errBroken("list", node, fmt.Sprintf("prev is %#x, came from %#x", uint64(back), uint64(prev)))
-		}
+		n++
 		if err := each(node); err != nil {
 			return err
 		}
-		prev, node = node, mem.VA(binary.LittleEndian.Uint64(buf[:8]))
+		prev2, prev = prev, node
+		if node, err = near.Pointer(node); err != nil {
+			return err
+		}
 	}
-	// The way back must agree too, or the tail was cut while we walked.
-	last, err := v.Mem.Pointer(head + 8)
-	if err != nil {
-		return err
-	}
-	if last != prev {
-		return errBroken("list", head, fmt.Sprintf("ends at %#x, but its head says %#x", uint64(prev), uint64(last)))
-	}
-	return nil
 }
 
 // HList walks a singly linked chain (struct hlist_head, hlist_nulls_head, or

@@ -34,15 +34,17 @@ type detailLayout struct {
 // loads reads words of one space and keeps the first error, after which it
 // gives zeros.
 type loads struct {
-	s   *mem.Space
-	err error
+	near mem.Near
+	err  error
 }
+
+func loadsOf(s *mem.Space) loads { return loads{near: s.Near()} }
 
 func (l *loads) u64(at mem.VA) uint64 {
 	if l.err != nil {
 		return 0
 	}
-	v, err := l.s.Uint64(at)
+	v, err := l.near.Uint64(at)
 	l.err = err
 	return v
 }
@@ -51,7 +53,7 @@ func (l *loads) u32(at mem.VA) uint32 {
 	if l.err != nil {
 		return 0
 	}
-	v, err := l.s.Uint32(at)
+	v, err := l.near.Uint32(at)
 	l.err = err
 	return v
 }
@@ -125,7 +127,7 @@ func (r *reader) places(node ctype.Field) (w [numMarks + 2]word) {
 
 // look reads the marks of the task at addr.
 func (r *reader) look(addr mem.VA) (m marks, err error) {
-	l := loads{s: r.v.Mem}
+	l := loadsOf(r.v.Mem)
 	for i, w := range &r.words {
 		var x uint64
 		switch {

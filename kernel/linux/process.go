@@ -231,7 +231,7 @@ func (r *reader) read(t *Task, m *marks) kernel.Process {
 		}
 	}
 
-	l := loads{s: r.v.Mem}
+	l := loadsOf(r.v.Mem)
 	var state uint64
 	if at := r.d.State.At(t.Addr); r.d.State.Size() == 8 {
 		state = l.u64(at)

@@ -106,7 +106,7 @@ func (v *View) Environ(task Task) ([]kernel.Text, error) {
 		if err != nil {
 			return err
 		}
-		w := loads{s: v.Mem}
+		w := loadsOf(v.Mem)
 		start, end := w.ptr(l.EnvStart.At(mm)), w.ptr(l.EnvEnd.At(mm))
 		if w.err != nil || end <= start {
 			return w.err

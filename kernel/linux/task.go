@@ -68,23 +68,35 @@ func (v *View) Tasks() ([]Task, error) { return v.AppendTasks(nil) }
 
 // AppendTasks is Tasks into a slice that the caller keeps between calls.
 func (v *View) AppendTasks(to []Task) ([]Task, error) {
-	l, err := layout[taskLayout](v.Kernel)
-	if err != nil {
-		return to, err
-	}
-	init, err := v.Symbol("init_task")
+	p, err := derived(v.Kernel, newTaskPlan)
 	if err != nil {
 		return to, err
 	}
 	base := len(to)
 	err = v.settle(func() error {
 		to = to[:base]
-		return v.List(l.Tasks.At(init), func(node mem.VA) error {
+		near := v.Mem.Near()
+		return walk(&near, p.Tasks.At(p.init), func(node mem.VA) error {
 			to = append(to, Task{})
-			return v.readTask(l, node-mem.VA(l.Tasks.Offset), &to[len(to)-1])
+			return to[len(to)-1].read(&near, &p.taskLayout, node-mem.VA(p.Tasks.Offset))
 		})
 	})
 	return to, err
+}
+
+// taskPlan is what listing tasks takes in one kernel.
+type taskPlan struct {
+	taskLayout
+	init mem.VA // the idle task, which heads the list
+}
+
+func newTaskPlan(k *Kernel) (*taskPlan, error) {
+	l, err := layout[taskLayout](k)
+	if err != nil {
+		return nil, err
+	}
+	init, err := k.Symbol("init_task")
+	return &taskPlan{*l, init}, err
 }
 
 // ThreadsOf lists the threads of the process that t leads, t among them.
@@ -96,48 +108,48 @@ func (v *View) ThreadsOf(t Task) ([]Task, error) {
 	var out []Task
 	err = v.settle(func() error {
 		out = out[:0]
-		sig, err := v.Mem.Pointer(l.Signal.At(t.Addr))
+		near := v.Mem.Near()
+		sig, err := near.Pointer(l.Signal.At(t.Addr))
 		if err != nil {
 			return err
 		}
 		if sig == 0 {
 			return errBroken("task", t.Addr, "its signal_struct is gone")
 		}
-		return v.List(l.Threads.At(sig), func(node mem.VA) error {
+		return walk(&near, l.Threads.At(sig), func(node mem.VA) error {
 			out = append(out, Task{})
-			return v.readTask(l, node-mem.VA(l.Node.Offset), &out[len(out)-1])
+			return out[len(out)-1].read(&near, l, node-mem.VA(l.Node.Offset))
 		})
 	})
 	return out, err
 }
 
-// readTask fills t word by word: no buffer, so no allocation a task.
+// readTask reads the task at addr anew.
 func (v *View) readTask(l *taskLayout, addr mem.VA, t *Task) error {
+	near := v.Mem.Near()
+	return t.read(&near, l, addr)
+}
+
+// read fills t word by word: no buffer, so no allocation a task.
+func (t *Task) read(near *mem.Near, l *taskLayout, addr mem.VA) error {
 	t.Addr = addr
-	if l.TGID.Offset == l.PID.Offset+4 {
-		w, err := v.Mem.Uint64(l.PID.At(addr))
-		if err != nil {
-			return err
-		}
-		t.PID, t.TGID = int(int32(w)), int(int32(w>>32))
-	} else {
-		p, err := v.Mem.Uint32(l.PID.At(addr))
-		if err != nil {
-			return err
-		}
-		g, err := v.Mem.Uint32(l.TGID.At(addr))
-		if err != nil {
-			return err
-		}
-		t.PID, t.TGID = int(int32(p)), int(int32(g))
-	}
-	f, err := v.Mem.Uint32(l.Flags.At(addr))
+	ids, err := near.Uint64(l.PID.At(addr))
 	if err != nil {
 		return err
 	}
-	t.Flags = f
-	for i := 0; i < 16; i += 8 {
-		w, err := v.Mem.Uint64(l.Comm.At(addr) + mem.VA(i))
+	t.PID, t.TGID = int(int32(ids)), int(int32(ids>>32))
+	if l.TGID.Offset != l.PID.Offset+4 {
+		tgid, err := near.Uint32(l.TGID.At(addr))
+		if err != nil {
+			return err
+		}
+		t.TGID = int(int32(tgid))
+	}
+	if t.Flags, err = near.Uint32(l.Flags.At(addr)); err != nil {
+		return err
+	}
+	for i := 0; i < len(t.comm); i += 8 {
+		w, err := near.Uint64(l.Comm.At(addr) + mem.VA(i))
 		if err != nil {
 			return err
 		}
