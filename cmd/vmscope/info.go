@@ -29,12 +29,19 @@ type infoRow struct {
 	KASLR    string          `json:"kaslr"`
 	Root     mem.PA          `json:"page_table_root"`
 	Paging   string          `json:"paging"`
-	Symbols  int             `json:"symbols"`
-	Types    int             `json:"types"`
+	Symbols  counted         `json:"symbols"`
+	Types    counted         `json:"types"`
 	Booted   *time.Time      `json:"booted,omitempty"`
 	Findings []linux.Finding `json:"findings"`
 	Rejected []string        `json:"rejected,omitempty"`
 	Steps    []linux.Step    `json:"steps"`
+}
+
+// counted is how many of something were found, and how surely.
+type counted struct {
+	Count      int    `json:"count"`
+	Source     string `json:"source,omitempty"`
+	Confidence string `json:"confidence"` // "none": there are none
 }
 
 func (a *app) infoCmd() *cobra.Command {
@@ -58,7 +65,9 @@ func (a *app) infoCmd() *cobra.Command {
 func describe(v *vmscope.View) infoRow {
 	r := infoRow{
 		OS: "linux", Arch: v.Arch, Release: kernel.Text(v.Release), Version: kernel.Text(v.Banner),
-		KASLR: fmt.Sprintf("%#x", v.Slide), Root: v.Root, Paging: v.Mode.String(), Symbols: v.Symbols.Len(),
+		KASLR: fmt.Sprintf("%#x", v.Slide), Root: v.Root, Paging: v.Mode.String(),
+		Symbols:  counted{v.Symbols.Len(), "", "none"},
+		Types:    counted{0, "", "none"},
 		Findings: v.Report.Findings, Rejected: v.Report.Rejected, Steps: v.Report.Steps,
 	}
 	if d, ok := v.Machine.(vm.Describer); ok {
@@ -66,7 +75,15 @@ func describe(v *vmscope.View) infoRow {
 		r.Name, r.PID, r.VMM, r.RAM, r.Route, r.Layout = kernel.Text(i.Name), i.PID, i.VMM, i.RAM, i.Route, i.Layout
 	}
 	if v.Types != nil {
-		r.Types = v.Types.Len()
+		r.Types.Count = v.Types.Len()
+	}
+	for _, f := range v.Report.Findings {
+		switch f.What {
+		case "symbols":
+			r.Symbols.Source, r.Symbols.Confidence = f.Source, f.Confidence
+		case "types":
+			r.Types.Source, r.Types.Confidence = f.Source, f.Confidence
+		}
 	}
 	if t, err := v.BootTime(); err == nil {
 		r.Booted = &t
