@@ -108,7 +108,8 @@ func size(s string, unit uint64) uint64 {
 	if s == "" {
 		return 0
 	}
-	if i := strings.IndexByte("bkmgtpe", s[len(s)-1]|0x20); i >= 0 && !strings.HasPrefix(s, "0x") {
+	// B and E are digits of a hexadecimal number.
+	if i := strings.IndexByte("bkmgtpe", s[len(s)-1]|0x20); i >= 0 && !(strings.HasPrefix(s, "0x") && (i == 0 || i == 6)) {
 		unit, s = 1<<(10*i), s[:len(s)-1]
 	}
 	if v, err := strconv.ParseUint(s, 0, 64); err == nil {

@@ -136,12 +136,17 @@ func (m *monMem) create() error {
 	}
 	m.file = f
 	var st unix.Stat_t
-	if unix.Stat(fmt.Sprintf("/proc/%d", m.g.proc.PID), &st) == nil && int(st.Uid) != os.Geteuid() {
-		// QEMU runs as another user: the file is made theirs, and the
-		// directory passable.
-		err = errors.Join(f.Chown(int(st.Uid), int(st.Gid)), os.Chmod(dir, 0o711))
+	if unix.Stat(fmt.Sprintf("/proc/%d", m.g.proc.PID), &st) != nil || int(st.Uid) == os.Geteuid() || st.Uid == 0 {
+		return nil
 	}
-	return err
+	// QEMU runs as another user, who must get to the file: it is made theirs,
+	// or, if we may not do that, writable by who knows its name.
+	if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
+		if err := f.Chmod(0o602); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(dir, 0o711)
 }
 
 func (m *monMem) close() {

@@ -42,8 +42,7 @@ var errBusy = errors.New("no answer: another client (libvirt?) holds the monitor
 
 // dial connects and negotiates within the context's deadline.
 func dial(ctx context.Context, path string) (*client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	conn, err := connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the monitor: %w", err)
 	}
@@ -65,6 +64,26 @@ func dial(ctx context.Context, path string) (*client, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// connect waits, as long as ctx allows, while the queue of those who wait for
+// the monitor is full: QEMU's takes one.
+func connect(ctx context.Context, path string) (net.Conn, error) {
+	for {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", path)
+		if !errors.Is(err, unix.EAGAIN) {
+			return conn, err
+		}
+		if _, ok := ctx.Deadline(); !ok {
+			return nil, errBusy
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errBusy
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // until makes the connection fail when ctx ends; the result undoes that.

@@ -175,17 +175,18 @@ func testVec(t *testing.T, m vm.Machine, ranges []mem.Range, want Want) {
 	last := ranges[len(ranges)-1]
 	var v []mem.Vec
 	var exp [][]byte
+	most := 100
+	if _, ok := m.(mem.VecReader); ok {
+		most = 3000 // more than a system call takes
+	}
 	for pa, b := range want.Bytes {
-		for i := 0; i < len(b); i += 13 {
+		for i := 0; i < len(b) && len(v) < most; i += 13 {
 			v = append(v, mem.Vec{P: make([]byte, min(i%40, len(b)-i)), PA: pa + mem.PA(i)})
 			exp = append(exp, b[i:i+len(v[len(v)-1].P)])
 		}
 	}
-	for len(v) > 0 && len(v) < 3000 { // more than a system call takes
-		v, exp = append(v, mem.Vec{P: make([]byte, len(v[0].P)), PA: v[0].PA}), append(exp, exp[0])
-		for i := range min(len(v), 3000-len(v)) {
-			v, exp = append(v, mem.Vec{P: make([]byte, len(v[i].P)), PA: v[i].PA}), append(exp, exp[i])
-		}
+	for i := 0; len(v) > 0 && len(v) < most; i++ {
+		v, exp = append(v, mem.Vec{P: make([]byte, len(v[i].P)), PA: v[i].PA}), append(exp, exp[i])
 	}
 	n, err := mem.ReadVec(m, v)
 	if n != len(v) || err != nil {

@@ -1,0 +1,116 @@
+package qemu
+
+import (
+	"slices"
+	"testing"
+
+	"vmscope/mem"
+	"vmscope/vm"
+)
+
+const someTree = `FlatView #0
+ AS "I/O", root: io
+ Root memory region: io
+  0000000000000000-0000000000000007 (prio 0, i/o): dma-chan
+
+FlatView #1
+ AS "memory", root: system
+ AS "cpu-memory-0", root: system
+ Root memory region: system
+  0000000000000000-000000000009ffff (prio 0, ram): pc.ram KVM
+  00000000000a0000-00000000000bffff (prio 1, i/o): vga-lowmem
+  00000000000c0000-00000000000fffff (prio 0, rom): pc.ram @00000000000c0000 KVM
+  0000000000100000-00000000bfffffff (prio 0, ram): pc.ram @0000000000100000 KVM
+  00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram KVM
+  00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios KVM
+  0000000100000000-000000013fffffff (prio 0, ram): pc.ram @00000000c0000000 KVM
+  0000000140000000-000000014fffffff (prio 0, ram): /objects/dimm1 KVM
+
+FlatView #2
+ AS "cpu-smm-0", root: memory
+  0000000000000000-000000000009ffff (prio 0, ram): pc.ram KVM
+`
+
+func TestParseTree(t *testing.T) {
+	want := []region{
+		{"pc.ram", 0, 0, 0xc0000000},
+		{"pc.ram", 4 << 30, 0xc0000000, 1 << 30},
+		{"dimm1", 5 << 30, 0, 256 << 20},
+	}
+	if got := parseTree(someTree, []string{"pc.ram", "dimm1"}); !slices.Equal(got, want) {
+		t.Errorf("%#x, want %#x", got, want)
+	}
+	if got := parseTree(someTree, []string{"other"}); got != nil {
+		t.Errorf("RAM of no backend: %#x", got)
+	}
+}
+
+func FuzzTree(f *testing.F) {
+	f.Add(someTree)
+	f.Fuzz(func(t *testing.T, s string) {
+		end := mem.PA(0)
+		for _, r := range parseTree(s, []string{"pc.ram", "dimm1"}) {
+			if r.size == 0 || r.pa < end || r.pa+mem.PA(r.size) < r.pa {
+				t.Fatalf("%#x", r)
+			}
+			end = r.pa + mem.PA(r.size)
+		}
+	})
+}
+
+func TestParseHVA(t *testing.T) {
+	if v, err := parseHVA("Host virtual address for 0x0 (pc.ram) is 0x7f7453e00000\r\n"); v != 0x7f7453e00000 || err != nil {
+		t.Error(v, err)
+	}
+	for _, bad := range []string{"", "No memory is mapped at address 0x0", "Host virtual address for 0x0 (x) is 0xzz"} {
+		if _, err := parseHVA(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
+
+const someRegisters = `
+CPU#0
+RAX=ffffffff81c0d4a0 RBX=0000000000000000 RCX=0000000000000000 RDX=4000000000000000
+RSI=0000000000000087 RDI=0000000000000001 RBP=0000000000000000 RSP=ffffffff82c03e88
+RIP=ffffffff81c0da1b RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0000 0000000000000000 ffffffff 00c00000
+GS =0000 ffff88801f600000 ffffffff 00c00000
+GDT=     fffffe0000001000 0000007f
+IDT=     fffffe0000000000 00000fff
+CR0=80050033 CR2=0000000000000000 CR3=0000000002c0a000 CR4=000006f0
+EFER=0000000000000d01
+CPU#1
+EAX=00000000 EBX=00000000
+ESI=00000000 EDI=00000000 EBP=00000000 ESP=00006f94
+EIP=0000b7b9 EFL=00000246 [---Z-P-] CPL=0
+CR0=00000010 CR2=00000000 CR3=00000000 CR4=00000000
+`
+
+func TestParseRegisters(t *testing.T) {
+	got, err := parseRegisters(someRegisters)
+	want := []vm.Registers{
+		{
+			RIP: 0xffffffff81c0da1b, RSP: 0xffffffff82c03e88, RFLAGS: 0x246, CR0: 0x80050033, CR3: 0x2c0a000, CR4: 0x6f0, EFER: 0xd01,
+			GSBase: 0xffff88801f600000, GDTBase: 0xfffffe0000001000, IDTBase: 0xfffffe0000000000, Valid: true,
+		},
+		{RIP: 0xb7b9, RSP: 0x6f94, RFLAGS: 0x246, CR0: 0x10, Valid: true},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []string{"", "nothing", "CPU#0\nCR3=xyz"} {
+		if _, err := parseRegisters(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
+
+func FuzzRegisters(f *testing.F) {
+	f.Add(someRegisters)
+	f.Fuzz(func(t *testing.T, s string) {
+		if r, err := parseRegisters(s); (len(r) == 0) == (err == nil) {
+			t.Fatalf("%d, %v", len(r), err)
+		}
+	})
+}
