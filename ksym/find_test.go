@@ -202,6 +202,20 @@ func (g gone) ReadPhys(p []byte, pa mem.PA) (int, error) {
 	return n, &mem.FaultError{Op: "read", Addr: uint64(pa) + uint64(n), Err: g.err}
 }
 
+// badPages is memory of which size bytes cannot be reached.
+type badPages struct {
+	r    mem.PhysReader
+	from mem.PA
+	size uint64
+}
+
+func (b badPages) ReadPhys(p []byte, pa mem.PA) (int, error) {
+	if pa >= b.from+mem.PA(b.size) {
+		return b.r.ReadPhys(p, pa)
+	}
+	return gone{b.r, b.from, mem.ErrUnreachable}.ReadPhys(p, pa)
+}
+
 func TestScanFaults(t *testing.T) {
 	e := layoutSpec(8, 2560, 0).encode()
 	ram, _ := e.ram(1 << 20)
@@ -213,6 +227,14 @@ func TestScanFaults(t *testing.T) {
 	found, err = Find(gone{ram, ramBase + 3<<20 + 5, mem.ErrUnreachable}, ram.Ranges())
 	if !errors.Is(err, mem.ErrUnreachable) || len(found) != 1 {
 		t.Errorf("gone: found %v, %v", found, err)
+	}
+	// A few bad pages are passed over, what comes behind is found.
+	for bad, want := range map[uint64]int{8: 1, 64: 0} {
+		holes := badPages{ram, ramBase, bad * mem.PageSize}
+		found, err := Find(holes, ram.Ranges())
+		if len(found) != want || (want == 0) != errors.Is(err, mem.ErrUnreachable) {
+			t.Errorf("%d bad pages: found %v, %v", bad, found, err)
+		}
 	}
 	if _, err := FindVMCoreInfo(gone{ram, 0, mem.ErrUnreachable}, ram.Ranges()); !errors.Is(err, mem.ErrUnreachable) {
 		t.Errorf("gone at once: %v", err)

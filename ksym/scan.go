@@ -11,16 +11,21 @@ import (
 // chunk is how much a source that is not mapped is read at a time, in bytes.
 const chunk = 1 << 20
 
+// maxUnreachable is how many failures in a row make a source gone. A dump on a
+// bad disk has fewer.
+const maxUnreachable = 16
+
 // scan calls f with each page of the extents, in order, until f returns false.
 // Pages that cannot be read are passed over: another one may hold what is
 // searched. The page is the guest's memory itself where that is mapped into
 // this process, so it changes under f; f runs inside mem.Guard.
 //
-// It fails only when the source is gone.
+// It fails when the source is gone: so many pages in a row cannot be reached.
 func scan(r mem.PhysReader, extents []mem.Range, f func(pa mem.PA, page *[mem.PageSize]byte) bool) error {
 	ram := mem.RAMOf(r)
 	return mem.Guard(func() error {
 		var buf []byte
+		unreachable := 0
 		for _, x := range extents {
 			// Whole pages: a table or text that we search never shares its page
 			// with what is not RAM.
@@ -47,7 +52,9 @@ func scan(r mem.PhysReader, extents []mem.Range, f func(pa mem.PA, page *[mem.Pa
 					size = mem.PageSize // only this one is a hole
 				}
 				n, err := r.ReadPhys(buf[:size], pa)
-				if err != nil && errors.Is(err, mem.ErrUnreachable) {
+				if n > 0 || !errors.Is(err, mem.ErrUnreachable) {
+					unreachable = 0
+				} else if unreachable++; unreachable == maxUnreachable {
 					return err
 				}
 				n &^= mem.PageSize - 1

@@ -166,14 +166,19 @@ func (t *Table) Lookup(name string) (Symbol, error) {
 	return t.symbol(i, typ, name), nil
 }
 
-// LookupAll finds all symbols of that name, by address; none is an empty list.
+// maxSame bounds what LookupAll returns. Real kernels have some thousand
+// symbols of the names that compilers make up.
+const maxSame = 1 << 16
+
+// LookupAll finds the symbols of that name, by address, at most 65,536 of them;
+// none is an empty list.
 func (t *Table) LookupAll(name string) []Symbol {
 	var out []Symbol
 	var buf nameBuf
 	t.each(name, func(i int) bool {
 		typ, _ := t.text(&buf, i)
 		out = append(out, t.symbol(i, typ, name))
-		return true
+		return len(out) < maxSame
 	})
 	return out
 }
