@@ -10,6 +10,7 @@ package mem
 import (
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // PA is a guest-physical address in bytes.
@@ -146,6 +147,21 @@ type Translator interface {
 // low bits.
 func (a PA) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%#x", uint64(a)), nil }
 
+// UnmarshalText reads what MarshalText writes.
+func (a *PA) UnmarshalText(b []byte) error { return unmarshal((*uint64)(a), b) }
+
 // MarshalText writes the address as 0x… for JSON, where a number would lose its
 // low bits.
 func (a VA) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%#x", uint64(a)), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (a *VA) UnmarshalText(b []byte) error { return unmarshal((*uint64)(a), b) }
+
+func unmarshal(to *uint64, b []byte) error {
+	n, err := strconv.ParseUint(string(b), 0, 64)
+	if err != nil {
+		return fmt.Errorf("address %q: %w", b, err)
+	}
+	*to = n
+	return nil
+}

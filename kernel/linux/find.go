@@ -85,13 +85,8 @@ func (f *finder) find() (*Kernel, error) {
 	f.step("list data extents", "%d extents, %d MiB", len(extents), size>>20)
 
 	infos, err := ksym.FindVMCoreInfo(f.phys, extents)
-	if err != nil && !errors.Is(err, mem.ErrInconsistent) {
+	if err = f.planted(err); err != nil {
 		return nil, fmt.Errorf("search VMCOREINFO: %w", err)
-	}
-	if err != nil {
-		// Too many of them: somebody plants them. What was gathered is tried,
-		// and the symbol tables after that.
-		f.reject(err)
 	}
 	f.step("search VMCOREINFO", "%d candidates", len(infos))
 
@@ -125,6 +120,17 @@ func (f *finder) find() (*Kernel, error) {
 	f.readTypes(k)
 	k.Report = Report{Steps: f.report.Steps, Findings: append(k.Report.Findings, f.report.Findings...), Rejected: f.report.Rejected}
 	return k, nil
+}
+
+// planted keeps a search going that gave up because there are too many
+// look-alikes: somebody in the guest plants them to be found first. What was
+// gathered before is tried, then the other way to find a kernel.
+func (f *finder) planted(err error) error {
+	if errors.Is(err, mem.ErrInconsistent) {
+		f.reject(err)
+		return nil
+	}
+	return err
 }
 
 // none says why nothing was found, in one line.
@@ -198,7 +204,7 @@ func (f *finder) tableNear(c *claim) (*ksym.Table, error) {
 		image = clip(image[0], g.Ranges())
 	}
 	tables, err := ksym.Find(f.phys, image)
-	if err != nil {
+	if err = f.planted(err); err != nil {
 		return nil, err
 	}
 	for _, found := range tables {
@@ -230,7 +236,7 @@ func clip(r mem.Range, to []mem.Range) []mem.Range {
 // page-table root that proves it.
 func (f *finder) search(extents []mem.Range) ([]*Kernel, error) {
 	tables, err := ksym.Find(f.phys, extents)
-	if err != nil {
+	if err = f.planted(err); err != nil {
 		return nil, fmt.Errorf("search kallsyms: %w", err)
 	}
 	f.step("search kallsyms", "%d candidates", len(tables))
