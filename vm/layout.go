@@ -24,7 +24,7 @@ const (
 //
 // Sources: QEMU hw/i386/pc_q35.c pc_q35_init, hw/i386/pc_piix.c pc_init1,
 // hw/i386/microvm.c, hw/arm/virt.c base_memmap, hw/riscv/virt.c virt_memmap;
-// checked against `info mtree -f` of QEMU 7.2.
+// the x86 ones are checked against `info mtree -f` of QEMU 7.2.
 func Layouts(kind string, ram uint64) ([]Layout, error) {
 	if ram == 0 || ram > 1<<52 {
 		return nil, fmt.Errorf("no layout for %d bytes of RAM", ram)

@@ -14,18 +14,23 @@ import (
 // vectored read.
 func BenchmarkRoutes(b *testing.B) {
 	const size = 64 << 20
-	v := start(b, "-S", "-M", "q35,memory-backend=m", "-m", "64M", "-object", "memory-backend-memfd,id=m,size=64M")
-	w := openVM(b, v.name, Writable()).(mem.PhysWriter)
 	page := make([]byte, mem.PageSize)
 	for i := range page {
 		page[i] = byte(i) | 1
 	}
-	for pa := mem.PA(0); pa < size; pa += mem.PageSize {
-		if _, err := w.WritePhys(page, pa); err != nil {
-			b.Fatal(err)
-		}
-	}
 	for _, r := range []Route{Mmap, VMRead, QMP} {
+		args := []string{"-S", "-M", "q35", "-m", "64M"} // private to QEMU
+		if r == Mmap {
+			args = []string{"-S", "-M", "q35,memory-backend=m", "-m", "64M", "-object", "memory-backend-memfd,id=m,size=64M"}
+		}
+		v := start(b, args...)
+		w := openVM(b, v.name, Writable())
+		for pa := mem.PA(0); pa < size; pa += mem.PageSize {
+			if _, err := w.(mem.PhysWriter).WritePhys(page, pa); err != nil {
+				b.Fatal(err)
+			}
+		}
+		w.Close()
 		m := openVM(b, v.name, Force(r))
 		b.Cleanup(func() { m.Close() })
 		b.Run(string(r)+"/bulk-1M", func(b *testing.B) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -266,7 +267,11 @@ func (g *guest) in(l vm.Layout, owner bool) (vm.Machine, error) {
 		m := &procMem{pid: g.proc.PID, alive: g.alive, pages: g.pages}
 		for _, p := range places {
 			b := g.blocks[p.block]
-			m.segs = append(m.segs, seg{pa: p.pa, size: p.size, hva: b.hva + p.off, file: g.files[p.block], off: b.off() + p.off})
+			s := seg{pa: p.pa, size: p.size, hva: b.hva + p.off, file: g.files[p.block], off: b.off() + p.off}
+			if s.file != nil {
+				s.seen = make([]atomic.Uint64, s.size/(64*mem.PageSize)+1)
+			}
+			m.segs = append(m.segs, s)
 		}
 		if g.opts.writable {
 			return &copiedRW{copied{v, m}}, nil

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,9 @@ type seg struct {
 	hva  uint64
 	file *os.File // behind pages that are not in memory; nil: none needed
 	off  uint64   // in file
+	// seen has a bit a page of those that were found in memory: they need not
+	// be asked for again. Only with a file.
+	seen []atomic.Uint64
 }
 
 func (s *seg) end() mem.PA { return s.pa + mem.PA(s.size) }
@@ -154,7 +158,7 @@ func (m *procMem) ReadPhysVec(v []mem.Vec) (n int, err error) {
 			k := int(min(uint64(len(left)), s.size-off))
 			if s.file != nil {
 				k = min(k, mem.PageSize-int(off%mem.PageSize))
-				if !m.inMemory(s.hva + off) {
+				if !m.inMemory(s, off) {
 					if want > 0 {
 						break // first what is queued
 					}
@@ -246,18 +250,24 @@ func (m *procMem) one(p []byte, pa mem.PA) (int, error) {
 	return max(n, 0), fmt.Errorf("%w: short read", mem.ErrUnreachable)
 }
 
-// inMemory tells whether QEMU has the page of a host-virtual address in memory
-// or swap. Only then a read by its address space leaves the file alone: else it
-// would allocate a page of it.
-func (m *procMem) inMemory(hva uint64) bool {
-	var b [8]byte
+// inMemory tells whether QEMU has the page at off of a run in memory or swap.
+// Only then a read by its address space leaves the file alone: else it would
+// allocate a page of it.
+func (m *procMem) inMemory(s *seg, off uint64) bool {
 	if m.pages == nil {
 		return true
 	}
-	if _, err := m.pages.ReadAt(b[:], int64(hva/mem.PageSize*8)); err != nil {
+	page := off / mem.PageSize
+	w, bit := &s.seen[page/64], uint64(1)<<(page%64)
+	if w.Load()&bit != 0 {
 		return true
 	}
-	return b[7]>>6 != 0
+	var b [8]byte
+	if _, err := m.pages.ReadAt(b[:], int64((s.hva+off)/mem.PageSize*8)); err == nil && b[7]>>6 == 0 {
+		return false
+	}
+	w.Or(bit)
+	return true
 }
 
 // write copies p to pa by process_vm_writev.
