@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ func joined(list []kernel.Text, sep string) string {
 }
 
 func (a *app) psCmd() *cobra.Command {
-	var threads, tree, long bool
+	var threads, tree, long, user bool
 	c := &cobra.Command{
 		Use:   "ps TARGET",
 		Short: "List the processes, as the kernel sees them",
@@ -38,6 +39,9 @@ func (a *app) psCmd() *cobra.Command {
 					list, err = v.Threads()
 				} else {
 					list, err = v.Processes()
+				}
+				if user {
+					list = slices.DeleteFunc(list, func(p kernel.Process) bool { return p.KThread })
 				}
 				if tree && !a.json {
 					a.tree(list)
@@ -69,6 +73,7 @@ func (a *app) psCmd() *cobra.Command {
 	f := c.Flags()
 	f.BoolVarP(&threads, "threads", "T", false, "every thread of every process")
 	f.BoolVar(&tree, "tree", false, "show who started whom")
+	f.BoolVarP(&user, "user", "u", false, "leave out the kernel's own threads")
 	f.BoolVarP(&long, "long", "l", false, "thread count, container and executable too")
 	return c
 }
