@@ -8,6 +8,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"sync"
@@ -99,6 +100,9 @@ func layout[T any](k *Kernel) (*T, error) {
 // Symbol returns the address of a kernel symbol, which must be the only one of
 // its name.
 func (k *Kernel) Symbol(name string) (mem.VA, error) {
+	if k.Symbols == nil {
+		return 0, fmt.Errorf("symbol %s: the symbols of this kernel are not known: %w", name, errors.ErrUnsupported)
+	}
 	s, err := k.Symbols.Lookup(name)
 	if err != nil {
 		return 0, err

@@ -90,7 +90,7 @@ func walk(near *mem.Near, head mem.VA, each func(node mem.VA) error) error {
 					repairs++
 					continue
 				}
-			case back == prev2 && prev != head: // prev left
+			case back == prev2 && prev != head && prev != node: // prev left
 				if to, err := near.Pointer(prev2); err == nil && to == node {
 					prev, prev2 = prev2, 0
 					repairs++
