@@ -4,37 +4,9 @@ import (
 	"fmt"
 	"time"
 
-	"vmscope/ctype"
 	"vmscope/kernel"
 	"vmscope/mem"
 )
-
-// logLayout is what is read of the kernel's log (struct printk_ringbuffer,
-// kernel/printk/printk_ringbuffer.h, since v5.10).
-type logLayout struct {
-	Descs     ctype.Field `c:"printk_ringbuffer.desc_ring.descs"`
-	Infos     ctype.Field `c:"printk_ringbuffer.desc_ring.infos"`
-	CountBits ctype.Field `c:"printk_ringbuffer.desc_ring.count_bits"`
-	Head      ctype.Field `c:"printk_ringbuffer.desc_ring.head_id"`
-	Tail      ctype.Field `c:"printk_ringbuffer.desc_ring.tail_id"`
-	Data      ctype.Field `c:"printk_ringbuffer.text_data_ring.data"`
-	SizeBits  ctype.Field `c:"printk_ringbuffer.text_data_ring.size_bits"`
-
-	DescSize uint64      `c:"sizeof(prb_desc)"`
-	State    ctype.Field `c:"prb_desc.state_var"`
-	Begin    ctype.Field `c:"prb_desc.text_blk_lpos.begin"`
-	Next     ctype.Field `c:"prb_desc.text_blk_lpos.next"`
-
-	InfoSize uint64      `c:"sizeof(printk_info)"`
-	Seq      ctype.Field `c:"printk_info.seq"`
-	Time     ctype.Field `c:"printk_info.ts_nsec"`
-	TextLen  ctype.Field `c:"printk_info.text_len"`
-	Facility ctype.Field `c:"printk_info.facility"`
-	Level    ctype.Field `c:"printk_info.level"`
-	Caller   ctype.Field `c:"printk_info.caller_id"`
-	Subsys   ctype.Field `c:"printk_info.dev_info.subsystem,optional"`
-	Device   ctype.Field `c:"printk_info.dev_info.device,optional"`
-}
 
 // The bits of prb_desc.state_var: an id, and above it the state.
 const (
@@ -57,15 +29,11 @@ const (
 // overwritten while they were read, which can only be the oldest. Where the log
 // contradicts itself, what was read of it comes beside an ErrInconsistent.
 func (v *View) Log() ([]kernel.LogRecord, error) {
-	l, err := layout[logLayout](v.Kernel)
+	l, err := derived(v.Kernel, newLogLayout)
 	if err != nil {
 		return nil, err
 	}
-	at, err := v.Symbol("prb")
-	if err != nil {
-		return nil, err
-	}
-	ring, err := v.Mem.Pointer(at)
+	ring, err := v.Mem.Pointer(l.at)
 	if err != nil {
 		return nil, err
 	}
@@ -98,23 +66,16 @@ type logReader struct {
 }
 
 func (v *View) logReader(l *logLayout, ring mem.VA) (*logReader, error) {
-	n, err := span(l.Descs, l.Infos, l.CountBits, l.Head, l.Tail, l.Data, l.SizeBits)
-	if err != nil {
-		return nil, err
-	}
-	o := object{b: make([]byte, n)}
+	o := object{b: make([]byte, l.RingSize)}
 	if err := o.read(v, ring); err != nil {
 		return nil, fmt.Errorf("read the kernel's log: %w", err)
 	}
-	count, size := o.uint(l.CountBits), o.uint(l.SizeBits)
+	count, size := l.CountBits.uint(o.b), l.SizeBits.uint(o.b)
 	if count > maxLogCountBits || size > maxLogSizeBits || size < 5 {
 		return nil, errBroken("prb", ring, fmt.Sprintf("2^%d descriptors, 2^%d bytes", count, size))
 	}
-	if l.DescSize == 0 || l.DescSize > maxObject || l.InfoSize == 0 || l.InfoSize > maxObject {
-		return nil, fmt.Errorf("the kernel's types have log descriptors of %d and %d bytes: %w", l.DescSize, l.InfoSize, mem.ErrInconsistent)
-	}
-	return &logReader{v: v, l: l, descs: o.ptr(l.Descs), infos: o.ptr(l.Infos), data: o.ptr(l.Data),
-		count: 1 << count, size: 1 << size, head: o.uint(l.Head) & descIDMask, tail: o.uint(l.Tail) & descIDMask}, nil
+	return &logReader{v: v, l: l, descs: mem.VA(l.Descs.uint(o.b)), infos: mem.VA(l.Infos.uint(o.b)), data: mem.VA(l.Data.uint(o.b)),
+		count: 1 << count, size: 1 << size, head: l.Head.uint(o.b) & descIDMask, tail: l.Tail.uint(o.b) & descIDMask}, nil
 }
 
 // logChunk is how many descriptors are read at once.
@@ -155,13 +116,13 @@ func (r *logReader) all() error {
 // reused) is skipped without error.
 func (r *logReader) record(id uint64, desc, info *object) error {
 	l := r.l
-	state := desc.uint(l.State)
+	state := l.State.uint(desc.b)
 	if s := state >> 62; state&descIDMask != id || s != descCommitted && s != descFinal {
 		return nil
 	}
-	text, ok, terr := r.readText(id, desc.uint(l.Begin), desc.uint(l.Next), desc.at)
+	text, ok, terr := r.readText(id, l.Begin.uint(desc.b), l.Next.uint(desc.b), desc.at)
 	// What was copied counts if the record is still the same one.
-	now, err := r.v.Mem.Uint64(l.State.At(desc.at))
+	now, err := r.v.Mem.Uint64(desc.at + mem.VA(l.State.off))
 	switch {
 	case err != nil:
 		return fmt.Errorf("read the kernel's log: %w", err)
@@ -175,7 +136,7 @@ func (r *logReader) record(id uint64, desc, info *object) error {
 	// Ids and sequence numbers go up together: record 0 has the id -count, in 32
 	// bits (DESC0_ID is the one before it), and both rise by count each time a
 	// descriptor is used again.
-	seq := info.uint(l.Seq)
+	seq := l.Seq.uint(info.b)
 	switch ahead := uint32(seq) - uint32(id+r.count); {
 	case ahead == 0:
 	case int32(ahead) > 0 && uint64(ahead)&(r.count-1) == 0: // used again meanwhile
@@ -183,18 +144,18 @@ func (r *logReader) record(id uint64, desc, info *object) error {
 	default:
 		return errBroken("printk_info", info.at, fmt.Sprintf("record %#x has the number %d", id, seq))
 	}
-	if n := info.uint(l.TextLen); n < uint64(len(text)) {
+	if n := l.TextLen.uint(info.b); n < uint64(len(text)) {
 		text = text[:n]
 	}
 	r.out = append(r.out, kernel.LogRecord{
 		Seq:       seq,
-		Time:      time.Duration(info.uint(l.Time)),
-		Facility:  int(info.uint(l.Facility)),
-		Level:     int(info.bits(l.Level)),
-		Caller:    caller(uint32(info.uint(l.Caller))),
+		Time:      time.Duration(l.Time.uint(info.b)),
+		Facility:  int(l.Facility.uint(info.b)),
+		Level:     int(l.Level.uint(info.b)),
+		Caller:    caller(uint32(l.Caller.uint(info.b))),
 		Text:      kernel.Text(text),
-		Subsystem: kernel.Text(cstr(info.bytes(l.Subsys))),
-		Device:    kernel.Text(cstr(info.bytes(l.Device))),
+		Subsystem: kernel.Text(cstr(l.Subsys.bytes(info.b))),
+		Device:    kernel.Text(cstr(l.Device.bytes(info.b))),
 	})
 	return nil
 }

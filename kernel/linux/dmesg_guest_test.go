@@ -2,6 +2,7 @@ package linux_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -18,6 +19,14 @@ func (s *state) testLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.compareLog(t)
+
+	// Without types, VMCOREINFO tells the layout.
+	k, err := linux.Find(t.Context(), s.m, linux.Hints{Live: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Types, k.TypesErr = nil, errors.ErrUnsupported
+	(&state{g: s.g, m: s.m, k: k}).compareLog(t)
 }
 
 func (s *state) compareLog(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 type ring struct {
 	*world
 	l                      *logLayout
+	f                      *logFields
 	at, descs, infos, data mem.VA
 	id, pos                uint64
 }
@@ -23,16 +24,20 @@ const ringDescs, ringBytes = 8, 256
 
 func newRing(t testing.TB) *ring {
 	w := newWorld(t)
-	r := &ring{world: w, l: layoutOf[logLayout](w)}
+	l, err := logFromTypes(w.v.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &ring{world: w, l: l, f: layoutOf[logFields](w)}
 	r.at, r.descs, r.infos, r.data = w.alloc(256), w.alloc(ringDescs*r.l.DescSize), w.alloc(ringDescs*r.l.InfoSize), w.alloc(ringBytes)
-	w.put(r.at, r.l.CountBits, 3)
-	w.put(r.at, r.l.SizeBits, 8)
-	w.put(r.at, r.l.Descs, uint64(r.descs))
-	w.put(r.at, r.l.Infos, uint64(r.infos))
-	w.put(r.at, r.l.Data, uint64(r.data))
+	w.put(r.at, r.f.CountBits, 3)
+	w.put(r.at, r.f.SizeBits, 8)
+	w.put(r.at, r.f.Descs, uint64(r.descs))
+	w.put(r.at, r.f.Infos, uint64(r.infos))
+	w.put(r.at, r.f.Data, uint64(r.data))
 	r.id = 1<<32 - ringDescs // of record 0
 	r.pos = 1<<63 - 3*ringBytes
-	w.put(r.at, r.l.Tail, r.id)
+	w.put(r.at, r.f.Tail, r.id)
 	return r
 }
 
@@ -58,21 +63,21 @@ func (r *ring) add(text string, state uint64) (id uint64) {
 
 func (r *ring) record(id, state, begin, next uint64, n int) {
 	d, i := r.desc(id), r.info(id)
-	r.put(d, r.l.State, id|state<<62)
-	r.put(d, r.l.Begin, begin)
-	r.put(d, r.l.Next, next)
+	r.put(d, r.f.State, id|state<<62)
+	r.put(d, r.f.Begin, begin)
+	r.put(d, r.f.Next, next)
 	seq := id - (1<<32 - ringDescs)
-	r.put(i, r.l.Seq, seq)
-	r.put(i, r.l.Time, 1e9*seq)
-	r.put(i, r.l.TextLen, uint64(n))
-	r.put(i, r.l.Facility, 3)
-	r.put(i, r.l.Level, 6)
-	r.put(i, r.l.Caller, 1<<31|seq)
-	r.bytes(r.l.Subsys.At(i), "pci\x00")
-	r.bytes(r.l.Device.At(i), "+pci:0000\x00")
-	r.put(r.at, r.l.Head, id)
+	r.put(i, r.f.Seq, seq)
+	r.put(i, r.f.Time, 1e9*seq)
+	r.put(i, r.f.TextLen, uint64(n))
+	r.put(i, r.f.Facility, 3)
+	r.put(i, r.f.Level, 6)
+	r.put(i, r.f.Caller, 1<<31|seq)
+	r.bytes(r.f.Subsys.At(i), "pci\x00")
+	r.bytes(r.f.Device.At(i), "+pci:0000\x00")
+	r.put(r.at, r.f.Head, id)
 	if id-(1<<32-ringDescs) >= ringDescs {
-		r.put(r.at, r.l.Tail, id-ringDescs+1)
+		r.put(r.at, r.f.Tail, id-ringDescs+1)
 	}
 	r.id++
 }
@@ -128,7 +133,7 @@ func TestLogOdd(t *testing.T) {
 	stolen := r.add("stolen", descFinal)
 	r.put64(r.data+mem.VA((r.pos-16)%ringBytes), stolen+ringDescs)
 	later := r.add("later", descFinal)
-	r.put(r.info(later), r.l.Seq, later-(1<<32-ringDescs)+ringDescs)
+	r.put(r.info(later), r.f.Seq, later-(1<<32-ringDescs)+ringDescs)
 	got, err = r.read()
 	if want := "[0 plain 1  2  5 to be continued]"; err != nil || fmt.Sprint(got) != want {
 		t.Errorf("got %v, %v, want %s", got, err, want)
@@ -137,18 +142,18 @@ func TestLogOdd(t *testing.T) {
 
 func TestLogInconsistent(t *testing.T) {
 	for name, spoil := range map[string]func(*ring){
-		"huge text":       func(r *ring) { r.put(r.at, r.l.SizeBits, 60) },
-		"many records":    func(r *ring) { r.put(r.at, r.l.CountBits, 63) },
-		"head behind":     func(r *ring) { r.put(r.at, r.l.Tail, r.id) },
-		"far head":        func(r *ring) { r.put(r.at, r.l.Head, r.id+100) },
-		"block backwards": func(r *ring) { r.put(r.desc(r.id-1), r.l.Next, 8) },
-		"block unaligned": func(r *ring) { r.put(r.desc(r.id-1), r.l.Next, r.pos+1) },
-		"wrong number":    func(r *ring) { r.put(r.info(r.id-1), r.l.Seq, 77) },
+		"huge text":       func(r *ring) { r.put(r.at, r.f.SizeBits, 60) },
+		"many records":    func(r *ring) { r.put(r.at, r.f.CountBits, 63) },
+		"head behind":     func(r *ring) { r.put(r.at, r.f.Tail, r.id) },
+		"far head":        func(r *ring) { r.put(r.at, r.f.Head, r.id+100) },
+		"block backwards": func(r *ring) { r.put(r.desc(r.id-1), r.f.Next, 8) },
+		"block unaligned": func(r *ring) { r.put(r.desc(r.id-1), r.f.Next, r.pos+1) },
+		"wrong number":    func(r *ring) { r.put(r.info(r.id-1), r.f.Seq, 77) },
 		"shared text": func(r *ring) {
 			begin := uint64(1 << 20)
 			for i := range uint64(3) {
-				r.put(r.desc(r.id-1-i), r.l.Begin, begin)
-				r.put(r.desc(r.id-1-i), r.l.Next, begin+ringBytes-8)
+				r.put(r.desc(r.id-1-i), r.f.Begin, begin)
+				r.put(r.desc(r.id-1-i), r.f.Next, begin+ringBytes-8)
 			}
 		},
 	} {

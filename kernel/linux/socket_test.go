@@ -28,7 +28,7 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// net is a world with sockets in it.
+// netWorld is a world with sockets in it.
 type netWorld struct {
 	*world
 	l     *sockLayout
@@ -179,6 +179,34 @@ func TestBrokenChains(t *testing.T) {
 		if err := r.hashed(table, nil); !errors.Is(err, mem.ErrInconsistent) {
 			t.Errorf("%s: %v", table.name, err)
 		}
+	}
+}
+
+// TestChainMidway walks chains that the kernel is just changing.
+func TestChainMidway(t *testing.T) {
+	w := newWorld(t)
+	walk := func(head mem.VA) string {
+		var got []mem.VA
+		_, err := w.v.chain(head, func(n mem.VA) error { got = append(got, n); return nil })
+		return fmt.Sprintf("%#x %v", got, err)
+	}
+	w.chain(0x1000, 1, 0x2000, 0x3000, 0x4000)
+	whole := walk(0x1000)
+	// 0x2000 is being put in front of 0x3000, which does not know yet.
+	w.put64(0x3008, 0x1000)
+	if got := walk(0x1000); got != whole {
+		t.Error(got)
+	}
+	// 0x3000 was taken out, 0x4000 does not know yet.
+	w.chain(0x1000, 1, 0x2000, 0x3000, 0x4000)
+	w.put64(0x2000, 0x4000)
+	if got, want := walk(0x1000), "[0x2000 0x4000] <nil>"; got != want {
+		t.Error(got)
+	}
+	// 0x5000 never stood between.
+	w.put64(0x4008, 0x5000)
+	if got := walk(0x1000); !strings.Contains(got, "pprev") {
+		t.Error(got)
 	}
 }
 

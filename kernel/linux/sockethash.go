@@ -92,7 +92,7 @@ func (v *View) chain(head mem.VA, each func(node mem.VA) error) (end mem.VA, err
 	if err != nil {
 		return 0, err
 	}
-	from := head
+	from, before := head, mem.VA(0)
 	buf := new([16]byte)
 	var loop brent
 	for node != 0 && node&1 == 0 {
@@ -102,13 +102,29 @@ func (v *View) chain(head mem.VA, each func(node mem.VA) error) (end mem.VA, err
 		if _, err := v.Mem.Read(buf[:], node); err != nil {
 			return 0, err
 		}
-		if back := mem.VA(binary.LittleEndian.Uint64(buf[8:])); back != from {
+		if back := mem.VA(binary.LittleEndian.Uint64(buf[8:])); back != from && !v.midway(node, back, from, before) {
 			return 0, errBroken("chain", node, fmt.Sprintf("pprev is %#x, came from %#x", uint64(back), uint64(from)))
 		}
 		if err := each(node); err != nil {
 			return 0, err
 		}
-		from, node = node, mem.VA(binary.LittleEndian.Uint64(buf[:8]))
+		before, from, node = from, node, mem.VA(binary.LittleEndian.Uint64(buf[:8]))
 	}
 	return node, nil
+}
+
+// midway reports whether node, to which from points, still points back as it
+// did before the change that the kernel is in the midst of: the way forward is
+// changed first. A vCPU may be stopped there for longer than any retrying.
+func (v *View) midway(node, back, from, before mem.VA) bool {
+	if back == before { // from was put in front of node
+		return before != 0
+	}
+	// What stood between was taken out, and still knows where it stood.
+	next, err := v.Mem.Pointer(back)
+	if err != nil || next != node {
+		return false
+	}
+	pprev, err := v.Mem.Pointer(back + 8)
+	return err == nil && pprev == from
 }

@@ -1,0 +1,176 @@
+package linux
+
+import (
+	"fmt"
+
+	"vmscope/ctype"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// logLayout is where in the kernel's log what is (struct printk_ringbuffer,
+// kernel/printk/printk_ringbuffer.h, since v5.10).
+type logLayout struct {
+	at mem.VA // of prb, which points to it
+
+	Descs, Infos, CountBits, Head, Tail place // in printk_ringbuffer
+	Data, SizeBits                      place
+	State, Begin, Next                  place // in prb_desc
+	Seq, Time, TextLen, Facility, Level place // in printk_info
+	Caller, Subsys, Device              place
+
+	RingSize, DescSize, InfoSize uint64 // bytes
+}
+
+// logFields are the same in the kernel's types.
+type logFields struct {
+	Descs     ctype.Field `c:"printk_ringbuffer.desc_ring.descs"`
+	Infos     ctype.Field `c:"printk_ringbuffer.desc_ring.infos"`
+	CountBits ctype.Field `c:"printk_ringbuffer.desc_ring.count_bits"`
+	Head      ctype.Field `c:"printk_ringbuffer.desc_ring.head_id"`
+	Tail      ctype.Field `c:"printk_ringbuffer.desc_ring.tail_id"`
+	Data      ctype.Field `c:"printk_ringbuffer.text_data_ring.data"`
+	SizeBits  ctype.Field `c:"printk_ringbuffer.text_data_ring.size_bits"`
+	RingSize  uint64      `c:"sizeof(printk_ringbuffer)"`
+
+	DescSize uint64      `c:"sizeof(prb_desc)"`
+	State    ctype.Field `c:"prb_desc.state_var"`
+	Begin    ctype.Field `c:"prb_desc.text_blk_lpos.begin"`
+	Next     ctype.Field `c:"prb_desc.text_blk_lpos.next"`
+
+	InfoSize uint64      `c:"sizeof(printk_info)"`
+	Seq      ctype.Field `c:"printk_info.seq"`
+	Time     ctype.Field `c:"printk_info.ts_nsec"`
+	TextLen  ctype.Field `c:"printk_info.text_len"`
+	Facility ctype.Field `c:"printk_info.facility"`
+	Level    ctype.Field `c:"printk_info.level"`
+	Caller   ctype.Field `c:"printk_info.caller_id"`
+	Subsys   ctype.Field `c:"printk_info.dev_info.subsystem,optional"`
+	Device   ctype.Field `c:"printk_info.dev_info.device,optional"`
+}
+
+// place is a member of a struct whose bytes are at hand.
+type place struct {
+	off, size uint64
+	shift     uint8 // of a bit-field: its first bit
+	bits      uint8 // and how many
+}
+
+func placeOf(f ctype.Field) place {
+	if !f.Valid() {
+		return place{}
+	}
+	if f.BitSize != 0 {
+		return place{f.Offset, 1, f.BitOffset, f.BitSize}
+	}
+	return place{off: f.Offset, size: f.Size()}
+}
+
+// uint decodes the integer at p in b.
+func (p place) uint(b []byte) uint64 {
+	v := uintAt(b, p.off, p.size)
+	if p.bits != 0 {
+		return v >> p.shift & (1<<(p.bits&63) - 1)
+	}
+	return v
+}
+
+// bytes is the array at p in b, nil if the kernel has none.
+func (p place) bytes(b []byte) []byte {
+	if n := uint64(len(b)); p.off > n || p.size > n-p.off {
+		return nil
+	}
+	return b[p.off : p.off+p.size]
+}
+
+// newLogLayout takes the layout from the kernel's types, and where it has none
+// from VMCOREINFO, by which dump tools find the log.
+func newLogLayout(k *Kernel) (*logLayout, error) {
+	l, err := logFromTypes(k)
+	if err != nil && k.info != nil {
+		if c, ok := logFromCoreInfo(k.info); ok {
+			l, err = c, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if l.at, err = k.Symbol("prb"); err != nil {
+		var ok bool
+		if k.info == nil {
+			return nil, err
+		}
+		if l.at, ok = k.info.Symbol("prb"); !ok {
+			return nil, err
+		}
+	}
+	for _, n := range []uint64{l.RingSize, l.DescSize, l.InfoSize} {
+		if n == 0 || n > maxObject {
+			return nil, fmt.Errorf("the kernel's log has a struct of %d bytes: %w", n, mem.ErrInconsistent)
+		}
+	}
+	return l, nil
+}
+
+func logFromTypes(k *Kernel) (*logLayout, error) {
+	f, err := layout[logFields](k)
+	if err != nil {
+		return nil, err
+	}
+	return &logLayout{
+		Descs: placeOf(f.Descs), Infos: placeOf(f.Infos), CountBits: placeOf(f.CountBits), Head: placeOf(f.Head), Tail: placeOf(f.Tail),
+		Data: placeOf(f.Data), SizeBits: placeOf(f.SizeBits),
+		State: placeOf(f.State), Begin: placeOf(f.Begin), Next: placeOf(f.Next),
+		Seq: placeOf(f.Seq), Time: placeOf(f.Time), TextLen: placeOf(f.TextLen), Facility: placeOf(f.Facility), Level: placeOf(f.Level),
+		Caller: placeOf(f.Caller), Subsys: placeOf(f.Subsys), Device: placeOf(f.Device),
+		RingSize: f.RingSize, DescSize: f.DescSize, InfoSize: f.InfoSize,
+	}, nil
+}
+
+// logFromCoreInfo reads the layout from VMCOREINFO
+// (Documentation/admin-guide/kdump/vmcoreinfo.rst, "printk_ringbuffer").
+func logFromCoreInfo(info *ksym.CoreInfo) (*logLayout, bool) {
+	ok := true
+	known := func(n int64, there bool) uint64 {
+		ok = ok && there && n >= 0 && n <= maxObject
+		return uint64(n)
+	}
+	at := func(size uint64, members ...string) place {
+		p := place{size: size}
+		for _, m := range members {
+			p.off += known(info.Offset(m))
+		}
+		return p
+	}
+	const ring, text = "printk_ringbuffer.desc_ring", "printk_ringbuffer.text_data_ring"
+	l := &logLayout{
+		Descs:     at(8, ring, "prb_desc_ring.descs"),
+		Infos:     at(8, ring, "prb_desc_ring.infos"),
+		CountBits: at(4, ring, "prb_desc_ring.count_bits"),
+		Head:      at(8, ring, "prb_desc_ring.head_id"),
+		Tail:      at(8, ring, "prb_desc_ring.tail_id"),
+		Data:      at(8, text, "prb_data_ring.data"),
+		SizeBits:  at(4, text, "prb_data_ring.size_bits"),
+		State:     at(8, "prb_desc.state_var"),
+		Begin:     at(8, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.begin"),
+		Next:      at(8, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.next"),
+		Seq:       at(8, "printk_info.seq"),
+		Time:      at(8, "printk_info.ts_nsec"),
+		TextLen:   at(2, "printk_info.text_len"),
+		Caller:    at(4, "printk_info.caller_id"),
+		RingSize:  known(info.Size("printk_ringbuffer")),
+		DescSize:  known(info.Size("prb_desc")),
+		InfoSize:  known(info.Size("printk_info")),
+	}
+	// These are not exported; they follow the length of the text (u8 facility;
+	// u8 flags:5, level:3) as long as there is a struct printk_info.
+	l.Facility = place{off: l.TextLen.off + 2, size: 1}
+	l.Level = place{off: l.TextLen.off + 3, size: 1, shift: 5, bits: 3}
+	subsys, there1 := info.Length("printk_info_subsystem")
+	device, there2 := info.Length("printk_info_device")
+	if there1 && there2 {
+		l.Subsys = at(known(subsys, true), "printk_info.dev_info", "dev_printk_info.subsystem")
+		l.Device = at(known(device, true), "printk_info.dev_info", "dev_printk_info.device")
+	}
+	return l, ok
+}
