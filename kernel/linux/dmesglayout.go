@@ -13,11 +13,11 @@ import (
 type logLayout struct {
 	at mem.VA // of prb, which points to it
 
-	Descs, Infos, CountBits, Head, Tail place // in printk_ringbuffer
-	Data, SizeBits                      place
-	State, Begin, Next                  place // in prb_desc
-	Seq, Time, TextLen, Facility, Level place // in printk_info
-	Caller, Subsys, Device              place
+	Descs, Infos, CountBits, Head, Tail logPlace // in printk_ringbuffer
+	Data, SizeBits                      logPlace
+	State, Begin, Next                  logPlace // in prb_desc
+	Seq, Time, TextLen, Facility, Level logPlace // in printk_info
+	Caller, Subsys, Device              logPlace
 
 	RingSize, DescSize, InfoSize uint64 // bytes
 }
@@ -49,25 +49,25 @@ type logFields struct {
 	Device   ctype.Field `c:"printk_info.dev_info.device,optional"`
 }
 
-// place is a member of a struct whose bytes are at hand.
-type place struct {
+// logPlace is a member of a struct whose bytes are at hand.
+type logPlace struct {
 	off, size uint64
 	shift     uint8 // of a bit-field: its first bit
 	bits      uint8 // and how many
 }
 
-func placeOf(f ctype.Field) place {
+func logPlaceOf(f ctype.Field) logPlace {
 	if !f.Valid() {
-		return place{}
+		return logPlace{}
 	}
 	if f.BitSize != 0 {
-		return place{f.Offset, 1, f.BitOffset, f.BitSize}
+		return logPlace{f.Offset, 1, f.BitOffset, f.BitSize}
 	}
-	return place{off: f.Offset, size: f.Size()}
+	return logPlace{off: f.Offset, size: f.Size()}
 }
 
 // uint decodes the integer at p in b.
-func (p place) uint(b []byte) uint64 {
+func (p logPlace) uint(b []byte) uint64 {
 	v := uintAt(b, p.off, p.size)
 	if p.bits != 0 {
 		return v >> p.shift & (1<<(p.bits&63) - 1)
@@ -76,7 +76,7 @@ func (p place) uint(b []byte) uint64 {
 }
 
 // bytes is the array at p in b, nil if the kernel has none.
-func (p place) bytes(b []byte) []byte {
+func (p logPlace) bytes(b []byte) []byte {
 	if n := uint64(len(b)); p.off > n || p.size > n-p.off {
 		return nil
 	}
@@ -118,11 +118,11 @@ func logFromTypes(k *Kernel) (*logLayout, error) {
 		return nil, err
 	}
 	return &logLayout{
-		Descs: placeOf(f.Descs), Infos: placeOf(f.Infos), CountBits: placeOf(f.CountBits), Head: placeOf(f.Head), Tail: placeOf(f.Tail),
-		Data: placeOf(f.Data), SizeBits: placeOf(f.SizeBits),
-		State: placeOf(f.State), Begin: placeOf(f.Begin), Next: placeOf(f.Next),
-		Seq: placeOf(f.Seq), Time: placeOf(f.Time), TextLen: placeOf(f.TextLen), Facility: placeOf(f.Facility), Level: placeOf(f.Level),
-		Caller: placeOf(f.Caller), Subsys: placeOf(f.Subsys), Device: placeOf(f.Device),
+		Descs: logPlaceOf(f.Descs), Infos: logPlaceOf(f.Infos), CountBits: logPlaceOf(f.CountBits), Head: logPlaceOf(f.Head), Tail: logPlaceOf(f.Tail),
+		Data: logPlaceOf(f.Data), SizeBits: logPlaceOf(f.SizeBits),
+		State: logPlaceOf(f.State), Begin: logPlaceOf(f.Begin), Next: logPlaceOf(f.Next),
+		Seq: logPlaceOf(f.Seq), Time: logPlaceOf(f.Time), TextLen: logPlaceOf(f.TextLen), Facility: logPlaceOf(f.Facility), Level: logPlaceOf(f.Level),
+		Caller: logPlaceOf(f.Caller), Subsys: logPlaceOf(f.Subsys), Device: logPlaceOf(f.Device),
 		RingSize: f.RingSize, DescSize: f.DescSize, InfoSize: f.InfoSize,
 	}, nil
 }
@@ -135,8 +135,8 @@ func logFromCoreInfo(info *ksym.CoreInfo) (*logLayout, bool) {
 		ok = ok && there && n >= 0 && n <= maxObject
 		return uint64(n)
 	}
-	at := func(size uint64, members ...string) place {
-		p := place{size: size}
+	at := func(size uint64, members ...string) logPlace {
+		p := logPlace{size: size}
 		for _, m := range members {
 			p.off += known(info.Offset(m))
 		}
@@ -164,8 +164,8 @@ func logFromCoreInfo(info *ksym.CoreInfo) (*logLayout, bool) {
 	}
 	// These are not exported; they follow the length of the text (u8 facility;
 	// u8 flags:5, level:3) as long as there is a struct printk_info.
-	l.Facility = place{off: l.TextLen.off + 2, size: 1}
-	l.Level = place{off: l.TextLen.off + 3, size: 1, shift: 5, bits: 3}
+	l.Facility = logPlace{off: l.TextLen.off + 2, size: 1}
+	l.Level = logPlace{off: l.TextLen.off + 3, size: 1, shift: 5, bits: 3}
 	subsys, there1 := info.Length("printk_info_subsystem")
 	device, there2 := info.Length("printk_info_device")
 	if there1 && there2 {
