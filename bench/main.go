@@ -8,6 +8,8 @@
 // The last form takes the RAM of a real guest: FILE is its raw RAM, LOW the
 // bytes of it that lie below 4 GiB, ROOT its page-table root and ADDRS a file of
 // little-endian 8-byte virtual addresses of mapped pages.
+//
+// Then it boots real guests (-live) and times what users do.
 package main
 
 import (
@@ -43,6 +45,7 @@ func run(w io.Writer) error {
 	flag.StringVar(&dir, "dir", "/dev/shm", "where to build them")
 	flag.DurationVar(&slice, "slice", 20*time.Millisecond, "CPU time for one measurement of one row")
 	flag.IntVar(&rounds, "rounds", 20, "rounds; each row shows its best")
+	liveSizes := flag.String("live", "512M,2G,8G", "sizes of the real guests to boot; empty: none")
 	flag.Parse()
 
 	fl, err := buildFloor(dir)
@@ -73,7 +76,18 @@ func run(w io.Writer) error {
 			}
 		}
 	}
-	return nil
+	if *liveSizes == "" {
+		return nil
+	}
+	var mibs []int
+	for _, s := range strings.Split(*liveSizes, ",") {
+		size, err := parseSize(s)
+		if err != nil {
+			return err
+		}
+		mibs = append(mibs, int(size>>20))
+	}
+	return live(w, mibs, rounds)
 }
 
 // synthetic builds a guest, measures it and removes it.
