@@ -136,13 +136,21 @@ func (g *Guest) find(ctx context.Context) error {
 		hints.CPUs, _ = c.CPUs(ctx) // they only confirm: a kernel is found without
 	}
 	var errs []error
+	var second *Guest // a kernel proved itself, but its RAM lies otherwise
 	for _, l := range layouts {
 		m, err := g.in(l)
 		if err == nil {
-			err = g.findIn(ctx, m, hints)
-		}
-		if err == nil {
-			return nil
+			var k *linux.Kernel
+			if k, err = linux.Find(ctx, m, hints); err == nil {
+				if checkLayout(k, m) {
+					g.kernel, g.phys = k, m
+					return nil
+				}
+				if second == nil {
+					second = &Guest{kernel: k, phys: m}
+				}
+				continue
+			}
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -152,26 +160,33 @@ func (g *Guest) find(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	if second != nil {
+		// No layout fits what the kernel says of its RAM: it is not believed,
+		// and said so.
+		g.kernel, g.phys = second.kernel, second.phys
+		return nil
+	}
 	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
 }
 
-func (g *Guest) findIn(ctx context.Context, m vm.Machine, hints linux.Hints) error {
-	k, err := linux.Find(ctx, m, hints)
-	if err != nil {
-		return err
+// checkLayout compares the layout with the kernel's own list of its RAM and
+// reports the outcome. It is false if they contradict each other.
+func checkLayout(k *linux.Kernel, m vm.Machine) bool {
+	r, ok := m.(mem.Ranger)
+	if !ok {
+		return true
 	}
-	if r, ok := m.(mem.Ranger); ok {
-		err = mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges()) })
-		switch {
-		case errors.Is(err, mem.ErrInconsistent):
-			return err
-		case err == nil:
-			k.Report.Findings = append(k.Report.Findings, linux.Finding{
-				What: "RAM layout", Value: infoOf(m).Layout, Source: "iomem_resource of the kernel", Confidence: "proved"})
-		}
+	err := mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges()) })
+	switch {
+	case errors.Is(err, mem.ErrInconsistent):
+		k.Report.Contradictions = append(k.Report.Contradictions, "layout of RAM: "+err.Error())
+		return false
+	case err != nil:
+		return true // the kernel does not say
 	}
-	g.kernel, g.phys = k, m
-	return nil
+	k.Report.Findings = append(k.Report.Findings, linux.Finding{
+		What: "RAM layout", Value: infoOf(m).Layout, Source: "iomem_resource of the kernel", Confidence: "proved"})
+	return true
 }
 
 // layouts lists the layouts to try, the likeliest first. One layout without a

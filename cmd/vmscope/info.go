@@ -33,6 +33,7 @@ type infoRow struct {
 	Types    counted         `json:"types"`
 	Booted   *time.Time      `json:"booted,omitempty"`
 	Findings []linux.Finding `json:"findings"`
+	Doubts   []string        `json:"contradictions,omitempty"`
 	Rejected []string        `json:"rejected,omitempty"`
 	Steps    []linux.Step    `json:"steps"`
 }
@@ -68,7 +69,7 @@ func describe(v *vmscope.View) infoRow {
 		KASLR: fmt.Sprintf("%#x", v.Slide), Root: v.Root, Paging: v.Mode.String(),
 		Symbols:  counted{v.Symbols.Len(), "", "none"},
 		Types:    counted{0, "", "none"},
-		Findings: v.Report.Findings, Rejected: v.Report.Rejected, Steps: v.Report.Steps,
+		Findings: v.Report.Findings, Doubts: v.Report.Contradictions, Rejected: v.Report.Rejected, Steps: v.Report.Steps,
 	}
 	if d, ok := v.Machine.(vm.Describer); ok {
 		i := d.Info()
@@ -118,6 +119,9 @@ func (a *app) printInfo(r infoRow) {
 		t.AppendRow([]any{f.What, kernel.Text(f.Value), f.Source, f.Confidence})
 	}
 	t.Render()
+	for _, x := range r.Doubts {
+		line("contradiction", "%s", kernel.Text(x))
+	}
 	for _, x := range r.Rejected {
 		line("rejected", "%s", kernel.Text(x))
 	}

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"vmscope/arch/x86"
@@ -20,14 +21,20 @@ func (f *finder) choose(found []*Kernel) (*Kernel, error) {
 	found = distinct(found)
 	if len(found) == 1 {
 		k := found[0]
-		if n := f.onCPU(k); n > 0 {
-			k.Report.Findings = append(k.Report.Findings, Finding{"running", fmt.Sprintf("page tables of %d vCPUs map it", n), "registers", "proved"})
+		switch n, of := f.onCPU(k); {
+		case n > 0:
+			k.Report.Findings = append(k.Report.Findings, Finding{"running", fmt.Sprintf("page tables of %d of %d vCPUs map it", n, of), "registers", "proved"})
+		case of > 0:
+			k.Report.Contradictions = append(k.Report.Contradictions, fmt.Sprintf("none of %d vCPUs runs on page tables that map this kernel", of))
 		}
 		return k, nil
 	}
 	k, why := f.byRegisters(found)
 	if k == nil {
 		k, why = f.byBeat(found)
+	}
+	if k == nil {
+		k, why = byDoubt(found)
 	}
 	if k == nil {
 		k, why = f.byTime(found)
@@ -50,33 +57,40 @@ func (f *finder) choose(found []*Kernel) (*Kernel, error) {
 func distinct(found []*Kernel) []*Kernel {
 	var out []*Kernel
 	for _, k := range found {
-		same := false
-		for _, o := range out {
-			same = same || o.Root == k.Root && o.Phys == k.Phys && o.Text == k.Text
-		}
-		if !same {
+		same := slices.IndexFunc(out, func(o *Kernel) bool { return o.Root == k.Root && o.Phys == k.Phys && o.Text == k.Text })
+		switch {
+		case same < 0:
 			out = append(out, k)
+		case len(k.Report.Contradictions) < len(out[same].Report.Contradictions):
+			out[same] = k // a forged text beside the true one
 		}
 	}
 	return out
 }
 
+// byDoubt picks the only one without contradictions.
+func byDoubt(found []*Kernel) (*Kernel, string) {
+	k := only(found, func(k *Kernel) bool { return len(k.Report.Contradictions) == 0 })
+	return k, "what it says of itself agrees"
+}
+
 // onCPU counts the vCPUs whose page tables map k where it lies. With page-table
 // isolation a vCPU in user mode has a root that lacks the kernel; its other
 // half has it.
-func (f *finder) onCPU(k *Kernel) (n int) {
+func (f *finder) onCPU(k *Kernel) (n, of int) {
 	for _, c := range f.hints.CPUs {
+		if !c.Valid {
+			continue
+		}
+		of++
 		if f.maps(k, c) {
 			n++
 		}
 	}
-	return n
+	return n, of
 }
 
 func (f *finder) maps(k *Kernel, c vm.Registers) bool {
-	if !c.Valid {
-		return false
-	}
 	mode := x86.ModeOf(c.CR0, c.CR4, c.EFER)
 	for _, root := range []mem.PA{mem.PA(c.CR3), x86.KernelRoot(mem.PA(c.CR3))} {
 		if leads(mem.NewSpace("vCPU", f.phys, x86.NewPaging(f.phys, root, mode)), k.Text, k.Phys) == nil {
@@ -100,7 +114,7 @@ func only(found []*Kernel, is func(*Kernel) bool) (one *Kernel) {
 }
 
 func (f *finder) byRegisters(found []*Kernel) (*Kernel, string) {
-	k := only(found, func(k *Kernel) bool { return f.onCPU(k) > 0 })
+	k := only(found, func(k *Kernel) bool { n, _ := f.onCPU(k); return n > 0 })
 	return k, "the vCPUs run on its page tables"
 }
 

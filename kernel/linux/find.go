@@ -118,7 +118,8 @@ func (f *finder) find() (*Kernel, error) {
 		return nil, err
 	}
 	f.readTypes(k)
-	k.Report = Report{Steps: f.report.Steps, Findings: append(k.Report.Findings, f.report.Findings...), Rejected: f.report.Rejected}
+	k.Report.Steps, k.Report.Rejected = f.report.Steps, f.report.Rejected
+	k.Report.Findings = append(k.Report.Findings, f.report.Findings...)
 	return k, nil
 }
 

@@ -236,8 +236,57 @@ func TestFindRejectsGuest(t *testing.T) {
 			if got.Root != k.Root || got.Text != k.Text || got.Release != k.Release || got.Symbols.Len() != k.Symbols.Len() {
 				t.Errorf("found %s at %#x", got.Release, uint64(got.Phys))
 			}
-			if name != "other symbol table" && len(got.Report.Rejected) == 0 {
-				t.Error("the fake is not reported")
+			// A fake of which only the name is false is the same kernel, and one
+			// whose symbol table is elsewhere has it searched for.
+			if reported := len(got.Report.Rejected) > 0; reported != (name == "other root" || name == "other _stext") {
+				t.Errorf("rejected: %q", got.Report.Rejected)
+			}
+			if len(got.Report.Contradictions) > 0 {
+				t.Errorf("contradictions: %q", got.Report.Contradictions)
+			}
+		})
+	}
+}
+
+// TestFindTamperedGuest changes what a kernel says of itself, as one who owns it
+// may to blind who watches, and checks that it is still seen.
+func TestFindTamperedGuest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a guest")
+	}
+	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", RAM: guestlab.SharedFile})
+	m := openRAM(t, g.RAMFile())
+	k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bytes := range map[string]struct {
+		symbol string
+		b      []byte
+	}{
+		"banner":    {"linux_banner", []byte("Windows NT")},
+		"idle task": {"init_task", make([]byte, 8192)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at, err := k.Symbol(bytes.symbol)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := copyRAM(t, g.RAMFile())
+			f, err := os.OpenFile(to, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt(bytes.b, int64(k.Phys)+int64(at-k.Text)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := linux.Find(t.Context(), openRAM(t, to), linux.Hints{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Root != k.Root || got.Release != k.Release || len(got.Report.Contradictions) != 1 {
+				t.Errorf("found %q with contradictions %q", got.Release, got.Report.Contradictions)
 			}
 		})
 	}

@@ -49,6 +49,9 @@ type Kernel struct {
 type Report struct {
 	Steps    []Step    `json:"steps"`
 	Findings []Finding `json:"findings"`
+	// Contradictions are what the kernel says of itself and what does not
+	// agree: signs that somebody changed it.
+	Contradictions []string `json:"contradictions,omitempty"`
 	// Rejected are the candidates that were no running kernel, with the reason.
 	Rejected []string `json:"rejected,omitempty"`
 }

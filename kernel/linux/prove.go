@@ -59,17 +59,10 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 			return nil, fmt.Errorf("%s, release %q: %s: %w", c.source, c.release, name, err)
 		}
 	}
-	// It names itself the same in all places.
-	if err := k.readBanner(v); err != nil {
-		return nil, bad("%v", err)
+	if s, err := k.Symbol("init_top_pgt"); err == nil && s != c.root {
+		return nil, bad("its symbol table says init_top_pgt = %#x, it says %#x", uint64(s), uint64(c.root))
 	}
-	if c.release != "" && c.release != k.Release {
-		return nil, bad("its banner says %q", k.Release)
-	}
-	// And a task list hangs off the idle task.
-	if err := k.checkInitTask(v); err != nil {
-		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, err)
-	}
+	k.describe(v, c)
 	k.Slide = uint64(c.text) - linkedText
 	k.Report.Findings = []Finding{
 		{"kernel", k.Release, "linux_banner", "proved"},
@@ -97,30 +90,51 @@ func leads(s *mem.Space, va mem.VA, pa mem.PA) error {
 	return nil
 }
 
+// describe reads how the kernel names itself. None of it keeps the kernel from
+// running, so a guest that is owned may have changed it: what does not agree is
+// no reason to be blind to that kernel, but evidence.
+func (k *Kernel) describe(v *View, c *claim) {
+	doubt := func(format string, args ...any) {
+		k.Report.Contradictions = append(k.Report.Contradictions, fmt.Sprintf(format, args...))
+	}
+	k.Release = c.release
+	switch release, banner, err := readBanner(v); {
+	case err != nil:
+		doubt("%v", err)
+	case c.release != "" && release != c.release:
+		doubt("linux_banner says release %q, %s says %q", release, c.source, c.release)
+		fallthrough
+	default:
+		k.Release, k.Banner = release, banner
+	}
+	if err := checkInitTask(v); err != nil {
+		doubt("%v", err)
+	}
+}
+
 // readBanner reads linux_banner (init/version.c, since v6.2
 // init/version-timestamp.c): "Linux version RELEASE (who@where) …".
-func (k *Kernel) readBanner(v *View) error {
-	at, err := k.Symbol("linux_banner")
+func readBanner(v *View) (release, banner string, err error) {
+	at, err := v.Symbol("linux_banner")
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	b, err := v.Mem.CString(at, 1024)
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	rest, ok := strings.CutPrefix(string(b), "Linux version ")
 	release, _, ok2 := strings.Cut(rest, " ")
 	if !ok || !ok2 {
-		return fmt.Errorf("linux_banner at %#x reads %.40q", uint64(at), b)
+		return "", "", fmt.Errorf("linux_banner at %#x reads %.40q", uint64(at), b)
 	}
-	k.Release, k.Banner = release, strings.TrimRight(string(b), "\n")
-	return nil
+	return release, strings.TrimRight(string(b), "\n"), nil
 }
 
 // checkInitTask looks for the idle task's name in init_task. Layouts are not
 // known yet: the name must stand somewhere in it.
-func (k *Kernel) checkInitTask(v *View) error {
-	at, err := k.Symbol("init_task")
+func checkInitTask(v *View) error {
+	at, err := v.Symbol("init_task")
 	if err != nil {
 		return err
 	}
@@ -130,8 +144,7 @@ func (k *Kernel) checkInitTask(v *View) error {
 		return err
 	}
 	if !bytes.Contains(b[:n], []byte("swapper/0\x00")) && !bytes.Contains(b[:n], []byte("swapper\x00")) {
-		return &mem.FaultError{Op: "check", Space: "kernel", Addr: uint64(at),
-			Err: fmt.Errorf("%w: init_task does not hold the idle task's name", mem.ErrInconsistent)}
+		return fmt.Errorf("init_task at %#x does not hold the idle task's name", uint64(at))
 	}
 	return nil
 }
