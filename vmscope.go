@@ -66,10 +66,19 @@ type View struct {
 // 16 MiB.
 const cachePages = 4096
 
-// View looks at the guest once. Nothing that f reads is kept for the next View,
-// but for where the kernel lies, which is checked anew. The guest runs on unless
-// it was opened with Paused.
+// View looks at the guest once and returns the error of f. Nothing that f reads
+// is kept for the next View, but for where the kernel lies, which is checked
+// anew: a guest that rebooted, also into another kernel, is no error once the
+// kernel is up. The guest runs on unless it was opened with Paused.
+//
+// An ErrUnreachable says that the guest, or the way to it, is gone: open it
+// anew. Any other error may pass, such as that of a guest that just boots.
 func (g *Guest) View(ctx context.Context, f func(*View) error) (err error) {
+	if e, ok := g.machine.(vm.Ender); ok {
+		if err := e.Ended(); err != nil {
+			return fmt.Errorf("%s: %w", g.target, err)
+		}
+	}
 	if g.opt.paused {
 		p, ok := g.machine.(vm.Pauser)
 		if !ok {

@@ -43,6 +43,13 @@ type Pauser interface {
 	Resume(context.Context) error
 }
 
+// Ender is the capability of a live machine to say that it has ended. Mapped
+// memory outlives it: what can be read then is the guest's last moment.
+type Ender interface {
+	// Ended is an ErrUnreachable once the guest has ended.
+	Ended() error
+}
+
 // Registers are those of one vCPU that matter to find a kernel. Values are
 // those of the moment they were read; on a live guest they are history.
 type Registers struct {

@@ -30,8 +30,9 @@ var globals = map[string]string{
 	"total_forks":     "long unsigned int", // kernel/fork.c
 }
 
-// Var is a kernel variable as a typed object. Only variables of which vmscope
-// knows the type can be had so; At takes any.
+// Var is a kernel variable as a typed object. A kernel says the types of few of
+// its variables; those that vmscope knows can be had so (init_task, modules,
+// total_forks, …). For any other, say the type with At.
 func (v *View) Var(name string) (ctype.Object, error) {
 	typ, ok := globals[name]
 	if !ok {
@@ -51,39 +52,58 @@ func (v *View) At(symbol, typ string) (ctype.Object, error) {
 
 // Object is the object of the given C type at an address of the kernel.
 func (v *View) Object(at mem.VA, typ string) (ctype.Object, error) {
-	types, err := v.NeedTypes()
-	if err != nil {
-		return ctype.Object{}, err
-	}
-	t, err := types.Lookup(typ)
+	t, err := v.typeNamed(typ)
 	if err != nil {
 		return ctype.Object{}, err
 	}
 	return t.At(v.Mem, at), nil
 }
 
+func (v *View) typeNamed(name string) (ctype.Type, error) {
+	types, err := v.NeedTypes()
+	if err != nil {
+		return ctype.Type{}, err
+	}
+	return types.Lookup(name)
+}
+
 // Objects walks the list whose head is a kernel symbol and gives each object on
-// it: Objects("modules", "module", "list", …) the modules, for their
-// struct module links them by its member list. A list that changes while it is
-// walked ends with an ErrInconsistent; what each has been given before is good.
+// it: Objects("modules", "module", "list", …) gives the modules, since each
+// struct module hangs in that list by its member list.
+//
+// A running guest may change the list, and free an object, while it is walked;
+// see List. An ErrInconsistent or a mem.ErrNotMapped then says nothing but that:
+// begin again, with nothing of what each was given. Where the kernel protects
+// the list by RCU (tasks, modules) that is rare. Tasks, Modules and their like
+// begin again by themselves.
 func (v *View) Objects(head, typ, member string, each func(ctype.Object) error) error {
 	at, err := v.Symbol(head)
 	if err != nil {
 		return err
 	}
-	types, err := v.NeedTypes()
-	if err != nil {
-		return err
-	}
-	t, err := types.Lookup(typ)
+	t, err := v.typeNamed(typ)
 	if err != nil {
 		return err
 	}
 	return v.ObjectsAt(at, t, member, each)
 }
 
-// ObjectsAt is Objects for a list head at an address, such as one inside of
-// another object.
+// ObjectsIn is Objects for a list whose head is a member of an object, at a
+// path as Object.Field takes it: ObjectsIn(task, "children", "task_struct",
+// "sibling", …) gives the processes that a task has started.
+func (v *View) ObjectsIn(o ctype.Object, path, typ, member string, each func(ctype.Object) error) error {
+	head, err := o.Field(path)
+	if err != nil {
+		return err
+	}
+	t, err := v.typeNamed(typ)
+	if err != nil {
+		return err
+	}
+	return v.ObjectsAt(head.Addr, t, member, each)
+}
+
+// ObjectsAt is Objects for a list head at an address.
 func (v *View) ObjectsAt(head mem.VA, t ctype.Type, member string, each func(ctype.Object) error) error {
 	off, err := t.Offset(member)
 	if err != nil {

@@ -440,6 +440,9 @@ func TestDeath(t *testing.T) {
 	defer m.Close()
 	q := openVM(t, v.name, Force(QMP))
 	defer q.Close()
+	if err := m.(vm.Ender).Ended(); err != nil {
+		t.Errorf("a live guest: %v", err)
+	}
 	v.cmd.Process.Kill()
 	v.cmd.Wait()
 	for _, m := range []vm.Machine{m, q} {
@@ -455,12 +458,28 @@ func TestDeath(t *testing.T) {
 	if _, err := m.(mem.Extenter).Extents(); !errors.Is(err, mem.ErrUnreachable) {
 		t.Errorf("extents of a dead guest: %v", err)
 	}
+	if err := m.(vm.Ender).Ended(); !errors.Is(err, mem.ErrUnreachable) {
+		t.Errorf("a dead guest: %v", err)
+	}
 	if _, err := Open(context.Background(), v.name); !errors.Is(err, ErrNoVM) {
 		t.Errorf("open a dead guest: %v", err)
 	}
 
 	file := shmFile(t)
-	v = start(t, "-S", "-m", "32M", "-M", "pc,memory-backend=m", "-object", "memory-backend-file,share=on,id=m,size=32M,mem-path="+file)
+	arg := "memory-backend-file,share=on,id=m,size=32M,mem-path=" + file
+	v = start(t, "-S", "-m", "32M", "-M", "pc,memory-backend=m", "-object", arg)
+	m = openVM(t, v.name)
+	v.cmd.Process.Kill()
+	v.cmd.Wait()
+	if _, err := m.ReadPhys(make([]byte, 8), patternAt); err != nil {
+		t.Errorf("mapped memory of a dead guest: %v", err)
+	}
+	if err := m.(vm.Ender).Ended(); !errors.Is(err, mem.ErrUnreachable) {
+		t.Errorf("a dead guest whose memory is mapped: %v", err)
+	}
+	m.Close()
+
+	v = start(t, "-S", "-m", "32M", "-M", "pc,memory-backend=m", "-object", arg)
 	m = openVM(t, v.name)
 	defer m.Close()
 	if err := os.Truncate(file, 1<<20); err != nil {

@@ -214,6 +214,9 @@ func (g *guest) Info() vm.Info {
 	return i
 }
 
+// Ended is an error once the process that runs the guest is gone.
+func (g *guest) Ended() error { return ended(g.alive, g.proc.PID) }
+
 // Layouts lists where the RAM may lie; a single one is known.
 func (g *guest) Layouts() []vm.Layout { return slices.Clone(g.layouts) }
 

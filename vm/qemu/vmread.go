@@ -90,18 +90,22 @@ func (m *procMem) seg(pa mem.PA) *seg {
 
 // check fails if the process is gone: a PID that is used again reads as
 // somebody else's memory.
-func (m *procMem) check() error {
-	if m.alive == nil {
+func (m *procMem) check() error { return ended(m.alive, m.pid) }
+
+// ended is an error once the process of a pidfd is gone. Without a pidfd (a kernel
+// older than 5.3) it is never known.
+func ended(alive *os.File, pid int) error {
+	if alive == nil {
 		return nil
 	}
-	p := []unix.PollFd{{Fd: int32(m.alive.Fd()), Events: unix.POLLIN}}
+	p := []unix.PollFd{{Fd: int32(alive.Fd()), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(p, 0)
 		if err == unix.EINTR {
 			continue
 		}
 		if n != 0 || err != nil {
-			return fmt.Errorf("%w: QEMU process %d has ended", mem.ErrUnreachable, m.pid)
+			return fmt.Errorf("%w: QEMU process %d has ended", mem.ErrUnreachable, pid)
 		}
 		return nil
 	}
