@@ -101,44 +101,27 @@ func command(p kernel.Process) string {
 	return "[" + p.Comm.String() + "]"
 }
 
-// tree prints processes under their parents. Parents that are missing or form
-// a ring (the guest wrote them) leave their children at the left edge.
+// maxIndent bounds how deep a tree is drawn to the right: the guest may make
+// it as deep as it has processes.
+const maxIndent = 40
+
+// tree prints processes under their parents. Those whose parent is missing, and
+// one of each ring of parents (the guest wrote them), stand at the left edge.
 func (a *app) tree(list []kernel.Process) {
-	have := make(map[int]bool, len(list))
-	for _, p := range list {
-		have[p.PID] = true
-	}
-	kids := make(map[int][]kernel.Process)
-	var top []kernel.Process
-	for _, p := range list {
-		if have[p.PPID] && p.PPID != p.PID {
-			kids[p.PPID] = append(kids[p.PPID], p)
-		} else {
-			top = append(top, p)
+	var lead []string // for each level the line that goes on below it
+	for _, b := range kernel.Tree(list) {
+		mark, below := "├─", "│ "
+		switch {
+		case b.Depth == 0:
+			mark, below = "", ""
+		case b.Last:
+			mark, below = "└─", "  "
 		}
-	}
-	shown := make(map[int]bool, len(list))
-	var show func(p kernel.Process, lead, mark, below string)
-	show = func(p kernel.Process, lead, mark, below string) {
-		if shown[p.PID] {
-			return
+		lead = append(lead[:min(b.Depth, maxIndent)], below)
+		if b.Depth > maxIndent {
+			mark = "… "
 		}
-		shown[p.PID] = true
-		fmt.Fprintf(a.out, "%7d %s%s%s\n", p.PID, lead, mark, command(p))
-		k := kids[p.PID]
-		for i, c := range k {
-			if i == len(k)-1 {
-				show(c, lead+below, "└─", "  ")
-			} else {
-				show(c, lead+below, "├─", "│ ")
-			}
-		}
-	}
-	for _, p := range top {
-		show(p, "", "", "")
-	}
-	for _, p := range list {
-		show(p, "", "? ", "  ")
+		fmt.Fprintf(a.out, "%7d %s%s%s\n", b.Process.PID, strings.Join(lead[:len(lead)-1], ""), mark, command(*b.Process))
 	}
 }
 
