@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,12 +16,14 @@ const (
 	descFinal     = 2
 )
 
-// Bounds of the ring. The kernel makes at most 2 GiB of text
-// (LOG_BUF_LEN_MAX), stock ones 128 KiB to 2 MiB; of descriptors, one for 32
-// bytes of text.
+// Bounds of the ring. A kernel may be told to make 2 GiB of text
+// (LOG_BUF_LEN_MAX); stock ones make 128 KiB to 2 MiB. It has a descriptor for
+// every 32 bytes of text, of which a line takes 60 and more.
 const (
-	maxLogSizeBits  = 31
-	maxLogCountBits = 26
+	ringSizeBits = 31      // what a kernel makes
+	maxSizeBits  = 27      // what is read
+	maxCountBits = 26      //
+	maxRecords   = 1 << 20 // the newest are read
 )
 
 // Log reads the kernel's log, oldest record first, as /dev/kmsg gives it; also
@@ -71,8 +74,11 @@ func (v *View) logReader(l *logLayout, ring mem.VA) (*logReader, error) {
 		return nil, fmt.Errorf("read the kernel's log: %w", err)
 	}
 	count, size := l.CountBits.uint(o.b), l.SizeBits.uint(o.b)
-	if count > maxLogCountBits || size > maxLogSizeBits || size < 5 {
+	switch {
+	case count > maxCountBits || size > ringSizeBits || size < 5:
 		return nil, errBroken("prb", ring, fmt.Sprintf("2^%d descriptors, 2^%d bytes", count, size))
+	case size > maxSizeBits:
+		return nil, fmt.Errorf("a log of 2^%d bytes: %w", size, errors.ErrUnsupported)
 	}
 	return &logReader{v: v, l: l, descs: mem.VA(l.Descs.uint(o.b)), infos: mem.VA(l.Infos.uint(o.b)), data: mem.VA(l.Data.uint(o.b)),
 		count: 1 << count, size: 1 << size, head: l.Head.uint(o.b) & descIDMask, tail: l.Tail.uint(o.b) & descIDMask}, nil
@@ -87,6 +93,12 @@ func (r *logReader) all() error {
 	n := (r.head-r.tail)&descIDMask + 1
 	if n > r.count {
 		return errBroken("prb", r.descs, fmt.Sprintf("%d records in a ring of %d", n, r.count))
+	}
+	var cut error
+	if n > maxRecords {
+		cut = fmt.Errorf("the oldest %d records are left out: %w", n-maxRecords, errors.ErrUnsupported)
+		r.tail = (r.tail + n - maxRecords) & descIDMask
+		n = maxRecords
 	}
 	chunk := min(n, logChunk)
 	descs, infos := make([]byte, chunk*r.l.DescSize), make([]byte, chunk*r.l.InfoSize)
@@ -109,7 +121,7 @@ func (r *logReader) all() error {
 		}
 		id, n = (id+k)&descIDMask, n-k
 	}
-	return nil
+	return cut
 }
 
 // record decodes one record. One that is not there (not finished, or already

@@ -177,8 +177,15 @@ func FuzzLog(f *testing.F) {
 	for i := range 9 {
 		r.add(strings.Repeat("x", 3*i), descFinal)
 	}
-	head := r.b[r.at : r.at+96]
-	f.Add(append(append(append([]byte{}, head...), r.b[r.descs:r.descs+mem.VA(ringDescs*r.l.DescSize)]...), r.b[r.infos:r.data+ringBytes]...))
+	f.Add(r.answers(func(v *View) {
+		lr, err := v.logReader(r.l, r.at)
+		if err == nil {
+			err = lr.all()
+		}
+		if err != nil || len(lr.out) != ringDescs {
+			f.Fatal(err)
+		}
+	}))
 	k := r.v.Kernel
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := &memtest.Script{Answers: in}

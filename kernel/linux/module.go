@@ -41,8 +41,12 @@ type moduleLayout struct {
 	Unformed uint64 `c:"enum(MODULE_STATE_UNFORMED)"`
 }
 
-// maxModules is far above what any machine loads.
-const maxModules = 1 << 16
+// Bounds of the list of modules, far above what any machine loads.
+const (
+	maxModules = 1 << 16
+	maxUsers   = 1 << 20 // of all modules together
+	maxParts   = 64      // of a module; the kernel has 7 kinds
+)
 
 // memNames are the kinds of module memory (enum mod_mem_type).
 var memNames = [...]kernel.Text{"text", "data", "rodata", "ro_after_init", "init_text", "init_data", "init_rodata"}
@@ -71,7 +75,7 @@ func (v *View) Modules() ([]kernel.Module, error) {
 	}
 	var out []kernel.Module
 	err = v.settle(func() error {
-		out = out[:0]
+		out, r.used = out[:0], 0
 		return v.List(head, func(node mem.VA) error {
 			if len(out) >= maxModules {
 				return errBroken("modules", node, fmt.Sprintf("more than %d", maxModules))
@@ -91,6 +95,8 @@ type moduleReader struct {
 	v *View
 	l *moduleLayout
 	o object
+
+	used int // users met so far
 }
 
 func (v *View) moduleReader() (*moduleReader, error) {
@@ -152,8 +158,8 @@ func (r *moduleReader) module(addr mem.VA) (kernel.Module, error) {
 func (r *moduleReader) users(head mem.VA) ([]kernel.Text, error) {
 	var out []kernel.Text
 	err := r.v.List(head, func(node mem.VA) error {
-		if len(out) >= maxModules {
-			return errBroken("module.source_list", head, fmt.Sprintf("more than %d", maxModules))
+		if r.used++; r.used > maxUsers {
+			return errBroken("module.source_list", head, fmt.Sprintf("more than %d users of modules", maxUsers))
 		}
 		src, err := r.v.Mem.Pointer(node - mem.VA(r.l.User.Offset) + mem.VA(r.l.Source.Offset))
 		if err != nil {
@@ -181,7 +187,7 @@ func (r *moduleReader) places(m *kernel.Module) {
 	}
 	if l.Mem.Valid() {
 		b := o.bytes(l.Mem)
-		for i := uint64(0); (i+1)*l.MemEach <= uint64(len(b)); i++ {
+		for i := uint64(0); i < maxParts && (i+1)*l.MemEach <= uint64(len(b)); i++ {
 			one := object{b: b[i*l.MemEach : (i+1)*l.MemEach]}
 			name := kernel.Text(fmt.Sprint(i))
 			if i < uint64(len(memNames)) {

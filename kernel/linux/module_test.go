@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
 	"errors"
 	"reflect"
 	"strings"
@@ -27,22 +26,26 @@ func TestTaintLetters(t *testing.T) {
 	}
 }
 
+// module makes a module that nobody uses.
+func (w *world) module(name string, state, refs uint64) mem.VA {
+	l := layoutOf[moduleLayout](w)
+	m := w.alloc(1024)
+	w.bytes(l.Name.At(m), name+"\x00")
+	w.put(m, l.State, state)
+	w.put(m, l.Refs, refs)
+	w.put(m, l.Taints, 1<<12|1<<13)
+	w.put(l.Core.At(m), l.Base, 0xffffffffc0000000)
+	w.put(l.Core.At(m), l.Size, 0x4000)
+	w.list(l.Users.At(m))
+	return m
+}
+
 func TestModule(t *testing.T) {
 	w := newWorld(t)
 	l := layoutOf[moduleLayout](w)
 	user := w.alloc(1024)
 	w.bytes(l.Name.At(user), "bridge\x00")
-	make := func(name string, state, refs uint64) mem.VA {
-		m := w.alloc(1024)
-		w.bytes(l.Name.At(m), name+"\x00")
-		w.put(m, l.State, state)
-		w.put(m, l.Refs, refs)
-		w.put(m, l.Taints, 1<<12|1<<13)
-		w.put(l.Core.At(m), l.Base, 0xffffffffc0000000)
-		w.put(l.Core.At(m), l.Size, 0x4000)
-		w.list(l.Users.At(m))
-		return m
-	}
+	make := w.module
 	r, err := w.v.moduleReader()
 	if err != nil {
 		t.Fatal(err)
@@ -122,24 +125,36 @@ func TestSplitName(t *testing.T) {
 
 // FuzzModules walks a list of modules that answers as the fuzzer likes.
 func FuzzModules(f *testing.F) {
-	k := stockKernel(f)
-	f.Add([]byte{})
-	f.Add(binary.LittleEndian.AppendUint64(nil, 0x1000))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		s := &memtest.Script{Answers: in}
-		r, err := viewOf(k, s).moduleReader()
+	list := func(v *View) (mods []kernel.Module, err error) {
+		r, err := v.moduleReader()
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
-		var mods []kernel.Module
-		err = r.v.List(0x100, func(node mem.VA) error {
-			m, err := r.module(node)
+		err = v.List(0x100, func(node mem.VA) error {
+			m, err := r.module(node - mem.VA(r.l.List.Offset))
 			if err == nil {
 				mods = append(mods, m)
 			}
 			return err
 		})
-		if err == nil && len(in) == 0 || s.Reads > len(in)+2 {
+		return mods, err
+	}
+	w := newWorld(f)
+	l := layoutOf[moduleLayout](w)
+	one, two, use := w.module("one", l.Live, 2), w.module("two", l.Coming, 1), w.alloc(64)
+	w.list(0x100, l.List.At(one), l.List.At(two))
+	w.put(use, l.Source, uint64(two))
+	w.list(l.Users.At(one), l.User.At(use))
+	f.Add([]byte{})
+	f.Add(w.answers(func(v *View) {
+		if mods, err := list(v); err != nil || len(mods) != 2 {
+			f.Fatal(mods, err)
+		}
+	}))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		s := &memtest.Script{Answers: in}
+		mods, err := list(viewOf(w.v.Kernel, s))
+		if err == nil && len(in) == 0 || s.Reads > len(in)+4 {
 			t.Errorf("%d reads of %d bytes, %v", s.Reads, len(in), err)
 		}
 		for _, m := range mods {
@@ -152,11 +167,21 @@ func FuzzModules(f *testing.F) {
 
 // FuzzSymtab reads a module's symbols.
 func FuzzSymtab(f *testing.F) {
-	k := stockKernel(f)
-	f.Add(uint64(2), make([]byte, 100))
+	w := newWorld(f)
+	for i := range uint64(3) {
+		w.put64(0x1000+mem.VA(24*i), 1+2*i|3<<48)
+		w.put64(0x1008+mem.VA(24*i), 0xffffffffc0000000+i)
+	}
+	w.bytes(0x2000, "\x00a\x00b\x00c\x00")
+	w.bytes(0x3000, "tdr")
+	f.Add(uint64(3), w.answers(func(v *View) {
+		if list, err := v.readSymtab("m", 0x1000, 3, 0x2000, 0x3000); err != nil || list.Len() != 3 {
+			f.Fatal(list, err)
+		}
+	}))
 	f.Fuzz(func(t *testing.T, n uint64, in []byte) {
 		s := &memtest.Script{Answers: in}
-		list, err := viewOf(k, s).readSymtab("m", 0x1000, n, 0x2000, 0x3000)
+		list, err := viewOf(w.v.Kernel, s).readSymtab("m", 0x1000, n, 0x2000, 0x3000)
 		if (list == nil) != (err != nil) {
 			t.Errorf("%v, %v", list, err)
 		}

@@ -140,7 +140,12 @@ type Resolver struct {
 	modules []kernel.Module
 	tables  []*ksym.List
 	errs    []error // why there is no table
+	symbols int     // in all tables
 }
+
+// maxAllSyms bounds the symbols of all modules that a Resolver keeps; a machine
+// with all its drivers has some 200,000.
+const maxAllSyms = 1 << 22
 
 // Resolver lists the modules and gets ready to look up symbols.
 func (v *View) Resolver() (*Resolver, error) {
@@ -150,7 +155,13 @@ func (v *View) Resolver() (*Resolver, error) {
 
 func (r *Resolver) table(i int) (*ksym.List, error) {
 	if r.tables[i] == nil && r.errs[i] == nil {
+		if r.symbols > maxAllSyms {
+			return nil, errBroken("modules", r.modules[i].Addr, fmt.Sprintf("more than %d symbols", maxAllSyms))
+		}
 		r.tables[i], r.errs[i] = r.v.ModuleSymbols(r.modules[i])
+		if r.errs[i] == nil {
+			r.symbols += max(1<<8, r.tables[i].Len())
+		}
 	}
 	return r.tables[i], r.errs[i]
 }

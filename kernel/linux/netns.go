@@ -23,7 +23,7 @@ type netLayout struct {
 }
 
 // maxNetNS bounds the network namespaces; each takes megabytes of a real guest.
-const maxNetNS = 1 << 18
+const maxNetNS = 1 << 16
 
 // netNS is one network namespace.
 type netNS struct {

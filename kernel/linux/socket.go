@@ -74,6 +74,7 @@ type sockReader struct {
 	l      *sockLayout
 	sk     object // the sock_common at hand
 	nets   []netNS
+	inums  map[mem.VA]uint64         // of nets
 	owners map[mem.VA][]kernel.Owner // by struct sock
 	seen   map[mem.VA]bool           // tables done: namespaces may share them
 	out    []kernel.Socket
@@ -98,6 +99,10 @@ func (r *sockReader) list() error {
 	var err error
 	if r.nets, err = r.v.netNamespaces(); !r.note(err) {
 		return nil
+	}
+	r.inums = make(map[mem.VA]uint64, len(r.nets))
+	for _, n := range r.nets {
+		r.inums[n.addr] = n.inum
 	}
 	if r.owners, err = r.v.socketOwners(); !r.note(err) {
 		return nil
@@ -127,13 +132,8 @@ func (r *sockReader) add(s kernel.Socket) error {
 }
 
 func (r *sockReader) netInode(net mem.VA) (uint64, error) {
-	for i := range r.nets {
-		if r.nets[i].addr == net {
-			return r.nets[i].inum, nil
-		}
-	}
-	if net == 0 {
-		return 0, nil
+	if n, ok := r.inums[net]; ok || net == 0 {
+		return n, nil
 	}
 	// Being taken down: it has left the list, its sockets go last.
 	return r.v.netInode(&r.l.Net2, net)

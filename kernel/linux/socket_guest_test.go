@@ -215,7 +215,7 @@ func (s *state) testSocketStorm(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.g.Run(ctx, `(while :; do echo y | nc -l -p 2201 >/dev/null; done) & L=$!
-i=0; while [ $i -lt 60 ]; do echo x | nc -w 1 127.0.0.1 2201 >/dev/null 2>&1; logger x 2>/dev/null; i=$((i+1)); done; kill $L`)
+i=0; while [ $i -lt 40 ]; do echo x | nc -w 1 127.0.0.1 2201 >/dev/null 2>&1; logger x 2>/dev/null; i=$((i+1)); done; kill $L`)
 		done <- err
 	}()
 	lists, failed := 0, 0

@@ -13,7 +13,7 @@ import (
 const (
 	maxBuckets    = 1 << 24 // of one table
 	maxAllBuckets = 1 << 26 // of all
-	maxSockets    = 1 << 22 // met in one pass
+	maxSockets    = 1 << 21 // met in one pass
 )
 
 // hashTable is an array of chains of sockets.

@@ -27,7 +27,7 @@ type ownerLayout struct {
 // kernels have 2^20.
 const (
 	maxSlots   = 1 << 26 // of one process
-	maxOpen    = 1 << 24 // open ones, of all processes
+	maxOpen    = 1 << 22 // open ones, of all processes
 	maxBitmaps = 1 << 24 // words of bit maps, of all processes
 )
 

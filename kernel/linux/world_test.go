@@ -60,7 +60,7 @@ type world struct {
 }
 
 func newWorld(t testing.TB) *world {
-	b := make([]byte, 1<<20)
+	b := make([]byte, 2<<20)
 	return &world{t: t, b: b, v: viewOf(stockKernel(t), &memtest.Bytes{Data: b}), next: mem.PageSize}
 }
 
@@ -117,4 +117,24 @@ func (w *world) chain(head mem.VA, end uint64, nodes ...mem.VA) {
 		from = n
 	}
 	w.put64(from, end)
+}
+
+// transcript writes down what a memory answers: the seed of a fuzz target that
+// plays memory.
+type transcript struct {
+	mem.PhysReader
+	answers []byte
+}
+
+func (tr *transcript) ReadPhys(p []byte, pa mem.PA) (int, error) {
+	n, err := tr.PhysReader.ReadPhys(p, pa)
+	tr.answers = append(tr.answers, p[:n]...)
+	return n, err
+}
+
+// answers is what the world answers while f looks at it.
+func (w *world) answers(f func(v *View)) []byte {
+	tr := &transcript{PhysReader: w.v.Phys}
+	f(viewOf(w.v.Kernel, tr))
+	return tr.answers
 }
