@@ -70,7 +70,7 @@ func (v *View) CGroups(task Task) ([]CGroup, error) {
 	err = v.settle(func() error {
 		m, err := r.lookAgain(task.Addr)
 		if err != nil || !m.of(&task) {
-			return fmt.Errorf("process %d: %w", task.PID, errors.Join(ErrNoProcess, err))
+			return fmt.Errorf("process %d: %w", task.PID, gone(err))
 		}
 		out, err = r.groups(m.at(markCGroup))
 		return err

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"vmscope/ctype"
 	"vmscope/mem"
@@ -187,15 +188,16 @@ const poison2 = 0xdead000000000122
 
 // linked reports whether the node, which has the links in m, hangs in its list:
 // a neighbour points to it. Both do unless the list is being changed just then.
-func (v *View) linked(node mem.VA, m *marks) bool {
+func (v *View) linked(node mem.VA, m *marks) (bool, error) {
 	if m.prev == poison2 || m.next == 0 || m.prev == 0 {
-		return false
+		return false, nil
 	}
-	if back, err := v.Mem.Pointer(m.next + 8); err == nil && back == node {
-		return true
+	back, err := v.Mem.Pointer(m.next + 8)
+	if err == nil && back == node {
+		return true, nil
 	}
-	on, err := v.Mem.Pointer(m.prev)
-	return err == nil && on == node
+	on, err2 := v.Mem.Pointer(m.prev)
+	return err2 == nil && on == node, errors.Join(err, err2)
 }
 
 // The bits of task_struct.__state and exit_state that count

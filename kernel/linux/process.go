@@ -38,9 +38,18 @@ func (v *View) Process(task Task) (kernel.Process, error) {
 	}
 	p, ok := r.process(&task)
 	if !ok {
-		return p, fmt.Errorf("process %d (%s): %w", task.PID, task.Comm(), ErrNoProcess)
+		return p, fmt.Errorf("process %d (%s): %w", task.PID, task.Comm(), gone(r.lost))
 	}
 	return p, nil
+}
+
+// gone is why a task cannot be read: that it has ended, unless it is the source
+// that fails.
+func gone(err error) error {
+	if errors.Is(err, mem.ErrUnreachable) {
+		return err
+	}
+	return ErrNoProcess
 }
 
 // leads reports whether the task is the leader of its thread group, i.e. what
@@ -69,6 +78,9 @@ func (v *View) processes(threads bool) ([]kernel.Process, error) {
 	}
 	for i := range tasks {
 		if !list(&tasks[i]) {
+			if leaders.lost != nil {
+				return out, leaders.lost
+			}
 			if gone == nil {
 				gone = make(map[int]bool)
 			}
@@ -151,6 +163,7 @@ type reader struct {
 	last    image
 	names   *paths // nil: files cannot be named, for the reason noNames
 	noNames error
+	lost    error // the source failed
 	area    area
 	vec     []mem.Vec
 	vecBuf  [8 * (numMarks + 2)]byte
@@ -186,22 +199,34 @@ func (r *reader) process(t *Task) (p kernel.Process, ok bool) {
 	node := t.Addr + mem.VA(r.words[numMarks].off)
 	for try := range retries {
 		m, err := r.look(t.Addr)
-		if err == nil && m.of(t) && r.v.linked(node, &m) {
+		linked := false
+		if err == nil && m.of(t) {
+			linked, err = r.v.linked(node, &m)
+		}
+		if linked {
 			p = r.read(t, &m)
 			now, err := r.lookAgain(t.Addr)
 			if err == nil && now.words == m.words && now.prev != poison2 {
 				return p, true
 			}
 			if err != nil || !now.of(t) || now.words[markStart] != m.words[markStart] || now.prev == poison2 {
-				return p, false
+				return p, r.fails(err)
 			}
 		} else if try > 0 || !r.forget() {
-			return p, false
+			return p, r.fails(err)
 		}
 		r.forget()
 	}
 	p.Missing = append(p.Missing, "it changed each time it was read: its parts may be of different moments")
 	return p, true
+}
+
+// fails keeps the error of a source that fails, and is false.
+func (r *reader) fails(err error) bool {
+	if errors.Is(err, mem.ErrUnreachable) {
+		r.lost = err
+	}
+	return false
 }
 
 // forget drops what may be out of date and reports whether there was anything.

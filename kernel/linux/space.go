@@ -55,7 +55,7 @@ func (v *View) withMM(task Task, f func(l *spaceLayout, mm mem.VA) error) error 
 	return v.settle(func() error {
 		before, err := r.lookAgain(task.Addr)
 		if err != nil || !before.of(&task) || before.prev == poison2 {
-			return fmt.Errorf("%s: %w", who(), errors.Join(ErrNoProcess, err))
+			return fmt.Errorf("%s: %w", who(), gone(err))
 		}
 		mm := before.at(markMM)
 		switch {
@@ -68,7 +68,7 @@ func (v *View) withMM(task Task, f func(l *spaceLayout, mm mem.VA) error) error 
 		after, err := r.lookAgain(task.Addr)
 		switch {
 		case err != nil || !after.of(&task) || after.words[markStart] != before.words[markStart]:
-			return fmt.Errorf("%s: %w", who(), errors.Join(ErrNoProcess, err))
+			return fmt.Errorf("%s: %w", who(), gone(err))
 		case after.at(markMM) != mm:
 			return errBroken("mm_struct", mm, who()+" changed its address space meanwhile")
 		}
