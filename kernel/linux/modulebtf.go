@@ -17,9 +17,6 @@ type modbtfLayout struct {
 	Data   ctype.Field `c:"btf.data"`
 	Size   ctype.Field `c:"btf.data_size"`
 	Name   ctype.Field `c:"module.name"`
-	// A module built apart from the kernel carries the kernel's types that it
-	// was built against, and the loaded blob is already made to fit: nothing
-	// more to do.
 }
 
 // ModuleTypes reads the types that a module adds to the kernel's. It fails with
@@ -62,6 +59,8 @@ func (v *View) ModuleTypes(name string) (*ctype.Types, error) {
 		if err != nil {
 			return fmt.Errorf("types of module %q: %w", name, err)
 		}
+		// Of a module that was built apart from its kernel the kernel has already
+		// made the types fit its own.
 		if types, err = ctype.ParseSplit(blob, v.Types); err != nil {
 			return fmt.Errorf("types of module %q: %w", name, err)
 		}

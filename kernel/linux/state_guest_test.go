@@ -55,6 +55,7 @@ func TestStateGuest(t *testing.T) {
 			t.Run("module storm", s.testModuleStorm)
 			t.Run("log", s.testLog)
 			t.Run("log storm", s.testLogStorm)
+			t.Run("namespaces", s.testNamespaces)
 			t.Run("sockets", s.testSockets)
 			t.Run("socket storm", s.testSocketStorm)
 		})
