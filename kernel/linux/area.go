@@ -82,8 +82,10 @@ const (
 // areaPlan is what reading a memory map takes in one kernel.
 type areaPlan struct {
 	areaLayout
-	area, mm      int // bytes to read of each
-	special, gate mem.VA
+	area, mm      int    // bytes to read of each
+	special, gate mem.VA // functions that name areas
+	vsyscall      mem.VA // the area of the vsyscall page; 0: none
+	mode          mem.VA // of vsyscall_mode; 0: none
 	backing       uint64 // the bit in file.f_mode; 0: the kernel has none
 }
 
@@ -96,10 +98,7 @@ func newAreaPlan(k *Kernel) (*areaPlan, error) {
 	if !l.Tree.Valid() && !(l.List.Valid() && l.Next.Valid() && l.Prev.Valid()) {
 		return nil, fmt.Errorf("this kernel keeps the areas of a process neither in a tree nor in a list that is known: %w", errors.ErrUnsupported)
 	}
-	if p.area, err = span(l.Next, l.Prev, l.Start, l.End, l.Own, l.Flags, l.Ops, l.PgOff, l.File, l.Private, l.AnonName); err != nil {
-		return nil, err
-	}
-	if p.mm, err = span(l.Count, l.StartBrk, l.Brk, l.Stack, l.Context); err != nil {
+	if err := p.measure(); err != nil {
 		return nil, err
 	}
 	if l.UserMnt.Valid() && l.UserDentry.Valid() {
@@ -110,7 +109,18 @@ func newAreaPlan(k *Kernel) (*areaPlan, error) {
 	}
 	p.special, _ = k.Symbol(namedBySpecial)
 	p.gate, _ = k.Symbol(namedByGate)
+	p.vsyscall, _ = k.Symbol("gate_vma")
+	p.mode, _ = k.Symbol("vsyscall_mode")
 	return p, nil
+}
+
+// measure works out how much of each struct is read.
+func (p *areaPlan) measure() (err error) {
+	if p.area, err = span(p.Next, p.Prev, p.Start, p.End, p.Own, p.Flags, p.Ops, p.PgOff, p.File, p.Private, p.AnonName); err != nil {
+		return err
+	}
+	p.mm, err = span(p.Count, p.StartBrk, p.Brk, p.Stack, p.Context)
+	return err
 }
 
 // areas reads memory maps. It keeps buffers and is not safe for concurrent use.
@@ -118,6 +128,7 @@ type areas struct {
 	*areaPlan
 	v        *View
 	files    *files
+	tree     *mapleWalk // nil: the kernel keeps a list
 	area, mm object
 	spans    []mapleEntry
 	again    []mapleEntry
@@ -138,6 +149,11 @@ func (v *View) Areas(t Task) ([]kernel.Area, error) {
 		return nil, err
 	}
 	a := &areas{areaPlan: plan, v: v, files: f}
+	if plan.Tree.Valid() {
+		if a.tree, err = v.mapleWalk(); err != nil {
+			return nil, err
+		}
+	}
 	a.area.b, a.mm.b = make([]byte, plan.area), make([]byte, plan.mm)
 	var out []kernel.Area
 	err = v.settle(func() (err error) {
@@ -170,7 +186,12 @@ func (a *areas) read(t *Task, to []kernel.Area) ([]kernel.Area, error) {
 		if err != nil {
 			bad.add(fmt.Errorf("area %#x: %w", s.First, err))
 		}
-		to = append(to, e)
+		if bad.full() {
+			return to, bad.err()
+		}
+		if e.Perms != "" { // it is an area, whatever else failed
+			to = append(to, e)
+		}
 	}
 	if a.again, err = a.walk(mm, a.again[:0]); err != nil {
 		return to, err
@@ -188,7 +209,7 @@ func (a *areas) read(t *Task, to []kernel.Area) ([]kernel.Area, error) {
 	case int(count) != len(a.spans):
 		bad.add(errBroken("memory map", mm, fmt.Sprintf("it counts %d areas and has %d", int32(count), len(a.spans))))
 	}
-	gate, ok, err := a.vsyscall(mm)
+	gate, ok, err := a.gateArea()
 	bad.add(err)
 	if ok {
 		to = append(to, gate)
@@ -198,8 +219,8 @@ func (a *areas) read(t *Task, to []kernel.Area) ([]kernel.Area, error) {
 
 // walk gives the areas of an mm_struct with the addresses that they cover.
 func (a *areas) walk(mm mem.VA, to []mapleEntry) ([]mapleEntry, error) {
-	if a.Tree.Valid() {
-		return a.v.maple(a.Tree.At(mm), to)
+	if a.tree != nil {
+		return a.tree.entries(a.Tree.At(mm), to)
 	}
 	at, err := a.v.Mem.Pointer(a.List.At(mm))
 	var prev mem.VA
@@ -298,7 +319,7 @@ func (a *areas) mapped(file mem.VA, e *kernel.Area) error {
 }
 
 // user is the place of the file that a backing file stands for.
-func (a *areas) user(file mem.VA) (p place, err error) {
+func (a *areas) user(file mem.VA) (p spot, err error) {
 	if p.vfsmount, err = a.v.Mem.Pointer(a.UserMnt.At(file)); err != nil {
 		return p, err
 	}
@@ -373,23 +394,19 @@ func (a *areas) heap(start, end uint64) bool {
 	return start < brk && end > startBrk
 }
 
-// vsyscall is the line at the end of a 64-bit process's map that is no area of
+// gateArea is the line at the end of a 64-bit process's map that is no area of
 // it: the page that all processes share (get_gate_vma in
 // arch/x86/entry/vsyscall/vsyscall_64.c). A kernel without has no such symbol.
-func (a *areas) vsyscall(mm mem.VA) (e kernel.Area, ok bool, err error) {
-	gate, err := a.v.Symbol("gate_vma")
-	if err != nil {
+func (a *areas) gateArea() (e kernel.Area, ok bool, err error) {
+	if a.vsyscall == 0 || a.Context.Valid() && a.mm.uint(a.Context)&mmHasVsyscall == 0 {
 		return e, false, nil
 	}
-	if a.Context.Valid() && a.mm.uint(a.Context)&mmHasVsyscall == 0 {
-		return e, false, nil
-	}
-	if mode, err := a.v.Symbol("vsyscall_mode"); err == nil {
-		if m, err := a.v.Mem.Uint32(mode); err != nil || m == vsyscallNone {
+	if a.mode != 0 {
+		if m, err := a.v.Mem.Uint32(a.mode); err != nil || m == vsyscallNone {
 			return e, false, err
 		}
 	}
-	if err := a.area.read(a.v, gate); err != nil {
+	if err := a.area.read(a.v, a.vsyscall); err != nil {
 		return e, false, err
 	}
 	e = kernel.Area{Start: a.area.ptr(a.Start), End: a.area.ptr(a.End), Dev: "00:00"}

@@ -9,11 +9,10 @@ import (
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
-	"vmscope/vm"
 )
 
 // compareAreas compares the memory map of every process, line by line.
-func compareAreas(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel) {
+func compareAreas(t *testing.T, g *guestlab.Guest, m mem.PhysReader, k *linux.Kernel) {
 	facts := func() map[int][]kernel.Area {
 		list, err := g.Mappings(t.Context(), 0)
 		if err != nil {

@@ -31,8 +31,13 @@ func (v *View) forget() {
 	}
 }
 
-// maxMishaps bounds how many failures of one list are told one by one.
-const maxMishaps = 8
+const (
+	// maxMishaps bounds how many failures of one list are told one by one.
+	maxMishaps = 8
+	// tooManyMishaps is when a list is given up: a table full of lies must not
+	// cost as much as one full of files.
+	tooManyMishaps = 256
+)
 
 // mishaps gathers what went wrong with single entries of a list, so that the
 // others are still given.
@@ -50,6 +55,9 @@ func (m *mishaps) add(err error) {
 		m.more++
 	}
 }
+
+// full reports that so much went wrong that the rest is not worth a look.
+func (m *mishaps) full() bool { return len(m.errs)+m.more >= tooManyMishaps }
 
 func (m *mishaps) err() error {
 	if m.more > 0 {

@@ -189,8 +189,8 @@ func (f *files) read(t *Task, to []kernel.File) ([]kernel.File, error) {
 		bad.add(fmt.Errorf("a table of %d descriptors, read up to %d: %w", n, maxFDs, errors.ErrUnsupported))
 	}
 	fds := f.table.ptr(f.FD)
-	for w := 0; w < len(open); w++ {
-		for set := open[w]; set != 0; set &= set - 1 {
+	for w := range open {
+		for set := open[w]; set != 0 && !bad.full(); set &= set - 1 {
 			n := 64*w + bits.TrailingZeros64(set)
 			to = append(to, kernel.File{PID: t.PID, Comm: t.Comm(), FD: n})
 			e := &to[len(to)-1]

@@ -15,7 +15,6 @@ import (
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
-	"vmscope/vm"
 )
 
 // odd builds the program of testdata/odd, which holds what is hard to name.
@@ -98,6 +97,11 @@ func TestOddGuest(t *testing.T) {
 			t.Run("files", func(t *testing.T) { compareFiles(t, g, m, k) })
 			t.Run("mounts", func(t *testing.T) { compareMounts(t, g, m, k) })
 			t.Run("areas", func(t *testing.T) { compareAreas(t, g, m, k) })
+			// The same where memory is not mapped but read and cached.
+			c := mem.NewCache(unmapped{m}, 4096)
+			t.Run("cached files", func(t *testing.T) { compareFiles(t, g, c, k) })
+			t.Run("cached mounts", func(t *testing.T) { compareMounts(t, g, c, k) })
+			t.Run("cached areas", func(t *testing.T) { compareAreas(t, g, c, k) })
 		})
 	}
 }
@@ -146,18 +150,24 @@ mount -t overlay -o lowerdir=/m/ov/l,upperdir=/m/lay/u,workdir=/m/lay/w ov /m/ov
 }
 
 // look runs f on a fresh View.
-func look(t testing.TB, k *linux.Kernel, m vm.Machine, f func(*linux.View) error) {
+func look(t testing.TB, k *linux.Kernel, m mem.PhysReader, f func(*linux.View) error) {
 	t.Helper()
+	if c, ok := m.(*mem.Cache); ok {
+		c.Forget()
+	}
 	if err := mem.Guard(func() error { return f(k.View(m)) }); err != nil {
 		t.Error(err)
 	}
 }
 
+// unmapped hides that a machine's memory is mapped.
+type unmapped struct{ mem.PhysReader }
+
 type fdKey struct{ pid, fd int }
 
 // compareFiles compares descriptors that /proc had both before and after we
 // looked, unchanged, and checks that we saw no others.
-func compareFiles(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel) {
+func compareFiles(t *testing.T, g *guestlab.Guest, m mem.PhysReader, k *linux.Kernel) {
 	facts := func() map[fdKey]guestlab.FD {
 		list, err := g.FDs(t.Context(), 0)
 		if err != nil {

@@ -102,15 +102,32 @@ type mapleEntry struct {
 // kernel has replaced while we walked (it then names itself as its parent) is an
 // ErrInconsistent, as all else that does not fit; entries before it are given.
 func (v *View) maple(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
-	plan, err := derived(v.Kernel, newMaplePlan)
+	w, err := v.mapleWalk()
 	if err != nil {
 		return to, err
 	}
-	return v.mapleWith(plan, tree, to)
+	return w.entries(tree, to)
 }
 
-func (v *View) mapleWith(plan *maplePlan, tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
-	root, err := v.Mem.Pointer(tree + mem.VA(plan.root))
+// mapleWalk walks maple trees. It keeps buffers and is not safe for concurrent
+// use.
+type mapleWalk struct {
+	*maplePlan
+	v     *View
+	out   []mapleEntry
+	nodes int
+	room  int                    // for more entries
+	bufs  []*[mapleNodeSize]byte // one for each level
+}
+
+func (v *View) mapleWalk() (*mapleWalk, error) {
+	plan, err := derived(v.Kernel, newMaplePlan)
+	return &mapleWalk{maplePlan: plan, v: v}, err
+}
+
+// entries is maple.
+func (w *mapleWalk) entries(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
+	root, err := w.v.Mem.Pointer(tree + mem.VA(w.root))
 	switch {
 	case err != nil || root == 0:
 		return to, err
@@ -120,18 +137,9 @@ func (v *View) mapleWith(plan *maplePlan, tree mem.VA, to []mapleEntry) ([]maple
 	case root <= mem.PageSize:
 		return to, nil // an entry that the tree keeps for itself
 	}
-	w := &mapleWalk{maplePlan: plan, v: v, out: to, room: maxAreas}
+	w.out, w.nodes, w.room = to, 0, maxAreas
 	err = w.node(root, tree|mapleIsRoot, 0, math.MaxUint64, 0)
 	return w.out, err
-}
-
-type mapleWalk struct {
-	*maplePlan
-	v     *View
-	out   []mapleEntry
-	nodes int
-	room  int // for more entries
-	bufs  [mapleMaxHeight][mapleNodeSize]byte
 }
 
 // node walks the node that enode points to, whose indices are first to last.
@@ -145,7 +153,10 @@ func (w *mapleWalk) node(enode, parent mem.VA, first, last uint64, depth int) er
 		return errBroken("maple tree", at, fmt.Sprintf("a node of kind %d", kind))
 	}
 	w.nodes++
-	b := &w.bufs[depth]
+	if depth == len(w.bufs) {
+		w.bufs = append(w.bufs, new([mapleNodeSize]byte))
+	}
+	b := w.bufs[depth]
 	if _, err := w.v.Mem.Read(b[:], at); err != nil {
 		return err
 	}

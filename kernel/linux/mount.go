@@ -119,10 +119,7 @@ func newMountPlan(k *Kernel) (*mountPlan, error) {
 	if !(l.List.Valid() && l.Link.Valid()) && !(l.Tree.Valid() && l.Node.Valid()) {
 		return nil, fmt.Errorf("this kernel keeps the mounts of a namespace neither in a list nor in a tree that is known: %w", errors.ErrUnsupported)
 	}
-	if p.mount, err = span(l.Root, l.SB, l.Flags, l.Map, l.Parent, l.Dev, l.ID, l.Group, l.Master, l.TFlags); err != nil {
-		return nil, err
-	}
-	if p.super, err = span(l.SDev, l.SFlags, l.SType, l.SubType, l.SOp); err != nil {
+	if err := p.measure(); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"nop_mnt_idmap", "init_user_ns"} {
@@ -138,6 +135,15 @@ func newMountPlan(k *Kernel) (*mountPlan, error) {
 	p.nsShow, _ = k.Symbol("nsfs_show_path")
 	p.nfsShow, _ = k.Symbol("nfs_show_path")
 	return p, nil
+}
+
+// measure works out how much of each struct is read.
+func (p *mountPlan) measure() (err error) {
+	if p.mount, err = span(p.Root, p.SB, p.Flags, p.Map, p.Parent, p.Dev, p.ID, p.Group, p.Master, p.TFlags); err != nil {
+		return err
+	}
+	p.super, err = span(p.SDev, p.SFlags, p.SType, p.SubType, p.SOp)
+	return err
 }
 
 // mounts reads mounts. It keeps buffers and is not safe for concurrent use.
@@ -201,6 +207,9 @@ func (m *mounts) read(t *Task, to []kernel.Mount) ([]kernel.Mount, error) {
 		if err != nil {
 			bad.add(fmt.Errorf("mount at %#x: %w", uint64(at), err))
 		}
+		if bad.full() {
+			return to, bad.err()
+		}
 		if seen {
 			to = append(to, e)
 		}
@@ -214,7 +223,7 @@ func (m *mounts) read(t *Task, to []kernel.Mount) ([]kernel.Mount, error) {
 }
 
 // where is the mount namespace of a process, and its root directory.
-func (m *mounts) where(t *Task) (ns mem.VA, root place, err error) {
+func (m *mounts) where(t *Task) (ns mem.VA, root spot, err error) {
 	proxy, err := m.v.Mem.Pointer(m.NSProxy.At(t.Addr))
 	if err != nil || proxy == 0 {
 		return 0, root, err
@@ -253,7 +262,7 @@ func (m *mounts) list(ns mem.VA, to []mem.VA) ([]mem.VA, error) {
 }
 
 // describe reads a mount. seen is false for one that lies outside the root.
-func (m *mounts) describe(at mem.VA, root place) (e kernel.Mount, seen bool, err error) {
+func (m *mounts) describe(at mem.VA, root spot) (e kernel.Mount, seen bool, err error) {
 	if err := m.mount.read(m.v, at); err != nil {
 		return e, false, err
 	}

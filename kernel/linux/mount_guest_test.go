@@ -8,11 +8,11 @@ import (
 	"vmscope/internal/guestlab"
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
-	"vmscope/vm"
+	"vmscope/mem"
 )
 
 // compareMounts compares the mounts of every process, in their order.
-func compareMounts(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel) {
+func compareMounts(t *testing.T, g *guestlab.Guest, m mem.PhysReader, k *linux.Kernel) {
 	processes, err := g.Processes(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -82,10 +82,7 @@ func newPathPlan(k *Kernel) (*pathPlan, error) {
 		return nil, err
 	}
 	p := &pathPlan{pathLayout: *l, dnames: make(map[mem.VA]dnamer)}
-	if p.dentry, err = span(l.Parent, l.Hash, l.Name, l.Len, l.Inode, l.Op, l.Data); err != nil {
-		return nil, err
-	}
-	if p.mount, err = span(l.MountParent, l.MountPoint, l.MountRoot); err != nil {
+	if err := p.measure(); err != nil {
 		return nil, err
 	}
 	for name, kind := range dnameSymbols {
@@ -99,6 +96,15 @@ func newPathPlan(k *Kernel) (*pathPlan, error) {
 		}
 	}
 	return p, nil
+}
+
+// measure works out how much of each struct is read.
+func (p *pathPlan) measure() (err error) {
+	if p.dentry, err = span(p.Parent, p.Hash, p.Name, p.Len, p.Inode, p.Op, p.Data); err != nil {
+		return err
+	}
+	p.mount, err = span(p.MountParent, p.MountPoint, p.MountRoot)
+	return err
 }
 
 // paths names files. It keeps buffers between calls and is not safe for
@@ -194,7 +200,7 @@ func (p *paths) path(vfsmount, dentry mem.VA) (name kernel.Text, err error) {
 				return err
 			}
 		}
-		_, err = p.climb(vfsmount, dentry, place{})
+		_, err = p.climb(vfsmount, dentry, spot{})
 		name = p.text()
 		return err
 	})
@@ -242,7 +248,7 @@ func (p *paths) inFS(dentry mem.VA) (name kernel.Text, err error) {
 
 // below names a dentry in a mount from a root, as __d_path does. ok is false if
 // the way up does not pass the root.
-func (p *paths) below(root place, vfsmount, dentry mem.VA) (name kernel.Text, ok bool, err error) {
+func (p *paths) below(root spot, vfsmount, dentry mem.VA) (name kernel.Text, ok bool, err error) {
 	err = p.steady(func() error {
 		p.pos = len(p.buf)
 		if err := p.d.read(p.v, dentry); err != nil {
@@ -255,13 +261,13 @@ func (p *paths) below(root place, vfsmount, dentry mem.VA) (name kernel.Text, ok
 	return name, ok, err
 }
 
-// place is a struct path: where a process has its root.
-type place struct{ vfsmount, dentry mem.VA }
+// spot is a struct path: where a process has its root.
+type spot struct{ vfsmount, dentry mem.VA }
 
 // climb puts the components from a dentry, which has been read into p.d, up to
 // the root of the mount tree before what is in the buffer, as prepend_path does
-// (fs/d_path.c). It ends early at the place root and reports whether it met it.
-func (p *paths) climb(vfsmount, dentry mem.VA, root place) (met bool, err error) {
+// (fs/d_path.c). It ends early at the spot root and reports whether it met it.
+func (p *paths) climb(vfsmount, dentry mem.VA, root spot) (met bool, err error) {
 	end := p.pos
 	mount := vfsmount - mem.VA(p.VFSMount.Offset)
 	if err := p.m.read(p.v, mount); err != nil {
@@ -272,7 +278,7 @@ func (p *paths) climb(vfsmount, dentry mem.VA, root place) (met bool, err error)
 	var names, mounts brent
 	crossed := 0
 	for !met {
-		if met = (place{mount + mem.VA(p.VFSMount.Offset), dentry}) == root; met {
+		if met = (spot{mount + mem.VA(p.VFSMount.Offset), dentry}) == root; met {
 			break
 		}
 		if dentry == p.m.ptr(p.MountRoot) {
