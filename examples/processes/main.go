@@ -13,15 +13,11 @@ import (
 
 func main() {
 	err := vmscope.Look(context.Background(), os.Args[1], func(v *vmscope.View) error {
-		init, err := v.Var("init_task")
+		idle, err := v.Var("init_task")
 		if err != nil {
 			return err
 		}
-		head, err := init.Field("tasks")
-		if err != nil {
-			return err
-		}
-		return v.ObjectsAt(head.Addr, init.Type, "tasks", func(t ctype.Object) error {
+		return v.ObjectsIn(idle, "tasks", "task_struct", "tasks", func(t ctype.Object) error {
 			pid, err := t.Number("pid")
 			if err != nil {
 				return err
