@@ -58,7 +58,11 @@ func (a *app) run(ctx context.Context, args []string) int {
 		return statusFailed
 	}
 	if err != nil {
-		fmt.Fprintf(a.err, "vmscope: %s\n", oneLine(err))
+		hint := ""
+		if strings.HasPrefix(err.Error(), "unknown command") { // cobra's
+			hint = "; see 'vmscope --help'"
+		}
+		fmt.Fprintf(a.err, "vmscope: %s%s\n", oneLine(err), hint)
 		return statusFailed
 	}
 	return statusDone
@@ -86,7 +90,8 @@ Targets:
   /run/qmp.sock  a running QEMU by its QMP socket
   file:PATH      a dump (ELF core of dump-guest-memory, or raw RAM); just PATH too
 
-Exit status: 0 done; 2 could not do it, with one line on stderr that says why.`,
+Exit status: 0 done; 2 not done, or only in part, with one line on stderr that
+says why; 130 interrupted.`,
 		Example: `  vmscope vms
   vmscope ps web1
   vmscope lsmod dump.elf --json | jq -r .name
@@ -100,7 +105,7 @@ Exit status: 0 done; 2 could not do it, with one line on stderr that says why.`,
 	p := root.PersistentFlags()
 	p.BoolVar(&a.json, "json", false, "print one JSON object a line")
 	p.StringVar(&a.color, "color", "auto", "colour on a terminal: auto, always, never")
-	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket); it always runs again")
+	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket); afterwards it runs on, whatever happens")
 	p.BoolVar(&a.registers, "registers", false, "ask the guest's monitor for vCPU registers to confirm the kernel")
 	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
 	p.StringVar(&a.layout, "layout", "", "where RAM lies, for raw dumps: q35, pc, virt, flat, low=SIZE (default: found)")

@@ -22,8 +22,13 @@ func (p *place) flags(c *cobra.Command) {
 	f.StringVar(&p.pa, "pa", "", "guest-physical address")
 	f.StringVar(&p.va, "va", "", "virtual address, of the kernel or of --pid")
 	f.StringVar(&p.sym, "sym", "", "kernel symbol, with an offset if you like: init_task+0x10")
-	f.IntVar(&p.pid, "pid", 0, "read --va in the address space of this process")
-	c.MarkFlagsOneRequired("pa", "va", "sym")
+	f.IntVar(&p.pid, "pid", 0, "--va is in the address space of this process")
+	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if *p == (place{pid: p.pid}) {
+			return fmt.Errorf("%s needs a place: --pa ADDRESS, --va ADDRESS or --sym NAME; see '%s --help'", cmd.Name(), cmd.CommandPath())
+		}
+		return nil
+	}
 	c.MarkFlagsMutuallyExclusive("pa", "va", "sym")
 	c.MarkFlagsMutuallyExclusive("pa", "pid")
 	c.MarkFlagsMutuallyExclusive("sym", "pid")

@@ -132,6 +132,9 @@ func (a *app) mapsCmd() *cobra.Command {
 		Short: "List the mapped areas of a process's memory",
 		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("pid") {
+				return needsPID(cmd, args[0])
+			}
 			return a.view(cmd, args[0], func(v *vmscope.View) error {
 				t, err := v.TaskByPID(pid)
 				if err != nil {
@@ -149,7 +152,6 @@ func (a *app) mapsCmd() *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&pid, "pid", 0, "the process")
-	_ = c.MarkFlagRequired("pid")
 	return c
 }
 
@@ -160,6 +162,9 @@ func (a *app) envCmd() *cobra.Command {
 		Short: "Print the environment a process was started with",
 		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("pid") {
+				return needsPID(cmd, args[0])
+			}
 			return a.view(cmd, args[0], func(v *vmscope.View) error {
 				t, err := v.TaskByPID(pid)
 				if err != nil {
@@ -187,6 +192,9 @@ func (a *app) envCmd() *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&pid, "pid", 0, "the process")
-	_ = c.MarkFlagRequired("pid")
 	return c
+}
+
+func needsPID(cmd *cobra.Command, target string) error {
+	return fmt.Errorf("%s needs --pid N: 'vmscope ps %s' lists the processes", cmd.Name(), target)
 }

@@ -151,6 +151,6 @@ func (a *app) typeCmd() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&module, "module", "", "a type that this module brings")
+	c.Flags().StringVar(&module, "module", "", "the module that brings the type")
 	return c
 }

@@ -76,7 +76,6 @@ is 2. A wrong write crashes the guest.`,
 	f.StringVar(&u16, "u16", "", "two bytes, little endian")
 	f.StringVar(&u32, "u32", "", "four bytes, little endian")
 	f.StringVar(&u64, "u64", "", "eight bytes, little endian")
-	c.MarkFlagsOneRequired("hex", "string", "u8", "u16", "u32", "u64")
 	c.MarkFlagsMutuallyExclusive("hex", "string", "u8", "u16", "u32", "u64")
 	return c
 }
@@ -111,7 +110,7 @@ func value(hexBytes, str, u8, u16, u32, u64 string) ([]byte, error) {
 		b := binary.LittleEndian.AppendUint64(nil, v)
 		return b[:n], nil
 	}
-	return nil, errors.New("no value to write")
+	return nil, errors.New("write needs a value: --hex, --string, --u8, --u16, --u32 or --u64")
 }
 
 // show prints the bytes at a place under a word.
