@@ -10,8 +10,8 @@ import (
 )
 
 // layers is the direction of imports: a package imports only packages of
-// earlier lines. "x/*" stands for every package below x. DESIGN and
-// ARCHITECTURE.md explain why.
+// earlier lines. "x/*" stands for every package below x. ARCHITECTURE.md
+// says why.
 var layers = []string{
 	"mem block event",
 	"internal/*",
