@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"math"
+	"math/bits"
 	"time"
 
 	"vmscope/ctype"
@@ -13,6 +15,12 @@ type clockLayout struct {
 	XTime    ctype.Field `c:"timekeeper.xtime_sec"`
 	OffsReal ctype.Field `c:"timekeeper.offs_real"`
 	OffsBoot ctype.Field `c:"timekeeper.offs_boot"`
+	// The clocksource as of the last tick, in cycles modulo mask + 1, of which
+	// each takes mult >> shift nanoseconds.
+	Cycles ctype.Field `c:"timekeeper.tkr_mono.cycle_last,optional"`
+	Mask   ctype.Field `c:"timekeeper.tkr_mono.mask,optional"`
+	Mult   ctype.Field `c:"timekeeper.tkr_mono.mult,optional"`
+	Shift  ctype.Field `c:"timekeeper.tkr_mono.shift,optional"`
 	// tk_core became a struct with a name in v6.13; before, it was anonymous:
 	// a sequence counter and the timekeeper.
 	Core ctype.Field `c:"tk_data.timekeeper,optional"`
@@ -77,25 +85,39 @@ func (v *View) Jiffies() (uint64, error) {
 	return v.Mem.Uint64(at)
 }
 
-// Beat is a sign of life of a kernel at one moment.
+// Beat is a sign of life of a kernel: what its clock showed when it was known to
+// be on time.
 type Beat struct {
 	Jiffies uint64
 	At      time.Time // on the host's clock
+
+	cycles uint64 // of the clocksource; 0 if unknown
+	last   uint64 // what jiffies were at the last look, which may be later than At
 }
 
-// still is how long a running guest's tick may stand still before it is worth
-// looking whether another kernel runs. An idle guest stops its tick for
-// seconds, so standing still alone proves nothing.
-const still = time.Second
+// A running guest's clock lags behind the host's, for an idle guest stops its
+// tick for seconds. But a clock that has lost more than behind is worth a search
+// for another kernel, and only one that has lost less than onTime counts as a
+// base for the next look.
+const (
+	behind = time.Second
+	onTime = behind / 10
+)
 
-// StillRuns checks that the kernel found earlier is still where it was, and
-// returns its present sign of life. It is false if the image is gone or names
-// another release, and if the clock has stood still since prev for longer than
-// a running kernel's usually does: then Find decides.
+// StillRuns checks that the kernel found earlier is still where it was and that
+// its clock kept up with the host's since prev. It is false if the image is gone
+// or names another release, and if the clock lags: a kernel that ended in a
+// reboot lies in memory as it was, and the clock may have gone on for a while
+// since prev. Then Find decides. If it is true, the Beat is for the next look.
 func (v *View) StillRuns(prev Beat) (Beat, bool) {
 	now := Beat{At: time.Now()}
-	if leads(v.Mem, v.Text, v.Kernel.Phys) != nil {
-		return now, false
+	for _, name := range []string{"_stext", "linux_banner", "jiffies_64", "tk_core", "timekeeper_data"} {
+		// The page tables for the end of the image lie in memory that the next
+		// kernel may use for its own, and then lead to its variables.
+		at, err := v.Symbol(name)
+		if err == nil && leads(v.Mem, at, v.Kernel.Phys+mem.PA(at-v.Text)) != nil {
+			return now, false
+		}
 	}
 	at, err := v.Symbol("linux_banner")
 	if err != nil {
@@ -108,16 +130,54 @@ func (v *View) StillRuns(prev Beat) (Beat, bool) {
 	if now.Jiffies, err = v.Jiffies(); err != nil {
 		return now, false
 	}
-	switch {
-	case prev.At.IsZero():
+	now.last = now.Jiffies
+	cycles, toTime := v.cycles()
+	now.cycles = cycles
+	if prev.At.IsZero() {
 		return now, true
-	case now.Jiffies < prev.Jiffies:
+	}
+	// How far the guest's clock fell behind.
+	lag := now.At.Sub(prev.At)
+	switch {
+	case now.Jiffies < prev.last:
 		return now, false
-	case now.Jiffies == prev.Jiffies:
-		if now.At.Sub(prev.At) > still {
-			return now, false
+	case prev.cycles != 0:
+		if now.cycles == 0 {
+			return now, false // what was a clock is none any more
 		}
-		now.At = prev.At // the stillness began then
+		lag -= toTime(prev.cycles, now.cycles)
+	case now.Jiffies != prev.last:
+		lag = 0 // how long a tick takes is not known
+	}
+	if lag.Abs() > behind { // nor does any run ahead: that is no clock
+		return now, false
+	}
+	if lag > onTime || now.Jiffies == prev.last {
+		prev.last = now.last
+		return prev, true
 	}
 	return now, true
+}
+
+// cycles reads the clocksource as of the last tick, and how to turn a distance
+// of cycles into time. It is 0 on a kernel whose types are not known.
+func (v *View) cycles() (uint64, func(from, to uint64) time.Duration) {
+	at, l, err := v.timekeeper()
+	if err != nil || !l.Cycles.Valid() || !l.Mask.Valid() || !l.Mult.Valid() || !l.Shift.Valid() {
+		return 0, nil
+	}
+	c, err1 := v.Mem.Uint64(l.Cycles.At(at))
+	mask, err2 := v.Mem.Uint64(l.Mask.At(at))
+	mult, err3 := v.Mem.Uint32(l.Mult.At(at))
+	shift, err4 := v.Mem.Uint32(l.Shift.At(at))
+	if err1 != nil || err2 != nil || err3 != nil || err4 != nil || mult == 0 || shift > 32 {
+		return 0, nil
+	}
+	return c, func(from, to uint64) time.Duration {
+		hi, lo := bits.Mul64((to-from)&mask, uint64(mult))
+		if hi>>shift != 0 {
+			return math.MaxInt64
+		}
+		return time.Duration(min(hi<<(64-shift)|lo>>shift, math.MaxInt64))
+	}
 }

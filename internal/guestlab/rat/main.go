@@ -5,6 +5,7 @@
 //	rat storm N SECONDS         N loops that fork and exec
 //	rat modstorm SECONDS NAME…  load and unload modules in turn
 //	rat spawn JSON              start a process (wire.Spawn) and print its pid
+//	rat kexec KERNEL INITRD CMD go over into another kernel
 //
 // It uses the standard library only, so that the host can build it from embedded sources.
 package main
@@ -37,6 +38,8 @@ func main() {
 		err = modstorm(os.Stdout, args)
 	case "spawn":
 		err = spawnCommand(args)
+	case "kexec":
+		err = kexec(args)
 	default:
 		err = errUsage
 	}
@@ -45,7 +48,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | spawn")
+var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | spawn | kexec")
 
 // spawnCommand is spawn for a shell. The process outlives this one and is then init's to reap.
 func spawnCommand(args []string) error {
