@@ -54,7 +54,11 @@ func (g *Guest) Machine() vm.Machine { return g.machine }
 func (g *Guest) Close() error { return g.machine.Close() }
 
 // View is one look at a guest. It is valid until the function it was given to
-// returns. Reads must come from the goroutine of that function, or run inside
+// returns. Of what it embeds, Phys and Mem read memory; Symbol, Var and At find
+// variables; Objects and ObjectsIn walk lists; Processes, Modules, Sockets and
+// the like list what is known. docs/tutorial.md introduces them.
+//
+// Reads must come from the goroutine of that function, or run inside
 // mem.Guard.
 type View struct {
 	*linux.View

@@ -256,7 +256,8 @@ func (o Object) Bytes() ([]byte, error) {
 	return p[:n], err
 }
 
-// Text reads the text in a member: Field and String in one.
+// Text reads the text in a member: Field and String in one. The bytes are
+// the guest's: print them by %q.
 func (o Object) Text(path string) (string, error) {
 	f, err := o.Field(path)
 	if err != nil {
@@ -265,7 +266,8 @@ func (o Object) Text(path string) (string, error) {
 	return f.String()
 }
 
-// Number reads the number in a member: Field and Int in one.
+// Number reads the number in a member: Field and Int in one. For an address, as a
+// pointer holds it, use Field and Pointer.
 func (o Object) Number(path string) (int64, error) {
 	f, err := o.Field(path)
 	if err != nil {
