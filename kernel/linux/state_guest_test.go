@@ -37,7 +37,7 @@ func TestStateGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests")
 	}
-	for _, name := range guestlab.Kernels() {
+	for _, name := range guestlab.TestKernels(t) {
 		t.Run(name, func(t *testing.T) {
 			cfg := guestlab.Config{Kernel: name, RAM: guestlab.SharedFile, CPUs: 2}
 			if name == "trixie-cloud" {

@@ -31,7 +31,7 @@ func TestFileStormGuest(t *testing.T) {
 		t.Skip("boots guests")
 	}
 	bin := odd(t)
-	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
+	for _, name := range guestlab.TestKernels(t) {
 		t.Run(name, func(t *testing.T) {
 			g := guestlab.Boot(t, guestlab.Config{Kernel: name, CPUs: 2, RAM: guestlab.SharedFile, Modules: []string{"overlay"}})
 			m := openRAM(t, g.RAMFile())
