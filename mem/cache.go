@@ -152,12 +152,14 @@ func (c *Cache) prefetch(v []Vec) {
 		if len(v[i].P) == 0 || len(v[i].P) > 4*PageSize || len(miss) >= c.max/2 {
 			continue
 		}
-		last := (v[i].PA + PA(len(v[i].P)-1)) &^ (PageSize - 1)
-		for base := v[i].PA &^ (PageSize - 1); base <= last; base += PageSize {
+		// Counted, for the last page of all has no address behind it.
+		base := v[i].PA &^ (PageSize - 1)
+		for range (int(v[i].PA-base) + len(v[i].P) + PageSize - 1) / PageSize {
 			if c.pages[base] == nil && !asked[base] {
 				asked[base] = true
 				miss = append(miss, Vec{P: new([PageSize]byte)[:], PA: base})
 			}
+			base += PageSize
 		}
 	}
 	if len(miss) < 2 {

@@ -143,3 +143,14 @@ func TestCacheConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A vector at the end of all addresses ends.
+func TestCacheLastPage(t *testing.T) {
+	c := mem.NewCache(&source{Bytes: memtest.Bytes{Data: fill(0x1000, 1)}}, 64)
+	for _, pa := range []mem.PA{^mem.PA(0), ^mem.PA(0) - 0xfff, ^mem.PA(0) - 10, ^mem.PA(0) - 0x1005} {
+		v := []mem.Vec{{P: make([]byte, 11), PA: pa}, {P: make([]byte, 8), PA: 0}}
+		if n, err := c.ReadPhysVec(v); n != 0 || !errors.Is(err, mem.ErrNoRAM) {
+			t.Errorf("%#x: %d, %v", uint64(pa), n, err)
+		}
+	}
+}

@@ -295,10 +295,19 @@ func (r *RAM) readPages(p []byte, pa PA, n int) (int, error) {
 	return n, nil
 }
 
-// seg finds the segment of pa, or nil.
+// seg finds the segment of pa, or nil. Machines have two or three; a dump may
+// have a million.
 func (r *RAM) seg(pa PA) *Segment {
-	for i := range r.segs {
-		s := &r.segs[i]
+	segs := r.segs
+	for len(segs) > 4 {
+		if half := len(segs) / 2; segs[half].PA <= pa {
+			segs = segs[half:]
+		} else {
+			segs = segs[:half]
+		}
+	}
+	for i := range segs {
+		s := &segs[i]
 		if uint64(pa)-uint64(s.PA) < uint64(len(s.Data)) {
 			return s
 		}

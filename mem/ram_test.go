@@ -322,3 +322,28 @@ func TestReadDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// Every segment of many is found, and nothing between them.
+func TestManySegments(t *testing.T) {
+	for n := range 40 {
+		var segs []mem.Segment
+		for i := range n {
+			segs = append(segs, mem.Segment{PA: mem.PA(i+1) * 0x2000, Data: fill(0x1000, byte(i))})
+		}
+		r, err := mem.NewRAM(segs...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n + 2 {
+			var b [1]byte
+			pa := mem.PA(i) * 0x2000
+			_, err := r.ReadPhys(b[:], pa+0xfff)
+			if in := 1 <= i && i <= n; in != (err == nil) || in && b[0] != segs[i-1].Data[0xfff] {
+				t.Errorf("segment %d of %d: %#x, %v", i, n, b, err)
+			}
+			if _, err := r.ReadPhys(b[:], pa+0x1000); !errors.Is(err, mem.ErrNoRAM) {
+				t.Errorf("behind segment %d of %d: %v", i, n, err)
+			}
+		}
+	}
+}

@@ -21,8 +21,8 @@ const (
 	emI386   = 3
 	emX86    = 62
 	emArm64  = 183
-	maxSegs  = 1 << 20 // program headers; paging=true writes some ten thousand
-	maxNotes = 64 << 20
+	maxSegs  = 1 << 20  // program headers; paging=true writes some ten thousand
+	maxNotes = 64 << 20 // bytes, of all notes together
 )
 
 // progHeader is an ELF program header of either class.

@@ -163,6 +163,29 @@ func TestRegisters(t *testing.T) {
 	}
 }
 
+// TestManyNotes: a million headers may all point to the same large note.
+func TestManyNotes(t *testing.T) {
+	const headers, at = 4, 4096
+	b := makeELF([]load{{paddr: 0x1000, memsz: 4096, off: at, filesz: 4096}}, nil, false)
+	for range headers {
+		h := make([]byte, 56)
+		binary.LittleEndian.PutUint32(h, ptNote)
+		binary.LittleEndian.PutUint64(h[8:], at)
+		binary.LittleEndian.PutUint64(h[32:], maxNotes*2/5)
+		b = append(b, h...)
+	}
+	binary.LittleEndian.PutUint16(b[56:], headers+1)
+	path := file(t, append(append(b, make([]byte, at-len(b))...), makeNote("QEMU", 0, cpuStateNote())...))
+	if err := os.Truncate(path, maxNotes); err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, path)
+	defer m.Close()
+	if r, err := m.(vm.CPUs).CPUs(context.Background()); len(r) != 3 || err != nil {
+		t.Errorf("%d register sets, %v: want those of the first 64 MiB", len(r), err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	good := makeELF([]load{{paddr: 0x1000, memsz: 4096, data: pattern(1, 4096)}}, nil, false)
 	with := func(off int, b ...byte) []byte {

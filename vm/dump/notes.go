@@ -20,11 +20,13 @@ func (c *core) registers(file *ramfile.File) []vm.Registers {
 		return nil
 	}
 	var general, system []vm.Registers
+	left := uint64(maxNotes)
 	for _, p := range c.progs {
 		if p.typ != ptNote || p.off > file.Size() {
 			continue
 		}
-		b := make([]byte, min(p.filesz, file.Size()-p.off, maxNotes))
+		b := make([]byte, min(p.filesz, file.Size()-p.off, left))
+		left -= uint64(len(b))
 		n, _ := file.ReadAt(b, int64(p.off))
 		for _, x := range notes(b[:n]) {
 			switch {
