@@ -75,6 +75,9 @@ func (t *Types) build() {
 			continue
 		}
 		name := t.str(off)
+		if len(name) == maxName {
+			continue // cut: it is equal to no name, so equal ones would all take a slot
+		}
 		slot, old := t.probe(typ.class(), name)
 		if old.IsVoid() || old.Kind() == Fwd && kind != Fwd {
 			*slot = typ.id

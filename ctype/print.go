@@ -39,8 +39,12 @@ func (t Type) Print(w io.Writer) error {
 	return p.w.Flush()
 }
 
-// maxLines bounds what one Print writes.
-const maxLines = 1 << 14
+// maxLines bounds what one Print writes; each longLine bytes of a line count as
+// one more.
+const (
+	maxLines = 1 << 14
+	longLine = 256
+)
 
 type printer struct {
 	w      *bufio.Writer
@@ -51,8 +55,9 @@ func (p *printer) line(indent int, format string, args ...any) {
 	for range indent {
 		p.w.WriteByte('\t')
 	}
-	fmt.Fprintf(p.w, format, args...)
+	n, _ := fmt.Fprintf(p.w, format, args...)
 	p.w.WriteByte('\n')
+	p.budget -= n / longLine
 }
 
 // spend counts one line and reports whether it may still be written.

@@ -256,9 +256,14 @@ func (t Type) enumValue(e []byte) int64 {
 
 // EnumName is the name of a value of an enum, the first if it has several.
 func (t Type) EnumName(v int64) (string, bool) {
-	for name, x := range t.Enumerators() {
-		if x == v {
-			return name, true
+	u := t.Underlying()
+	size := enumSize(u.Kind())
+	if size == 0 {
+		return "", false
+	}
+	for e := u.elems(size); len(e) >= size; e = e[size:] {
+		if u.enumValue(e) == v {
+			return u.t.str(le.Uint32(e)), true
 		}
 	}
 	return "", false

@@ -11,6 +11,7 @@ import (
 const (
 	maxElems = 16  // elements printed of an array
 	maxQuote = 256 // bytes printed of a char array
+	longEnum = 256 // enumerators that count as one more value printed
 )
 
 // Print writes the value of the object: numbers in decimal, large unsigned ones
@@ -189,6 +190,7 @@ func (v *valuer) number(u Type, f Field) {
 		}
 		x &= 1<<width - 1
 	}
+	v.budget -= u.Len() / longEnum // it is searched for a name
 	v.w.WriteString(number(u, x, width))
 }
 
