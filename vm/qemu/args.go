@@ -213,14 +213,17 @@ func parseArgs(args []string) config {
 			}
 		case "qmp", "qmp-pretty":
 			if p, ok := strings.CutPrefix(v, "unix:"); ok {
-				c.qmp = append(c.qmp, qmpEnd{path: parseOpts(p, "path")["path"], fd: -1})
+				if o := parseOpts(p, "path"); o.on("server") {
+					c.qmp = append(c.qmp, qmpEnd{path: o["path"], fd: -1})
+				}
 			} else if id, ok := strings.CutPrefix(v, "chardev:"); ok {
 				control = append(control, id)
 			}
 		}
 	}
 	for _, id := range control {
-		if o := chardevs[id]; o["backend"] == "socket" {
+		// Without server it is QEMU that connects, to a daemon (Proxmox's qmeventd).
+		if o := chardevs[id]; o["backend"] == "socket" && o.on("server") {
 			if fd, err := strconv.Atoi(o["fd"]); err == nil {
 				c.qmp = append(c.qmp, qmpEnd{fd: fd})
 			} else if o["path"] != "" {
@@ -260,10 +263,16 @@ func parseArgs(args []string) config {
 // archOf tells the architecture by the name of the program.
 func archOf(prog string) string {
 	base := prog[strings.LastIndexByte(prog, '/')+1:]
-	if a, ok := strings.CutPrefix(base, "qemu-system-"); ok {
-		return strings.TrimSuffix(a, " (deleted)")
+	// Some have more to their name: .qemu-system-x86_64-wrapped (Nix).
+	a, _ := strings.CutPrefix(strings.TrimPrefix(base, "."), "qemu-system-")
+	if a == base {
+		return "" // qemu-kvm, kvm: the host's
 	}
-	return "" // qemu-kvm, kvm: the host's
+	end := strings.IndexFunc(a, func(r rune) bool { return r == '-' || r == '.' || r == ' ' })
+	if end < 0 {
+		end = len(a)
+	}
+	return a[:end]
 }
 
 // board drops the version of the boards whose layout is known.

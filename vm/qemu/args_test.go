@@ -1,10 +1,13 @@
 package qemu
 
 import (
+	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseArgs(t *testing.T) {
@@ -42,6 +45,15 @@ func TestParseArgs(t *testing.T) {
 		{"value that looks like an option", []string{"-append", "-m", "-m", "1G"}, config{ram: g}},
 		{"switch takes no value", []string{"-nographic", "-m", "1G", "-enable-kvm", "-name", "x"}, config{ram: g, accel: "kvm", name: "x"}},
 		{"monitors", []string{"-qmp", "unix:/run/a b,server=on,wait=off", "-qmp", "tcp:localhost:4444", "-monitor", "unix:/run/hmp,server"}, config{qmp: []qmpEnd{{path: "/run/a b", fd: -1}}}},
+		{
+			"as Proxmox does",
+			[]string{
+				"-id", "100", "-name", "web1,debug-threads=on", "-no-shutdown", "-chardev", "socket,id=qmp,path=/run/100.qmp,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+				"-chardev", "socket,id=qmp-event,path=/run/qmeventd.sock,reconnect=5", "-mon", "chardev=qmp-event,mode=control", "-daemonize", "-m", "2048",
+			},
+			config{name: "web1", ram: 2 * g, qmp: []qmpEnd{{path: "/run/100.qmp", fd: -1}}},
+		},
+		{"connects to a monitor's other end", []string{"-qmp", "unix:/run/a", "-qmp", "unix:/run/b,server,nowait"}, config{qmp: []qmpEnd{{path: "/run/b", fd: -1}}}},
 		{"encrypted", []string{"-object", "sev-snp-guest,id=sev0,cbitpos=51", "-machine", "q35,confidential-guest-support=sev0"}, config{machine: "q35", secret: "sev-snp-guest"}},
 		{"hole moved", []string{"-M", "pc,max-ram-below-4g=1G", "-M", "accel=kvm:tcg"}, config{machine: "pc", lowMax: g, accel: "kvm"}},
 		{"hot-plugged", []string{"-device", "pc-dimm,memdev=d"}, config{dimms: true}},
@@ -53,6 +65,17 @@ func TestParseArgs(t *testing.T) {
 				t.Errorf("\n%+v, want\n%+v", got, c.want)
 			}
 		})
+	}
+}
+
+func TestArchOf(t *testing.T) {
+	for in, want := range map[string]string{
+		"/usr/bin/qemu-system-x86_64": "x86_64", "qemu-system-aarch64": "aarch64", "/x/qemu-system-arm (deleted)": "arm", "/nix/bin/.qemu-system-i386-wrapped": "i386",
+		"/usr/bin/qemu-system-x86_64-spice": "x86_64", "qemu-system-x86_64.real": "x86_64", "/usr/bin/kvm": "", "/usr/libexec/qemu-kvm": "", "": "", "qemu-system-": "",
+	} {
+		if got := archOf(in); got != want {
+			t.Errorf("archOf(%q) = %q, want %q", in, got, want)
+		}
 	}
 }
 
@@ -180,5 +203,40 @@ func TestDropForks(t *testing.T) {
 	got := dropForks([]Process{p(10, "a"), p(11, "a"), p(12, "b"), p(13, "a")}, map[int]int{10: 1, 11: 10, 12: 10, 13: 1})
 	if len(got) != 3 || got[1].PID != 12 || got[2].PID != 13 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestIsFile: a file of the right number and size on another device is not RAM.
+func TestIsFile(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(8192); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	good := vma{start: 0x10000, end: 0x12000, inode: st.Ino, dev: device(&st), path: f.Name()}
+	for _, c := range []struct {
+		name string
+		edit func(v *vma)
+		want bool
+	}{
+		{"it is", func(*vma) {}, true},
+		{"mapped under another name", func(v *vma) { v.path = "/x" }, true},
+		{"devices told apart", func(v *vma) { v.dev = "ff:ff" }, true},
+		{"another device", func(v *vma) { v.dev, v.path = "ff:ff", "/x" }, false},
+		{"another inode", func(v *vma) { v.inode++ }, false},
+		{"behind its end", func(v *vma) { v.off = 4096 }, false},
+	} {
+		v := good
+		c.edit(&v)
+		if got := (block{hva: v.start, size: 8192, vma: v}).is(f); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
 	}
 }

@@ -26,6 +26,9 @@ func (b block) off() uint64 { return b.vma.off + b.hva - b.vma.start }
 // errNoBlock says that no mapping looks like the RAM.
 var errNoBlock = errors.New("guest RAM not found among the mappings of the process")
 
+// maxRAM is what processors can address at most, bytes.
+const maxRAM = 1 << 52
+
 // findBlocks tells which mappings are main memory, in the order of its bytes.
 // sure is false if another mapping would have fitted as well.
 func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err error) {
@@ -43,8 +46,8 @@ func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err 
 	used := map[uint64]bool{}
 	sure = true
 	for _, w := range want {
-		if w.size == 0 {
-			return nil, false, fmt.Errorf("%w: memory backend %q has no size", errNoBlock, w.id)
+		if w.size == 0 || w.size > maxRAM {
+			return nil, false, fmt.Errorf("%w: memory backend %q of %d bytes", errNoBlock, w.id, w.size)
 		}
 		cand := candidates(pid, w, maps)
 		cand = slices.DeleteFunc(cand, func(b block) bool { return used[b.hva] })
@@ -127,7 +130,7 @@ func identity(pid int, path string) (ino uint64, dev string) {
 	if unix.Stat(full, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0, ""
 	}
-	return st.Ino, fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
+	return st.Ino, device(&st)
 }
 
 // best sorts candidates, the likeliest first: memfds in the order in which they
@@ -203,9 +206,20 @@ func (b block) open(pid int, writable bool) (*os.File, error) {
 	return nil, fmt.Errorf("open the file behind guest RAM, %q: %w", b.vma.path, first)
 }
 
-// is makes sure that f is the file that the process has mapped.
+// is makes sure that f is the file that the process has mapped, and not, say, a
+// disk image of the same number on another file system. Where mappings and files
+// tell different devices (btrfs, overlayfs), their names must agree.
 func (b block) is(f *os.File) bool {
 	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) == nil && st.Ino == b.vma.inode && st.Mode&unix.S_IFMT == unix.S_IFREG &&
-		uint64(st.Size) >= b.off()+b.size
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Ino != b.vma.inode || st.Mode&unix.S_IFMT != unix.S_IFREG ||
+		uint64(st.Size) < b.off()+b.size {
+		return false
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	return device(&st) == b.vma.dev || err == nil && name == b.vma.path
+}
+
+// device is a file's device as /proc/PID/maps writes it.
+func device(st *unix.Stat_t) string {
+	return fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
 }

@@ -128,7 +128,7 @@ func high(t testing.TB) []string {
 func (v *testVM) command(name string, args any) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	c, err := dial(ctx, v.sock)
+	c, err := dial(ctx, v.sock, v.pid)
 	if err != nil {
 		return "", err
 	}
@@ -540,7 +540,7 @@ func TestPause(t *testing.T) {
 	}
 
 	// The monitor is held by somebody else.
-	conn, err := dial(ctx, v.sock)
+	conn, err := dial(ctx, v.sock, v.pid)
 	must(err)
 	short, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -551,6 +551,30 @@ func TestPause(t *testing.T) {
 	}
 	conn.close()
 	is("running")
+}
+
+// TestTakenOver: a QEMU that is started with the monitor path of another one
+// takes the path over. The other one is not to be mistaken for it.
+func TestTakenOver(t *testing.T) {
+	a := start(t, "-m", "32M")
+	b := start(t, "-m", "32M", "-qmp", "unix:"+a.sock+",server=on,wait=off")
+	m := openVM(t, a.name)
+	defer m.Close()
+	err := m.(vm.Pauser).Pause(context.Background())
+	if err == nil || !strings.Contains(err.Error(), b.name) {
+		t.Errorf("pause of a VM whose monitor is gone: %v", err)
+	}
+	if s, err := b.status(); s != "running" {
+		t.Errorf("the other VM is %q, %v", s, err)
+	}
+	if err := cont(a.sock, a.pid); err == nil {
+		t.Error("the resume helper takes one for the other")
+	}
+	n := openVM(t, a.sock)
+	defer n.Close()
+	if got := n.(vm.Describer).Info().Name; got != b.name {
+		t.Errorf("the socket leads to %q, want %q", got, b.name)
+	}
 }
 
 // TestResumeAfterDeath kills a program that has paused a guest.
@@ -621,6 +645,7 @@ func TestWrongTargets(t *testing.T) {
 	a, b := pretend(t, "-name", name), pretend(t, "-name", "guest="+name+",debug-threads=on")
 	sev := pretend(t, "-name", name+"-sev", "-object", "sev-guest,id=s", "-machine", "q35,memory-encryption=s")
 	huge := pretend(t, "-name", name+"-huge", "-m", "100T")
+	wrap := pretend(t, "-name", name+"-wrap", "-m", "18446744073709551615B")
 	for _, c := range []struct {
 		target string
 		class  error
@@ -635,6 +660,7 @@ func TestWrongTargets(t *testing.T) {
 		{t.TempDir(), ErrNoVM, []string{"not a socket"}},
 		{name + "-sev", ErrEncrypted, []string{"sev-guest", strconv.Itoa(sev)}},
 		{strconv.Itoa(huge), errNoBlock, []string{"104857600 MiB"}},
+		{strconv.Itoa(wrap), errNoBlock, []string{"18446744073709551615 bytes"}},
 	} {
 		m, err := Open(context.Background(), c.target)
 		if m != nil || !errors.Is(err, c.class) || strings.Contains(err.Error(), "\n") {

@@ -21,6 +21,7 @@ const (
 
 // monitor is the QMP socket of one machine, connected to while needed.
 type monitor struct {
+	pid   int
 	paths []string
 	mu    sync.Mutex
 	good  string // the path that was connected to last
@@ -34,7 +35,7 @@ func newMonitor(p Process) *monitor {
 	if len(p.QMP) == 0 {
 		return nil
 	}
-	return &monitor{paths: p.QMP}
+	return &monitor{pid: p.PID, paths: p.QMP}
 }
 
 // errNoMonitor says what a machine without monitor lacks.
@@ -52,7 +53,7 @@ func (m *monitor) do(ctx context.Context, f func(*client) error) error {
 	if m.conn == nil {
 		var errs error
 		for _, p := range m.paths {
-			c, err := dial(ctx, p)
+			c, err := dial(ctx, p, m.pid)
 			if err == nil {
 				m.conn, m.good = c, p
 				break

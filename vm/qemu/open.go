@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -147,26 +150,29 @@ func running(all []Process) string {
 	return "running: " + strings.Join(s, ", ")
 }
 
-// findSocket finds the QEMU that listens on a socket: by the socket's inode
-// among the descriptors of all QEMUs, else by whom the kernel says we talk to.
+// findSocket finds the QEMU that listens on a socket: by whom the kernel says we
+// talk to, else, for sockets that QEMU was handed, by the command lines.
 func findSocket(path string) (Process, error) {
-	all, err := List()
-	if err != nil {
-		return Process{}, err
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	pid := 0
+	if err == nil {
+		pid, err = peer(conn)
+		conn.Close()
+	}
+	if p, _, ok := inspect(pid); ok && err == nil {
+		return p, nil
+	}
+	all, lerr := List()
+	if lerr != nil {
+		return Process{}, lerr
 	}
 	for _, p := range all {
-		for _, q := range p.QMP {
-			if sameFile(q, path) {
-				return p, nil
-			}
+		if slices.ContainsFunc(p.QMP, func(q string) bool { return sameFile(q, path) }) {
+			return p, nil
 		}
 	}
-	pid, err := peer(path)
 	if err != nil {
 		return Process{}, fmt.Errorf("%w: QMP socket %q: %w", ErrNoVM, path, err)
-	}
-	if p, _, ok := inspect(pid); ok {
-		return p, nil
 	}
 	return Process{}, fmt.Errorf("%w: QMP socket %q belongs to process %d, which is not a QEMU that we can see; %s", ErrNoVM, path, pid, running(all))
 }
@@ -184,15 +190,12 @@ func denied(pid int, err error) error {
 		return err
 	}
 	owner := "another user"
-	if st, serr := os.Stat(fmt.Sprintf("/proc/%d", pid)); serr == nil {
-		var s unix.Stat_t
-		if unix.Stat(fmt.Sprintf("/proc/%d", pid), &s) == nil {
-			owner = fmt.Sprintf("uid %d", s.Uid)
-			if u, uerr := user.LookupId(strconv.Itoa(int(s.Uid))); uerr == nil {
-				owner = fmt.Sprintf("user %q", u.Username)
-			}
+	var st unix.Stat_t
+	if unix.Stat(fmt.Sprintf("/proc/%d", pid), &st) == nil {
+		owner = fmt.Sprintf("uid %d", st.Uid)
+		if u, uerr := user.LookupId(strconv.Itoa(int(st.Uid))); uerr == nil {
+			owner = fmt.Sprintf("user %q", u.Username)
 		}
-		_ = st
 	}
 	return fmt.Errorf("%w %d of %s: run as root or with CAP_SYS_PTRACE (%w)", ErrPermission, pid, owner, err)
 }

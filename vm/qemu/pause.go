@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,7 +17,7 @@ import (
 )
 
 // helperEnv marks the process that resumes a guest when we no longer can. Its
-// value is the path of the monitor.
+// value is QEMU's PID and the path of its monitor, parted by a colon.
 const helperEnv = "VMSCOPE_RESUME_HELPER"
 
 // helperKnown is set once main has called RunResumeHelper.
@@ -28,19 +29,21 @@ var helperKnown atomic.Bool
 // resumed, resumes it if the program has died, and exits.
 func RunResumeHelper() {
 	helperKnown.Store(true)
-	path, ok := os.LookupEnv(helperEnv)
+	target, ok := os.LookupEnv(helperEnv)
 	if !ok {
 		return
 	}
+	first, path, _ := strings.Cut(target, ":")
+	pid, _ := strconv.Atoi(first)
 	os.Unsetenv(helperEnv)
 	// What ends the program must not end its helper.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGQUIT)
-	os.Exit(helper(path, os.Stdin, os.Stdout))
+	os.Exit(helper(path, pid, os.Stdin, os.Stdout))
 }
 
 // helper waits on in for one of: "a" (armed: the guest is about to be paused),
 // "d" (done). The end of in without "d" while armed resumes the guest.
-func helper(path string, in io.Reader, out io.Writer) int {
+func helper(path string, pid int, in io.Reader, out io.Writer) int {
 	if _, err := out.Write([]byte("r")); err != nil {
 		return 1
 	}
@@ -58,7 +61,7 @@ func helper(path string, in io.Reader, out io.Writer) int {
 	// The monitor is free a moment after the dead program's end; QEMU may be
 	// busy for longer.
 	for range 60 {
-		if err := cont(path); err == nil {
+		if err := cont(path, pid); err == nil {
 			return 0
 		}
 		time.Sleep(time.Second / 2)
@@ -67,10 +70,10 @@ func helper(path string, in io.Reader, out io.Writer) int {
 }
 
 // cont makes a paused guest run.
-func cont(path string) error {
+func cont(path string, pid int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	c, err := dial(ctx, path)
+	c, err := dial(ctx, path, pid)
 	if err != nil {
 		return err
 	}
@@ -131,8 +134,9 @@ func (m *monitor) stop(ctx context.Context) error {
 	defer cancel()
 	// The helper must be able to connect: so hang up in any case.
 	defer m.hangUp()
-	var was string
+	var was, path string
 	err := m.do(ctx, func(c *client) (err error) {
+		path = m.good
 		was, err = c.status(ctx)
 		return err
 	})
@@ -143,7 +147,7 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	if err := m.pause.start(ctx, m.good); err != nil {
+	if err := m.pause.start(ctx, m.pid, path); err != nil {
 		return err
 	}
 	if _, err := m.pause.pipe.Write([]byte("a")); err != nil {
@@ -192,9 +196,9 @@ func (m *monitor) resume(ctx context.Context) error {
 }
 
 // start starts the helper and waits until it is ready.
-func (p *pauseState) start(ctx context.Context, path string) error {
+func (p *pauseState) start(ctx context.Context, pid int, path string) error {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(withoutEnv(os.Environ(), helperEnv), helperEnv+"="+path)
+	cmd.Env = append(withoutEnv(os.Environ(), helperEnv), fmt.Sprintf("%s=%d:%s", helperEnv, pid, path))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of Ctrl-C
 	cmd.Dir = "/"
 	in, err := cmd.StdinPipe()

@@ -14,8 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // Process is a QEMU that runs on this host. Names and paths are those of its
@@ -215,11 +213,12 @@ func (q qmpEnd) at(pid int) string {
 			path = filepath.Join(cwd, path)
 		}
 	}
-	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil && unix.Stat(proc+"/root"+path, &st) == nil {
-		return proc + "/root" + path
+	// What the path leads to here may be another machine's.
+	inside := proc + "/root" + path
+	if _, err := os.Stat(inside); sameFile(path, inside) || errors.Is(err, os.ErrPermission) {
+		return path
 	}
-	return path
+	return inside
 }
 
 // boundPath finds the path that a listening unix socket is bound to.

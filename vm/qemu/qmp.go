@@ -40,11 +40,20 @@ type reply struct {
 // errBusy says that somebody else uses the monitor.
 var errBusy = errors.New("no answer: another client (libvirt?) holds the monitor, or QEMU hangs")
 
-// dial connects and negotiates within the context's deadline.
-func dial(ctx context.Context, path string) (*client, error) {
+// dial connects to the monitor of process pid and negotiates within the
+// context's deadline.
+func dial(ctx context.Context, path string, pid int) (*client, error) {
 	conn, err := connect(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the monitor: %w", err)
+	}
+	// A QEMU takes the path over from another that was started with the same.
+	// Whoever hands sockets to QEMUs (libvirt) is none.
+	if at, err := peer(conn); err == nil && at != pid {
+		if p, _, ok := inspect(at); ok {
+			conn.Close()
+			return nil, fmt.Errorf("%q is by now the monitor of %v", path, p)
+		}
 	}
 	c := &client{conn: conn, r: bufio.NewReader(conn)}
 	defer c.until(ctx)()
@@ -182,13 +191,8 @@ func (c *client) status(ctx context.Context) (string, error) {
 
 func (c *client) close() error { return c.conn.Close() }
 
-// peer gives the PID of whoever listens on a unix socket.
-func peer(path string) (int, error) {
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
+// peer gives the PID of whoever made the listening end of a unix socket.
+func peer(conn net.Conn) (int, error) {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return 0, err
