@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -16,6 +17,8 @@ import (
 	"golang.org/x/term"
 
 	"vmscope"
+	"vmscope/kernel"
+	"vmscope/vm/dump"
 )
 
 // The exit statuses that scripts rely on.
@@ -49,6 +52,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(buf)
 	root.SetErr(a.err)
+	strict(root)
 	err := root.ExecuteContext(ctx)
 	ferr := buf.Flush()
 	a.out = stdout
@@ -59,8 +63,11 @@ func (a *app) run(ctx context.Context, args []string) int {
 	}
 	if err != nil {
 		hint := ""
-		if strings.HasPrefix(err.Error(), "unknown command") { // cobra's
+		switch {
+		case strings.HasPrefix(err.Error(), "unknown command"): // cobra's
 			hint = "; see 'vmscope --help'"
+		case errors.Is(err, dump.ErrTruncated) && !a.truncated:
+			hint = ": --truncated"
 		}
 		fmt.Fprintf(a.err, "vmscope: %s%s\n", oneLine(err), hint)
 		return statusFailed
@@ -71,9 +78,23 @@ func (a *app) run(ctx context.Context, args []string) int {
 // errQuiet ends a command with status 2 when all has been said.
 var errQuiet = errors.New("failed")
 
-// oneLine prints an error, and all that are joined to it, in one line.
+// oneLine prints an error, and all that are joined to it, in one line, safe for
+// a terminal: paths and names in it may be anybody's.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	var b strings.Builder
+	for i, line := range strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		// Backslashes stay: most names are quoted already.
+		for i, part := range strings.Split(line, `\`) {
+			if i > 0 {
+				b.WriteByte('\\')
+			}
+			b.WriteString(kernel.Text(part).String())
+		}
+	}
+	return b.String()
 }
 
 func (a *app) rootCmd() *cobra.Command {
@@ -98,6 +119,12 @@ says why; 130 interrupted.`,
   vmscope read web1 --sym linux_banner --string`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(colorWords, a.color) {
+				return fmt.Errorf("--color %q: it is %s", a.color, strings.Join(colorWords, ", "))
+			}
+			return nil
+		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
@@ -110,7 +137,7 @@ says why; 130 interrupted.`,
 	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
 	p.StringVar(&a.layout, "layout", "", "where RAM lies, for raw dumps: q35, pc, virt, flat, low=SIZE (default: found)")
 	p.StringVar(&a.route, "route", "", "way to a live guest's memory: mmap, vmread, qmp (default: the fastest that works)")
-	_ = root.RegisterFlagCompletionFunc("color", fixed("auto", "always", "never"))
+	_ = root.RegisterFlagCompletionFunc("color", fixed(colorWords...))
 	_ = root.RegisterFlagCompletionFunc("layout", fixed("q35", "pc", "virt", "flat"))
 	_ = root.RegisterFlagCompletionFunc("route", fixed("mmap", "vmread", "qmp"))
 	root.AddGroup(
@@ -134,6 +161,37 @@ says why; 130 interrupted.`,
 	}
 	root.AddCommand(a.versionCmd(), a.manCmd())
 	return root
+}
+
+// colorWords are what --color takes.
+var colorWords = []string{"auto", "always", "never"}
+
+// strict makes the commands that cobra brings refuse what they do not know,
+// instead of printing help with status 0.
+func strict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			help := c.Run
+			c.Run = nil
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if found, _, err := root.Find(args); found == nil || err != nil {
+					return fmt.Errorf("unknown command %q", strings.Join(args, " "))
+				}
+				help(cmd, args)
+				return nil
+			}
+		case "completion":
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return fmt.Errorf("no completion for the shell %q: there is bash, zsh, fish and powershell", args[0])
+				}
+				return cmd.Help()
+			}
+		}
+	}
 }
 
 // targetAnd checks the arguments of a command that takes a target and more

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"vmscope/vm/qemu"
 )
@@ -18,6 +19,7 @@ func main() {
 	qemu.RunResumeHelper()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go giveUp(ctx)
 	a := &app{out: os.Stdout, err: os.Stderr}
 	status := a.run(ctx, os.Args[1:])
 	if ctx.Err() != nil {
@@ -25,4 +27,15 @@ func main() {
 	}
 	stop()
 	os.Exit(status)
+}
+
+// patience is how long what was interrupted may take to end in order.
+const patience = 5 * time.Second
+
+// giveUp ends the program when an interrupt did not: it may hang in writing to
+// a pipe that nobody reads. A guest that it paused is resumed by the helper.
+func giveUp(ctx context.Context) {
+	<-ctx.Done()
+	time.Sleep(patience)
+	os.Exit(statusInterrupted)
 }

@@ -84,16 +84,19 @@ func (t target) read(v *vmscope.View, p []byte) (int, error) {
 
 // number reads an address or a size: decimal or 0x…, sizes with K, M or G.
 func number(s string) (uint64, error) {
-	mul := uint64(1)
-	t := strings.TrimSuffix(strings.TrimSuffix(s, "B"), "i")
-	if !strings.HasPrefix(t, "0x") {
+	mul, t, base := uint64(1), strings.ToUpper(s), 10
+	if hex, ok := strings.CutPrefix(t, "0X"); ok {
+		t, base = hex, 16
+	} else {
 		for suffix, m := range map[string]uint64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30} {
-			if u, ok := strings.CutSuffix(strings.ToUpper(t), suffix); ok {
-				t, mul = u, m
+			for _, unit := range []string{suffix, suffix + "IB"} {
+				if u, ok := strings.CutSuffix(t, unit); ok {
+					t, mul = u, m
+				}
 			}
 		}
 	}
-	n, err := strconv.ParseUint(t, 0, 64)
+	n, err := strconv.ParseUint(t, base, 64)
 	if err != nil || n > ^uint64(0)/mul {
 		return 0, fmt.Errorf("%q is no address or size (try 0xffffffff81000000, 4096 or 64K)", s)
 	}
