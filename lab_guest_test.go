@@ -35,6 +35,7 @@ func TestGuest(t *testing.T) {
 			t.Run("routes", func(t *testing.T) { testRoutes(t, g) })
 			t.Run("dumps", func(t *testing.T) { testDumps(t, g) })
 			t.Run("process core", func(t *testing.T) { testProcessCore(t, g) })
+			t.Run("shared core", func(t *testing.T) { testSharedCore(t, g) })
 			t.Run("update", func(t *testing.T) { testUpdate(t, g) })
 			t.Run("pause", func(t *testing.T) { testPause(t, g) })
 			t.Run("examples", func(t *testing.T) { testExamples(t, g) })

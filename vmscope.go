@@ -64,6 +64,8 @@ type View struct {
 	*linux.View
 	// Machine is where the memory comes from, in the layout that was proved.
 	Machine vm.Machine
+	// still says that the guest does not run meanwhile.
+	still bool
 }
 
 // cachePages bounds the View's cache of a machine whose memory is not mapped:
@@ -116,7 +118,7 @@ func (g *Guest) look(ctx context.Context) (*View, error) {
 		v := g.kernel.View(fresh(g.phys))
 		if beat, ok := v.StillRuns(g.beat); ok {
 			g.beat = beat
-			return &View{View: v, Machine: g.phys}, nil
+			return g.see(v), nil
 		}
 		g.kernel, g.phys = nil, nil // rebooted, perhaps into another kernel
 	}
@@ -125,7 +127,11 @@ func (g *Guest) look(ctx context.Context) (*View, error) {
 	}
 	v := g.kernel.View(fresh(g.phys))
 	g.beat, _ = v.StillRuns(linux.Beat{})
-	return &View{View: v, Machine: g.phys}, nil
+	return g.see(v), nil
+}
+
+func (g *Guest) see(v *linux.View) *View {
+	return &View{View: v, Machine: g.phys, still: g.opt.paused || !infoOf(g.machine).Live}
 }
 
 // fresh gives a View its own cache where reading the machine is expensive.
@@ -149,18 +155,20 @@ func (g *Guest) find(ctx context.Context) error {
 		hints.CPUs, _ = c.CPUs(ctx) // they only confirm: a kernel is found without
 	}
 	var errs []error
-	var second *Guest // a kernel proved itself, but its RAM lies otherwise
+	var second *Guest // a kernel proved itself, its layout of RAM not
+	secondFit := contradicted
 	for _, l := range layouts {
 		m, err := g.in(l)
 		if err == nil {
 			var k *linux.Kernel
 			if k, err = linux.Find(ctx, m, hints); err == nil {
-				if checkLayout(k, m) {
+				fit := checkLayout(k, m)
+				if fit == proved {
 					g.kernel, g.phys = k, m
 					return nil
 				}
-				if second == nil {
-					second = &Guest{kernel: k, phys: m}
+				if second == nil || fit > secondFit {
+					second, secondFit = &Guest{kernel: k, phys: m}, fit
 				}
 				continue
 			}
@@ -174,32 +182,42 @@ func (g *Guest) find(ctx context.Context) error {
 		}
 	}
 	if second != nil {
-		// No layout fits what the kernel says of its RAM: it is not believed,
-		// and said so.
+		// No layout fits what the kernel says of its RAM, or it does not say:
+		// the report tells.
 		g.kernel, g.phys = second.kernel, second.phys
 		return nil
 	}
 	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
 }
 
+// fit says how a layout agrees with what the kernel says of its RAM.
+type fit int
+
+const (
+	contradicted fit = iota
+	unknown          // the kernel does not say, or what says it cannot be read
+	proved
+)
+
 // checkLayout compares the layout with the kernel's own list of its RAM and
-// reports the outcome. It is false if they contradict each other.
-func checkLayout(k *linux.Kernel, m vm.Machine) bool {
+// reports the outcome. In a wrong layout much of the kernel may still be found:
+// that its list cannot be read is a sign of that, too.
+func checkLayout(k *linux.Kernel, m vm.Machine) fit {
 	r, ok := m.(mem.Ranger)
 	if !ok {
-		return true
+		return unknown
 	}
 	err := mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges()) })
 	switch {
 	case errors.Is(err, mem.ErrInconsistent):
 		k.Report.Contradictions = append(k.Report.Contradictions, "layout of RAM: "+err.Error())
-		return false
+		return contradicted
 	case err != nil:
-		return true // the kernel does not say
+		return unknown
 	}
 	k.Report.Findings = append(k.Report.Findings, linux.Finding{
 		What: "RAM layout", Value: infoOf(m).Layout, Source: "iomem_resource of the kernel", Confidence: "proved"})
-	return true
+	return proved
 }
 
 // layouts lists the layouts to try, the likeliest first. One layout without a

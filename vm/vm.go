@@ -57,6 +57,10 @@ type Registers struct {
 	RIP, RSP, RFLAGS    uint64
 	GSBase, KernelGS    uint64
 	IDTBase, GDTBase    uint64
+	CS, SS              uint16
+	// General are rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, as instructions number
+	// them.
+	General [16]uint64
 	// Valid says that the source gave CR3 and CR4, not only general registers.
 	Valid bool
 }

@@ -139,6 +139,8 @@ func TestRegisters(t *testing.T) {
 	for i := range 27 {
 		binary.LittleEndian.PutUint64(status[112+8*i:], uint64(i))
 	}
+	general := []vm.Registers{{RIP: 16, CS: 17, RFLAGS: 18, RSP: 19, SS: 20, GSBase: 22,
+		General: [16]uint64{10, 11, 12, 5, 19, 4, 13, 14, 9, 8, 7, 6, 3, 2, 1, 0}}}
 	mem1 := []load{{paddr: 0x1000, memsz: 4096, data: pattern(1, 4096)}}
 	for _, c := range []struct {
 		name  string
@@ -148,9 +150,10 @@ func TestRegisters(t *testing.T) {
 		{"both notes", append(makeNote("CORE", 1, status), makeNote("QEMU", 0, cpuStateNote())...), []vm.Registers{{
 			RSP: 56, RIP: 136, RFLAGS: 144, GSBase: 152 + 4*24 + 16, GDTBase: 152 + 8*24 + 16, IDTBase: 152 + 9*24 + 16,
 			CR0: 392, CR3: 416, CR4: 424, KernelGS: 432, Valid: true,
+			CS: 152, SS: 152 + 5*24, General: [16]uint64{8, 24, 32, 16, 56, 64, 40, 48, 72, 80, 88, 96, 104, 112, 120, 128},
 		}}},
-		{"general ones only", makeNote("CORE", 1, status), []vm.Registers{{RIP: 16, RFLAGS: 18, RSP: 19, GSBase: 22}}},
-		{"a note that claims too much", append(makeNote("CORE", 1, status), 1, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0), []vm.Registers{{RIP: 16, RFLAGS: 18, RSP: 19, GSBase: 22}}},
+		{"general ones only", makeNote("CORE", 1, status), general},
+		{"a note that claims too much", append(makeNote("CORE", 1, status), 1, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0), general},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := open(t, file(t, makeELF(mem1, c.notes, false)))

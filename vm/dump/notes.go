@@ -80,22 +80,39 @@ func prstatus(b []byte) (vm.Registers, bool) {
 		return vm.Registers{}, false
 	}
 	reg := func(i int) uint64 { return binary.LittleEndian.Uint64(b[112+8*i:]) }
-	return vm.Registers{RIP: reg(16), RFLAGS: reg(18), RSP: reg(19), GSBase: reg(22)}, true
+	r := vm.Registers{RIP: reg(RegRIP), CS: uint16(reg(RegCS)), RFLAGS: reg(RegRFLAGS), RSP: reg(RegRSP), SS: uint16(reg(RegSS)), GSBase: reg(RegGSBase)}
+	for i, at := range generalAt {
+		r.General[i] = reg(at)
+	}
+	return r, true
 }
 
-// cpuState decodes struct QEMUCPUState, version 1. kernel_gs_base was appended
-// later without a new version: its size tells.
+// struct QEMUCPUState: a version and its size, then these (QEMU
+// target/i386/arch_dump.c).
+const (
+	cpuGeneral = 8            // rax rbx rcx rdx rsi rdi rsp rbp r8 … r15
+	cpuRIP     = 8 + 16*8     //
+	cpuRFLAGS  = cpuRIP + 8   //
+	cpuSegs    = cpuRIP + 2*8 // cs ds es fs gs ss ldt tr gdt idt, each segSize
+	cpuCR      = cpuSegs + 10*segSize
+	cpuKGS     = cpuCR + 5*8 // kernel_gs_base was appended later without a new version: the size tells
+	cpuSize    = cpuKGS + 8
+
+	segSize = 24
+	segBase = 16
+	segCS   = cpuSegs
+	segGS   = cpuSegs + 4*segSize
+	segSS   = cpuSegs + 5*segSize
+	segGDT  = cpuSegs + 8*segSize
+	segIDT  = cpuSegs + 9*segSize
+)
+
+// cpuOrder is which of vm.Registers.General QEMUCPUState has at each place.
+var cpuOrder = [16]int{0, 3, 1, 2, 6, 7, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15}
+
+// cpuState decodes struct QEMUCPUState, version 1.
 func cpuState(b []byte) (vm.Registers, bool) {
-	const (
-		rsp     = 8 + 6*8
-		rip     = 8 + 16*8
-		rflags  = rip + 8
-		segs    = rflags + 8 // cs ds es fs gs ss ldt tr gdt idt, 24 bytes each
-		cr      = segs + 10*24
-		kgs     = cr + 5*8
-		segBase = 16
-	)
-	if len(b) < kgs {
+	if len(b) < cpuKGS {
 		return vm.Registers{}, false
 	}
 	u := func(off int) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
@@ -103,15 +120,20 @@ func cpuState(b []byte) (vm.Registers, bool) {
 		return vm.Registers{}, false
 	}
 	r := vm.Registers{
-		RSP: u(rsp), RIP: u(rip), RFLAGS: u(rflags),
-		GSBase:  u(segs + 4*24 + segBase),
-		GDTBase: u(segs + 8*24 + segBase),
-		IDTBase: u(segs + 9*24 + segBase),
-		CR0:     u(cr), CR3: u(cr + 3*8), CR4: u(cr + 4*8),
+		RIP: u(cpuRIP), RFLAGS: u(cpuRFLAGS),
+		CS: uint16(u(segCS)), SS: uint16(u(segSS)),
+		GSBase:  u(segGS + segBase),
+		GDTBase: u(segGDT + segBase),
+		IDTBase: u(segIDT + segBase),
+		CR0:     u(cpuCR), CR3: u(cpuCR + 3*8), CR4: u(cpuCR + 4*8),
 		Valid: true,
 	}
-	if len(b) >= kgs+8 {
-		r.KernelGS = u(kgs)
+	for i, g := range cpuOrder {
+		r.General[g] = u(cpuGeneral + 8*i)
+	}
+	r.RSP = r.General[4]
+	if len(b) >= cpuSize {
+		r.KernelGS = u(cpuKGS)
 	}
 	return r, true
 }

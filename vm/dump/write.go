@@ -10,13 +10,6 @@ import (
 	"vmscope/mem"
 )
 
-// Note is an entry of an ELF core's PT_NOTE segment.
-type Note struct {
-	Name string
-	Type uint32
-	Desc []byte
-}
-
 // Segment is a PT_LOAD segment of a core to be written.
 type Segment struct {
 	VA    mem.VA
@@ -24,12 +17,12 @@ type Segment struct {
 	Size  uint64
 	Flags uint32 // of the program header: 4 read, 2 write, 1 execute
 	// Read fills p from the segment's bytes at off. Nil: the bytes are those of
-	// segment Of from Off on, and stand in the file once.
+	// the earlier segment Of from Off on, and stand in the file once.
 	Read func(p []byte, off uint64) error
 	Of   int
 	Off  uint64
 	// Data are the runs of the segment that may hold anything but zeros, as
-	// offsets into it; nil is all of it.
+	// offsets into it, in order; nil is all of it.
 	Data []Run
 }
 
@@ -40,14 +33,16 @@ type Run struct{ Off, Size uint64 }
 const maxSegments = pnXNum - 2
 
 // WriteCore writes an ELF64 core of an x86-64 machine, as crash, drgn, gdb and
-// Open read it. Runs without data become holes where out is a file that can be
-// sought. progress, if not nil, is told the bytes of segments done so far.
+// Open read it. The first segment must have bytes of its own. Runs without data
+// become holes where out is a regular file and written at its end. progress, if
+// not nil, is told the bytes of segments done so far. Nothing is written if the
+// segments make no sense.
 //
 // A guest that runs changes while it is copied: pause it for a core that is of
 // one moment.
 func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment, progress func(done, total uint64)) error {
-	if len(segs) > maxSegments {
-		return fmt.Errorf("a core of %d segments: at most %d fit", len(segs), maxSegments)
+	if err := check(segs); err != nil {
+		return err
 	}
 	w := newSparse(out)
 	noteBytes := encodeNotes(notes)
@@ -61,10 +56,7 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 			offs[i] = at
 			at = align(at+s.Size, mem.PageSize)
 			total += s.Size
-		}
-	}
-	for i, s := range segs {
-		if s.Read == nil {
+		} else {
 			offs[i] = offs[s.Of] + s.Off
 		}
 	}
@@ -74,7 +66,7 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 	if _, err := w.Write(noteBytes); err != nil {
 		return err
 	}
-	if err := w.skip(first - headers - uint64(len(noteBytes))); err != nil {
+	if err := w.skip(ctx, first-headers-uint64(len(noteBytes))); err != nil {
 		return err
 	}
 	done := uint64(0)
@@ -91,17 +83,58 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 		if err := w.segment(ctx, s, report); err != nil {
 			return err
 		}
-		if err := w.skip(align(s.Size, mem.PageSize) - s.Size); err != nil {
+		if err := w.skip(ctx, align(s.Size, mem.PageSize)-s.Size); err != nil {
 			return err
 		}
 	}
-	return w.finish()
+	return nil
+}
+
+// maxSegment bounds a segment, and their sum, far below what wraps around.
+const maxSegment = 1 << 56
+
+// check rejects segments that cannot be written as they are described.
+func check(segs []Segment) error {
+	bad := func(i int, format string, a ...any) error {
+		return fmt.Errorf("segment %d of the core, at %#x: %s", i, uint64(segs[i].PA), fmt.Sprintf(format, a...))
+	}
+	if len(segs) > maxSegments {
+		return fmt.Errorf("a core of %d segments: at most %d fit", len(segs), maxSegments)
+	}
+	sum := uint64(0)
+	for i, s := range segs {
+		if s.Size > maxSegment || sum+s.Size > maxSegment {
+			return bad(i, "%d bytes are more than any machine has", s.Size)
+		}
+		sum += s.Size
+		if s.Read == nil {
+			switch {
+			case s.Of < 0 || s.Of >= i || segs[s.Of].Read == nil:
+				return bad(i, "its bytes would be those of segment %d, which has none before it", s.Of)
+			case s.Off > segs[s.Of].Size || s.Size > segs[s.Of].Size-s.Off:
+				return bad(i, "%#x+%#x lies outside of segment %d", s.Off, s.Size, s.Of)
+			}
+			continue
+		}
+		at := uint64(0)
+		for _, r := range s.Data {
+			if r.Off < at || r.Off > s.Size || r.Size > s.Size-r.Off {
+				return bad(i, "run %#x+%#x is out of place", r.Off, r.Size)
+			}
+			at = r.Off + r.Size
+		}
+	}
+	return nil
 }
 
 func align(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
 // coreHeaders encodes the ELF header and the program headers (System V ABI,
 // chapters 4 and 5).
+//
+// crash takes a core for a kernel's by p_align 0 in the first PT_LOAD, and all
+// that precedes this segment in the file for the header, which it reads into
+// memory (crash's netdump.c, is_netdump).
 func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0, 64+56*(len(segs)+1))
@@ -117,71 +150,66 @@ func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte
 	b = le.AppendUint16(b, 56)
 	b = le.AppendUint16(b, uint16(len(segs)+1))
 	b = append(b, 0, 0, 0, 0, 0, 0)
-	prog := func(typ, flags uint32, off, va, pa, filesz, memsz, algn uint64) {
+	prog := func(typ, flags uint32, off, va, pa, size, algn uint64) {
 		b = le.AppendUint32(b, typ)
 		b = le.AppendUint32(b, flags)
-		for _, v := range []uint64{off, va, pa, filesz, memsz, algn} {
+		for _, v := range []uint64{off, va, pa, size, size, algn} {
 			b = le.AppendUint64(b, v)
 		}
 	}
-	prog(ptNote, 0, noteOff, 0, 0, noteSize, noteSize, 4)
+	prog(ptNote, 0, noteOff, 0, 0, noteSize, 4)
 	for i, s := range segs {
-		prog(ptLoad, s.Flags, offs[i], uint64(s.VA), uint64(s.PA), s.Size, s.Size, mem.PageSize)
+		prog(ptLoad, s.Flags, offs[i], uint64(s.VA), uint64(s.PA), s.Size, 0)
 	}
 	return b
 }
 
-func encodeNotes(notes []Note) []byte {
-	var b []byte
-	le := binary.LittleEndian
-	for _, n := range notes {
-		b = le.AppendUint32(b, uint32(len(n.Name)+1))
-		b = le.AppendUint32(b, uint32(len(n.Desc)))
-		b = le.AppendUint32(b, n.Type)
-		for _, part := range [][]byte{append([]byte(n.Name), 0), n.Desc} {
-			b = append(b, part...)
-			b = append(b, make([]byte, align(uint64(len(part)), 4)-uint64(len(part)))...)
-		}
-	}
-	return b
-}
-
-// sparse writes a stream in which long runs of zeros cost nothing if the file
-// can be sought.
+// sparse writes a stream in which long runs of zeros cost nothing if it goes to
+// the end of a regular file.
 type sparse struct {
 	out  io.Writer
-	file *os.File // out, if it is a regular file
-	base int64    // where in file the stream begins
-	pos  uint64
+	file *os.File // out, if it is such a file
+	end  int64    // of file
 }
 
 func newSparse(out io.Writer) *sparse {
 	w := &sparse{out: out}
-	if f, ok := out.(*os.File); ok {
-		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
-			if at, err := f.Seek(0, io.SeekCurrent); err == nil {
-				w.file, w.base = f, at
-			}
-		}
+	f, ok := out.(*os.File)
+	if !ok {
+		return w
+	}
+	// Before the file's end a hole would show what is there.
+	st, err := f.Stat()
+	at, serr := f.Seek(0, io.SeekCurrent)
+	if err == nil && serr == nil && st.Mode().IsRegular() && at == st.Size() {
+		w.file, w.end = f, at
 	}
 	return w
 }
 
 func (w *sparse) Write(p []byte) (int, error) {
 	n, err := w.out.Write(p)
-	w.pos += uint64(n)
+	w.end += int64(n)
 	return n, err
 }
 
 var zeros [64 << 10]byte
 
-func (w *sparse) skip(n uint64) error {
-	if w.file != nil {
-		w.pos += n
-		_, err := w.file.Seek(int64(n), io.SeekCurrent)
+func (w *sparse) skip(ctx context.Context, n uint64) error {
+	if w.file != nil && n > 0 {
+		// Growing it, rather than only seeking, serves files opened to append
+		// and a hole at the end.
+		w.end += int64(n)
+		if err := w.file.Truncate(w.end); err != nil {
+			return err
+		}
+		_, err := w.file.Seek(w.end, io.SeekStart)
 		return err
 	}
 	for n > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		k, err := w.Write(zeros[:min(n, uint64(len(zeros)))])
 		if err != nil {
 			return err
@@ -189,14 +217,6 @@ func (w *sparse) skip(n uint64) error {
 		n -= uint64(k)
 	}
 	return nil
-}
-
-// finish gives the file its length if it ends in a hole.
-func (w *sparse) finish() error {
-	if w.file == nil {
-		return nil
-	}
-	return w.file.Truncate(w.base + int64(w.pos))
 }
 
 // chunk is how much of a segment is in memory at a time.
@@ -210,10 +230,7 @@ func (w *sparse) segment(ctx context.Context, s Segment, report func(uint64)) er
 	buf := make([]byte, chunk)
 	at := uint64(0)
 	for _, r := range runs {
-		if r.Off < at || r.Off+r.Size > s.Size || r.Off+r.Size < r.Off {
-			return fmt.Errorf("core segment at %#x: run %#x+%#x out of place", uint64(s.PA), r.Off, r.Size)
-		}
-		if err := w.skip(r.Off - at); err != nil {
+		if err := w.skip(ctx, r.Off-at); err != nil {
 			return err
 		}
 		report(r.Off - at)
@@ -233,5 +250,5 @@ func (w *sparse) segment(ctx context.Context, s Segment, report func(uint64)) er
 		}
 	}
 	report(s.Size - at)
-	return w.skip(s.Size - at)
+	return w.skip(ctx, s.Size-at)
 }

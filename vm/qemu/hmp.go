@@ -145,6 +145,10 @@ func parseHVA(s string) (uint64, error) {
 	return strconv.ParseUint(strings.TrimSpace(s[i+6:]), 16, 64)
 }
 
+// generalNames are the names of vm.Registers.General.
+var generalNames = [16]string{"RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI",
+	"R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"}
+
 // parseRegisters reads `info registers -a` of an x86 machine (QEMU
 // target/i386/cpu-dump.c). KERNEL_GS_BASE is not in it.
 func parseRegisters(s string) ([]vm.Registers, error) {
@@ -162,6 +166,7 @@ func parseRegisters(s string) ([]vm.Registers, error) {
 			continue
 		}
 		r := &out[len(out)-1]
+		line = strings.ReplaceAll(line, " =", "=") // names are padded
 		name, rest, _ := strings.Cut(line, "=")
 		f := strings.Fields(rest)
 		hex := func(i int, to *uint64) {
@@ -171,7 +176,16 @@ func parseRegisters(s string) ([]vm.Registers, error) {
 				}
 			}
 		}
-		switch strings.TrimSpace(name) {
+		var sel uint64
+		switch name {
+		case "CS":
+			hex(0, &sel)
+			r.CS = uint16(sel)
+			continue
+		case "SS":
+			hex(0, &sel)
+			r.SS = uint16(sel)
+			continue
 		case "GS":
 			hex(1, &r.GSBase)
 			continue
@@ -184,10 +198,15 @@ func parseRegisters(s string) ([]vm.Registers, error) {
 		}
 		for x := range strings.FieldsSeq(line) {
 			k, v, _ := strings.Cut(x, "=")
+			if len(k) == 3 && k[0] == 'E' {
+				k = "R" + k[1:] // EIP of a vCPU that is not in 64-bit mode
+			}
 			to := map[string]*uint64{
-				"RIP": &r.RIP, "EIP": &r.RIP, "RSP": &r.RSP, "ESP": &r.RSP, "RFL": &r.RFLAGS, "EFL": &r.RFLAGS,
-				"CR0": &r.CR0, "CR3": &r.CR3, "CR4": &r.CR4, "EFER": &r.EFER,
+				"RIP": &r.RIP, "RFL": &r.RFLAGS, "CR0": &r.CR0, "CR3": &r.CR3, "CR4": &r.CR4, "EFER": &r.EFER,
 			}[k]
+			if i := slices.Index(generalNames[:], k); i >= 0 {
+				to = &r.General[i]
+			}
 			if to == nil {
 				continue
 			}
@@ -196,6 +215,7 @@ func parseRegisters(s string) ([]vm.Registers, error) {
 				return nil, fmt.Errorf("the monitor's register %q: %w", x, err)
 			}
 			*to = n
+			r.RSP = r.General[4]
 			r.Valid = r.Valid || k == "CR3"
 		}
 	}

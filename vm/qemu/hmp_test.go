@@ -74,7 +74,10 @@ CPU#0
 RAX=ffffffff81c0d4a0 RBX=0000000000000000 RCX=0000000000000000 RDX=4000000000000000
 RSI=0000000000000087 RDI=0000000000000001 RBP=0000000000000000 RSP=ffffffff82c03e88
 RIP=ffffffff81c0da1b RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1
+R8 =0000000000000008 R9 =0000000000000009 R10=0000000000000010 R11=0000000000000000
 ES =0000 0000000000000000 ffffffff 00c00000
+CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]
+SS =0018 0000000000000000 ffffffff 00cf9300 DPL=0 DS   [-WA]
 GS =0000 ffff88801f600000 ffffffff 00c00000
 GDT=     fffffe0000001000 0000007f
 IDT=     fffffe0000000000 00000fff
@@ -93,8 +96,9 @@ func TestParseRegisters(t *testing.T) {
 		{
 			RIP: 0xffffffff81c0da1b, RSP: 0xffffffff82c03e88, RFLAGS: 0x246, CR0: 0x80050033, CR3: 0x2c0a000, CR4: 0x6f0, EFER: 0xd01,
 			GSBase: 0xffff88801f600000, GDTBase: 0xfffffe0000001000, IDTBase: 0xfffffe0000000000, Valid: true,
+			CS: 0x10, SS: 0x18, General: [16]uint64{0: 0xffffffff81c0d4a0, 2: 1 << 62, 4: 0xffffffff82c03e88, 6: 0x87, 7: 1, 8: 8, 9: 9, 10: 0x10},
 		},
-		{RIP: 0xb7b9, RSP: 0x6f94, RFLAGS: 0x246, CR0: 0x10, Valid: true},
+		{RIP: 0xb7b9, RSP: 0x6f94, RFLAGS: 0x246, CR0: 0x10, Valid: true, General: [16]uint64{4: 0x6f94}},
 	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%+v, %v", got, err)
