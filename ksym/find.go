@@ -12,6 +12,7 @@ import (
 const (
 	maxFound   = 8       // tables
 	maxDigits  = 100_000 // places that look like the digits of a token table
+	maxIndexes = 8       // places behind one of them that look like the token index
 	maxTables  = 64      // sound token tables whose names are searched
 	maxRecords = 1 << 24 // records walked in search of the first name
 	minSyms    = 2_000   // of a table that a search takes
@@ -147,6 +148,7 @@ func (s *search) tokens(pa mem.PA) (tokenPlace, bool) {
 	n, _ := s.r.ReadPhys(buf, pa)
 	buf = buf[:n]
 	// The index is aligned in memory, the digits are not.
+	indexes := 0
 	for o := len(digits) + int(pa&1); o+indexSize <= len(buf); o += 2 {
 		x := buf[o:]
 		d := binary.LittleEndian.Uint16(x[2*'0':])
@@ -156,6 +158,9 @@ func (s *search) tokens(pa mem.PA) (tokenPlace, bool) {
 		p := tokenPlace{table: pa - mem.PA(d), index: pa + mem.PA(o)}
 		if p.table%4 != 0 || p.index-p.table > maxTokens {
 			continue
+		}
+		if indexes++; indexes > maxIndexes {
+			break
 		}
 		table := make([]byte, p.index-p.table)
 		if s.read(table, uint64(p.table)) != nil {

@@ -2,11 +2,13 @@ package ksym
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"syscall"
 	"testing"
 	"unicode/utf16"
 
+	"vmscope/internal/memtest"
 	"vmscope/mem"
 )
 
@@ -135,6 +137,34 @@ func TestFindHostile(t *testing.T) {
 		if want := map[string]int{"tables": maxFound}[name]; len(found) != want {
 			t.Errorf("%s: %d found, want %d", name, len(found), want)
 		}
+	}
+}
+
+// A run of digits with hundreds of token indexes behind it, all of which point
+// back to a table: few are looked at.
+func TestFindManyIndexes(t *testing.T) {
+	const at = 4096
+	b := make([]byte, at+maxTokens+indexSize)
+	for i := range len(b) / 2 {
+		var v uint16
+		switch k := i % 66; { // at 2*'0' behind the zeros is an offset, at 2*'9' the same + 18
+		case k >= 57:
+			v = 400 + 18
+		case k >= 48:
+			v = 400
+		case k >= 9:
+			v = 0x0101
+		}
+		binary.LittleEndian.PutUint16(b[2*i:], v)
+	}
+	b[at-1] = 0
+	copy(b[at:], digits)
+	m := &memtest.Bytes{Data: b}
+	if found, err := Find(m, []mem.Range{{Size: uint64(len(b))}}); len(found) != 0 || err != nil {
+		t.Errorf("%d found, %v", len(found), err)
+	}
+	if n := m.Reads(); n < maxIndexes || n > 2*maxIndexes {
+		t.Errorf("%d reads", n)
 	}
 }
 
