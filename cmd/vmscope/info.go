@@ -46,21 +46,14 @@ type counted struct {
 }
 
 func (a *app) infoCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "info TARGET",
-		Short: "Say what runs in a guest, how that was found, and how surely",
-		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				r := describe(v)
-				if a.json {
-					return a.object(r)
-				}
-				a.printInfo(r)
-				return nil
-			})
-		},
-	}
+	return a.see("info", "Say what runs in a guest, how that was found, and how surely", func(v *vmscope.View) error {
+		r := describe(v)
+		if a.json {
+			return a.object(r)
+		}
+		a.printInfo(r)
+		return nil
+	})
 }
 
 func describe(v *vmscope.View) infoRow {

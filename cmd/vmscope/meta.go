@@ -7,8 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
-
-	"vmscope/ctype"
 )
 
 func (a *app) versionCmd() *cobra.Command {
@@ -49,28 +47,4 @@ func (a *app) manCmd() *cobra.Command {
 			return doc.GenManTree(root, &doc.GenManHeader{Title: "VMSCOPE", Section: "1", Source: "vmscope", Manual: "vmscope"}, args[0])
 		},
 	}
-}
-
-func (a *app) printType(t ctype.Type) error {
-	if !a.json {
-		return t.Print(a.out)
-	}
-	type member struct {
-		Name   string `json:"name,omitempty"`
-		Type   string `json:"type"`
-		Offset uint64 `json:"offset"`
-		Size   uint64 `json:"size"`
-		Bit    uint8  `json:"bit,omitempty"`
-		Bits   uint8  `json:"bits,omitempty"`
-	}
-	row := struct {
-		Name    string   `json:"name"`
-		Kind    string   `json:"kind"`
-		Size    uint64   `json:"size"`
-		Members []member `json:"members,omitempty"`
-	}{Name: t.Name(), Kind: t.Kind().String(), Size: t.Size()}
-	for m := range t.Members() {
-		row.Members = append(row.Members, member{m.Name, m.Type.String(), m.Offset, m.Size(), m.BitOffset, m.BitSize})
-	}
-	return a.object(row)
 }

@@ -27,49 +27,40 @@ func joined(list []kernel.Text, sep string) string {
 
 func (a *app) psCmd() *cobra.Command {
 	var threads, tree, long, user bool
-	c := &cobra.Command{
-		Use:   "ps TARGET",
-		Short: "List the processes, as the kernel sees them",
-		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				var list []kernel.Process
-				var err error
-				if threads {
-					list, err = v.Threads()
-				} else {
-					list, err = v.Processes()
-				}
-				if user {
-					list = slices.DeleteFunc(list, func(p kernel.Process) bool { return p.KThread })
-				}
-				if tree && !a.json {
-					a.tree(list)
-					return err
-				}
-				header := []any{"pid", "ppid"}
-				if threads {
-					header = append(header, "tgid")
-				}
-				header = append(header, "uid", "gid", "s", "started")
-				if long {
-					header = append(header, "thr", "container", "exe")
-				}
-				header = append(header, "command")
-				return rows(a, list, err, header, func(p kernel.Process) []any {
-					r := []any{p.PID, p.PPID}
-					if threads {
-						r = append(r, p.TGID)
-					}
-					r = append(r, p.UID, p.GID, p.State, started(p.StartTime))
-					if long {
-						r = append(r, p.Threads, short(p.Container, 12), p.Exe)
-					}
-					return append(r, command(p))
-				})
-			})
-		},
-	}
+	c := a.see("ps", "List the processes, as the kernel sees them", func(v *vmscope.View) error {
+		processes := v.Processes
+		if threads {
+			processes = v.Threads
+		}
+		list, err := processes()
+		if user {
+			list = slices.DeleteFunc(list, func(p kernel.Process) bool { return p.KThread })
+		}
+		if tree && !a.json {
+			a.tree(list)
+			return err
+		}
+		header := []any{"pid", "ppid"}
+		if threads {
+			header = append(header, "tgid")
+		}
+		header = append(header, "uid", "gid", "s", "started")
+		if long {
+			header = append(header, "thr", "container", "exe")
+		}
+		header = append(header, "command")
+		return rows(a, list, err, header, func(p kernel.Process) []any {
+			r := []any{p.PID, p.PPID}
+			if threads {
+				r = append(r, p.TGID)
+			}
+			r = append(r, p.UID, p.GID, p.State, started(p.StartTime))
+			if long {
+				r = append(r, p.Threads, short(p.Container, 12), p.Exe)
+			}
+			return append(r, command(p))
+		})
+	})
 	f := c.Flags()
 	f.BoolVarP(&threads, "threads", "T", false, "every thread of every process")
 	f.BoolVar(&tree, "tree", false, "show who started whom")
@@ -123,78 +114,4 @@ func (a *app) tree(list []kernel.Process) {
 		}
 		fmt.Fprintf(a.out, "%7d %s%s%s\n", b.Process.PID, strings.Join(lead[:len(lead)-1], ""), mark, command(*b.Process))
 	}
-}
-
-func (a *app) mapsCmd() *cobra.Command {
-	var pid int
-	c := &cobra.Command{
-		Use:   "maps TARGET --pid N",
-		Short: "List the mapped areas of a process's memory",
-		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !cmd.Flags().Changed("pid") {
-				return needsPID(cmd, args[0])
-			}
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				t, err := v.TaskByPID(pid)
-				if err != nil {
-					return err
-				}
-				list, err := v.Areas(t)
-				if a.json {
-					return rows(a, list, err, nil, nil)
-				}
-				for _, m := range list {
-					fmt.Fprintf(a.out, "%08x-%08x %s %08x %s %-10d %s\n", uint64(m.Start), uint64(m.End), m.Perms, m.Offset, m.Dev, m.Inode, m.Path)
-				}
-				return err
-			})
-		},
-	}
-	c.Flags().IntVar(&pid, "pid", 0, "the process")
-	return c
-}
-
-func (a *app) envCmd() *cobra.Command {
-	var pid int
-	c := &cobra.Command{
-		Use:   "env TARGET --pid N",
-		Short: "Print the environment a process was started with",
-		Args:  targetAnd(0), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !cmd.Flags().Changed("pid") {
-				return needsPID(cmd, args[0])
-			}
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				t, err := v.TaskByPID(pid)
-				if err != nil {
-					return err
-				}
-				list, err := v.Environ(t)
-				if a.json {
-					type variable struct {
-						PID   int         `json:"pid"`
-						Name  kernel.Text `json:"name"`
-						Value kernel.Text `json:"value"`
-					}
-					vars := make([]variable, len(list))
-					for i, e := range list {
-						n, val, _ := strings.Cut(string(e), "=")
-						vars[i] = variable{pid, kernel.Text(n), kernel.Text(val)}
-					}
-					return rows(a, vars, err, nil, nil)
-				}
-				for _, e := range list {
-					fmt.Fprintln(a.out, e)
-				}
-				return err
-			})
-		},
-	}
-	c.Flags().IntVar(&pid, "pid", 0, "the process")
-	return c
-}
-
-func needsPID(cmd *cobra.Command, target string) error {
-	return fmt.Errorf("%s needs --pid N: 'vmscope ps %s' lists the processes", cmd.Name(), target)
 }

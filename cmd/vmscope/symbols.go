@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmscope"
+	"vmscope/ctype"
 	"vmscope/kernel"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -27,31 +28,24 @@ func row(s ksym.Symbol, module kernel.Text) symbolRow {
 }
 
 func (a *app) symCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "sym TARGET [NAME | ADDRESS]...",
-		Short: "Look up kernel symbols by name or address, or list them all",
-		Long: `Look up symbols of the kernel and its modules. A NAME gives its address, an
+	c := a.seeMore("sym TARGET [NAME | ADDRESS]...", "Look up kernel symbols by name or address, or list them all", targetAnd(-1),
+		func(_ *cobra.Command, v *vmscope.View, names []string) error {
+			if len(names) == 0 {
+				return a.allSymbols(v)
+			}
+			var failed error
+			for _, name := range names {
+				failed = errors.Join(failed, a.oneSymbol(v, name))
+			}
+			return failed
+		})
+	c.Long = `Look up symbols of the kernel and its modules. A NAME gives its address, an
 ADDRESS (0x…) the symbol that it lies in. Without either all symbols are listed,
-as /proc/kallsyms does.`,
-		Example: `  vmscope sym web1 init_task sys_call_table
+as /proc/kallsyms does.`
+	c.Example = `  vmscope sym web1 init_task sys_call_table
   vmscope sym web1 0xffffffffa2c01234
-  vmscope sym web1 | grep ext4`,
-		Args: targetAnd(-1), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				if len(args) == 1 {
-					return a.allSymbols(v)
-				}
-				var failed error
-				for _, name := range args[1:] {
-					if err := a.oneSymbol(v, name); err != nil {
-						failed = errors.Join(failed, err)
-					}
-				}
-				return failed
-			})
-		},
-	}
+  vmscope sym web1 | grep ext4`
+	return c
 }
 
 func (a *app) oneSymbol(v *vmscope.View, name string) error {
@@ -124,33 +118,51 @@ func (a *app) allSymbols(v *vmscope.View) error {
 
 func (a *app) typeCmd() *cobra.Command {
 	var module string
-	c := &cobra.Command{
-		Use:   "type TARGET NAME...",
-		Short: "Print C types of the kernel with their offsets, as pahole does",
-		Example: `  vmscope type web1 task_struct
-  vmscope type web1 --module ext4 ext4_sb_info`,
-		Args: targetAnd(-1, "NAME"), ValidArgsFunction: a.completeTarget,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				types, err := v.NeedTypes()
-				if err == nil && module != "" {
-					types, err = v.ModuleTypes(module)
+	c := a.seeMore("type TARGET NAME...", "Print C types of the kernel with their offsets, as pahole does", targetAnd(-1, "NAME"),
+		func(_ *cobra.Command, v *vmscope.View, names []string) error {
+			types, err := v.NeedTypes()
+			if err == nil && module != "" {
+				types, err = v.ModuleTypes(module)
+			}
+			if err != nil {
+				return err
+			}
+			var failed error
+			for _, name := range names {
+				t, err := types.Lookup(name)
+				if err == nil {
+					err = a.printType(t)
 				}
-				if err != nil {
-					return err
-				}
-				var failed error
-				for _, name := range args[1:] {
-					t, err := types.Lookup(name)
-					if err == nil {
-						err = a.printType(t)
-					}
-					failed = errors.Join(failed, err)
-				}
-				return failed
-			})
-		},
-	}
+				failed = errors.Join(failed, err)
+			}
+			return failed
+		})
+	c.Example = `  vmscope type web1 task_struct
+  vmscope type web1 --module ext4 ext4_sb_info`
 	c.Flags().StringVar(&module, "module", "", "the module that brings the type")
 	return c
+}
+
+func (a *app) printType(t ctype.Type) error {
+	if !a.json {
+		return t.Print(a.out)
+	}
+	type member struct {
+		Name   string `json:"name,omitempty"`
+		Type   string `json:"type"`
+		Offset uint64 `json:"offset"`
+		Size   uint64 `json:"size"`
+		Bit    uint8  `json:"bit,omitempty"`
+		Bits   uint8  `json:"bits,omitempty"`
+	}
+	row := struct {
+		Name    string   `json:"name"`
+		Kind    string   `json:"kind"`
+		Size    uint64   `json:"size"`
+		Members []member `json:"members,omitempty"`
+	}{Name: t.Name(), Kind: t.Kind().String(), Size: t.Size()}
+	for m := range t.Members() {
+		row.Members = append(row.Members, member{m.Name, m.Type.String(), m.Offset, m.Size(), m.BitOffset, m.BitSize})
+	}
+	return a.object(row)
 }

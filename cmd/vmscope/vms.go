@@ -93,23 +93,6 @@ func size(n uint64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// completeTarget completes the names of running VMs, and files.
-func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	procs, _ := qemu.List()
-	var out []string
-	for _, p := range procs {
-		if p.Name != "" {
-			out = append(out, p.Name, "qemu:"+p.Name)
-		} else {
-			out = append(out, fmt.Sprintf("qemu:%d", p.PID))
-		}
-	}
-	return out, cobra.ShellCompDirectiveDefault
-}
-
 // vmm names what runs a VM: the emulator, and whether the processor helps it.
 func vmm(p qemu.Process) string {
 	if p.Accel == "" {

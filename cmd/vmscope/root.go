@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) rootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmscope",
+		Short: "See into virtual machines from outside",
+		Long: `vmscope reads a guest's memory through the hypervisor, or out of a dump, and
+says what goes on in it. It needs a target and nothing else: no agent, no
+profile, no debug symbols, no special option of the hypervisor.
+
+Targets:
+  NAME           the one running VM of that name
+  qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
+  /run/qmp.sock  a running QEMU by its QMP socket
+  file:PATH      a dump (ELF core of dump-guest-memory, or raw RAM); just PATH too
+
+Exit status: 0 done; 2 not done, or only in part, with one line on stderr that
+says why; 130 interrupted.`,
+		Example: `  vmscope vms
+  vmscope ps web1
+  vmscope lsmod dump.elf --json | jq -r .name
+  vmscope read web1 --sym linux_banner --string`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains(colorWords, a.color) {
+				return fmt.Errorf("--color %q: it is %s", a.color, strings.Join(colorWords, ", "))
+			}
+			return nil
+		},
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
+	})
+	p := root.PersistentFlags()
+	p.BoolVar(&a.json, "json", false, "print one JSON object a line")
+	p.StringVar(&a.color, "color", "auto", "colour on a terminal: auto, always, never")
+	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket); afterwards it runs on, whatever happens")
+	p.BoolVar(&a.registers, "registers", false, "ask the guest's monitor for vCPU registers to confirm the kernel")
+	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
+	p.StringVar(&a.layout, "layout", "", "where RAM lies, for raw dumps: q35, pc, virt, flat, low=SIZE (default: found)")
+	p.StringVar(&a.route, "route", "", "way to a live guest's memory: mmap, vmread, qmp (default: the fastest that works)")
+	_ = root.RegisterFlagCompletionFunc("color", fixed(colorWords...))
+	_ = root.RegisterFlagCompletionFunc("layout", fixed("q35", "pc", "virt", "flat"))
+	_ = root.RegisterFlagCompletionFunc("route", fixed("mmap", "vmread", "qmp"))
+	root.AddGroup(
+		&cobra.Group{ID: "see", Title: "See:"},
+		&cobra.Group{ID: "process", Title: "Look into one process:"},
+		&cobra.Group{ID: "raw", Title: "Memory, symbols and types:"},
+	)
+	for _, c := range []*cobra.Command{
+		a.vmsCmd(), a.infoCmd(), a.psCmd(), a.lsmodCmd(), a.dmesgCmd(), a.mountCmd(), a.lsofCmd(), a.ssCmd(),
+	} {
+		c.GroupID = "see"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{a.mapsCmd(), a.envCmd()} {
+		c.GroupID = "process"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{a.symCmd(), a.typeCmd(), a.readCmd(), a.writeCmd(), a.dumpCmd()} {
+		c.GroupID = "raw"
+		root.AddCommand(c)
+	}
+	root.AddCommand(a.versionCmd(), a.manCmd())
+	return root
+}
+
+// colorWords are what --color takes.
+var colorWords = []string{"auto", "always", "never"}
+
+// strict makes the commands that cobra brings refuse what they do not know,
+// instead of printing help with status 0.
+func strict(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			help := c.Run
+			c.Run = nil
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if found, _, err := root.Find(args); found == nil || err != nil {
+					return fmt.Errorf("unknown command %q", strings.Join(args, " "))
+				}
+				help(cmd, args)
+				return nil
+			}
+		case "completion":
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) > 0 {
+					return fmt.Errorf("no completion for the shell %q: there is bash, zsh, fish and powershell", args[0])
+				}
+				return cmd.Help()
+			}
+		}
+	}
+}
+
+func fixed(words ...string) cobra.CompletionFunc {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+}

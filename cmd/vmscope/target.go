@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/kernel/linux"
+	"vmscope/vm/qemu"
+)
+
+// see makes a command that takes a target, looks at it once, and does no more.
+func (a *app) see(name, short string, look func(v *vmscope.View) error) *cobra.Command {
+	return a.seeMore(name+" TARGET", short, targetAnd(0), func(_ *cobra.Command, v *vmscope.View, _ []string) error { return look(v) })
+}
+
+// seeMore makes a command that takes a target and more arguments, which args
+// checks; look gets those behind the target.
+func (a *app) seeMore(use, short string, args cobra.PositionalArgs, look func(cmd *cobra.Command, v *vmscope.View, args []string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: args, ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.view(cmd, args[0], func(v *vmscope.View) error { return look(cmd, v, args[1:]) })
+		},
+	}
+}
+
+// seeTask makes a command that looks into the one process that --pid names, or
+// into process normal where it is not given; normal 0: it must be given.
+func (a *app) seeTask(name, short string, normal int, look func(v *vmscope.View, t linux.Task) error) *cobra.Command {
+	use := name + " TARGET"
+	if normal == 0 {
+		use += " --pid N"
+	}
+	var pid int
+	c := a.see(name, short, func(v *vmscope.View) error {
+		t, err := v.TaskByPID(pid)
+		if err != nil {
+			return err
+		}
+		return look(v, t)
+	})
+	c.Use = use
+	c.Flags().IntVar(&pid, "pid", normal, "the process")
+	if normal == 0 {
+		c.PreRunE = func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("pid") {
+				return nil
+			}
+			return fmt.Errorf("%s needs --pid N: 'vmscope ps %s' lists the processes", name, args[0])
+		}
+	}
+	return c
+}
+
+// view opens the target for one look.
+func (a *app) view(cmd *cobra.Command, target string, f func(v *vmscope.View) error) error {
+	return vmscope.Look(cmd.Context(), target, f, a.options()...)
+}
+
+// targetAnd checks the arguments of a command that takes a target and more
+// names behind it: n of them, or any number (-1) but at least those that are
+// named.
+func targetAnd(n int, more ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		see := fmt.Sprintf("see '%s --help'", cmd.CommandPath())
+		switch {
+		case len(args) == 0:
+			return fmt.Errorf("%s needs a TARGET: the name of a running VM ('vmscope vms' lists them) or a dump's path; %s", cmd.Name(), see)
+		case len(args) < 1+len(more):
+			return fmt.Errorf("%s needs a %s behind the target; %s", cmd.Name(), more[len(args)-1], see)
+		case n >= 0 && len(args) > 1+n:
+			return fmt.Errorf("%s takes no argument %q; %s", cmd.Name(), args[1+n], see)
+		}
+		return nil
+	}
+}
+
+// completeTarget completes the names of running VMs, and files.
+func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	procs, _ := qemu.List()
+	var out []string
+	for _, p := range procs {
+		if p.Name != "" {
+			out = append(out, p.Name, "qemu:"+p.Name)
+		} else {
+			out = append(out, fmt.Sprintf("qemu:%d", p.PID))
+		}
+	}
+	return out, cobra.ShellCompDirectiveDefault
+}
