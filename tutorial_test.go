@@ -83,9 +83,6 @@ func TestDocLinks(t *testing.T) {
 	for _, name := range docs {
 		for _, m := range link.FindAllStringSubmatch(readDoc(t, name), -1) {
 			to := path.Join(path.Dir(name), m[1])
-			if to == "docs/performance.md" {
-				continue // comes with the figures of make bench
-			}
 			if _, err := fs.Stat(root, to); err != nil {
 				t.Errorf("%s links to %s: %v", name, m[1], err)
 			}
