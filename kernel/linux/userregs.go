@@ -59,16 +59,22 @@ func newUserRegsPlan(k *Kernel) (*userRegsPlan, error) {
 	if err = errors.Join(err, err2); err != nil {
 		return nil, err
 	}
-	size := uint64(end - start)
+	_, err = k.Symbol("asm_fred_entrypoint_user")
+	off, err := ptRegsAt(uint64(end-start), err == nil)
+	return &userRegsPlan{*l, off}, err
+}
+
+// ptRegsAt is where on a kernel stack of so many bytes struct pt_regs lies. A
+// kernel with FRED keeps room above it: 65c9cc9e2c14 ("x86/fred: Reserve space
+// for the FRED stack frame"), v6.9.
+func ptRegsAt(size uint64, fred bool) (uint64, error) {
 	if size < mem.PageSize || size > maxStack || size&(size-1) != 0 {
-		return nil, fmt.Errorf("kernel stacks of %d bytes: %w", size, errors.ErrUnsupported)
+		return 0, fmt.Errorf("kernel stacks of %d bytes: %w", size, errors.ErrUnsupported)
 	}
-	p := &userRegsPlan{*l, size - 8*ptRegs}
-	// 65c9cc9e2c14 ("x86/fred: Reserve space for the FRED stack frame"), v6.9.
-	if _, err := k.Symbol("asm_fred_entrypoint_user"); err == nil {
-		p.off -= fredPadding
+	if fred {
+		size -= fredPadding
 	}
-	return p, nil
+	return size - 8*ptRegs, nil
 }
 
 // UserRegs reads a thread's registers as they were when it last left user mode:
@@ -134,5 +140,8 @@ func (v *View) AuxVector(task Task) (out []byte, err error) {
 		}
 		return nil
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
