@@ -72,6 +72,9 @@ func (a *app) create(path string, force bool) (out io.Writer, done func(error) e
 		}
 		return a.out, func(err error) error { return err }, nil
 	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return nil, nil, fmt.Errorf("%s is a directory: name a file in it", path)
+	}
 	mode := os.O_WRONLY | os.O_CREATE | os.O_EXCL
 	if force {
 		mode = os.O_WRONLY | os.O_CREATE | os.O_TRUNC

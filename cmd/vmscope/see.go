@@ -97,9 +97,12 @@ func (a *app) mapsCmd() *cobra.Command {
 
 // variable is one line of env.
 type variable struct {
-	PID   int         `json:"pid"`
-	Name  kernel.Text `json:"name"`
-	Value kernel.Text `json:"value"`
+	PID  int         `json:"pid"`
+	Name kernel.Text `json:"name"`
+	// Value is nil for an entry without "=".
+	Value *kernel.Text `json:"value,omitempty"`
+
+	text kernel.Text // all of it
 }
 
 func (a *app) envCmd() *cobra.Command {
@@ -107,9 +110,12 @@ func (a *app) envCmd() *cobra.Command {
 		list, err := v.Environ(t)
 		vars := make([]variable, len(list))
 		for i, e := range list {
-			n, val, _ := strings.Cut(string(e), "=")
-			vars[i] = variable{t.PID, kernel.Text(n), kernel.Text(val)}
+			name, value, ok := strings.Cut(string(e), "=")
+			vars[i] = variable{PID: t.PID, Name: kernel.Text(name), text: e}
+			if ok {
+				vars[i].Value = (*kernel.Text)(&value)
+			}
 		}
-		return lines(a, vars, err, func(e variable) string { return e.Name.String() + "=" + e.Value.String() })
+		return lines(a, vars, err, func(e variable) string { return e.text.String() })
 	})
 }
