@@ -23,7 +23,9 @@ one process as one that gdb opens. Memory that was never used takes no room in
 FILE. FILE may be - for a pipe.
 
 The guest runs on while it is copied, so parts of the core are of different
-moments; --pause makes it one moment.`,
+moments; --pause makes it one moment, and adds the registers of the vCPUs.
+A process's core has its threads with the registers that they had when they
+last left user mode.`,
 		Example: `  vmscope dump web1 web1.core --pause
   vmscope dump web1 nginx.core --pid 812`,
 		Args: targetAnd(1, "FILE"), ValidArgsFunction: a.completeTarget,
@@ -87,7 +89,12 @@ func (a *app) create(path string, force bool) (out io.Writer, done func(error) e
 		return nil, nil, err
 	}
 	return f, func(err error) error {
-		if err = errors.Join(err, f.Close()); err != nil {
+		st, serr := f.Stat()
+		if err = errors.Join(err, f.Close()); err == nil {
+			return nil
+		}
+		// With --force it may be a device or a link, which is not ours.
+		if at, lerr := os.Lstat(path); serr == nil && lerr == nil && at.Mode().IsRegular() && os.SameFile(at, st) {
 			os.Remove(path)
 		}
 		return err
