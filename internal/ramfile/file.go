@@ -17,9 +17,6 @@ import (
 type File struct {
 	f    *os.File
 	data []byte
-	// touchy: the file's pages are its only storage (tmpfs, hugetlbfs, ramfs),
-	// so touching a hole through the mapping allocates a page for good.
-	touchy bool
 	// seek: SEEK_DATA tells data from holes (not on hugetlbfs and ramfs, which
 	// call everything data).
 	seek bool
@@ -27,7 +24,6 @@ type File struct {
 
 // Magic numbers of statfs(2) that x/sys lacks in one place.
 const (
-	tmpfsMagic     = 0x01021994
 	ramfsMagic     = 0x858458f6
 	hugetlbfsMagic = 0x958458f6
 )
@@ -61,19 +57,16 @@ func mapFile(f *os.File, writable bool) (*File, error) {
 	if writable {
 		prot |= unix.PROT_WRITE
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, unix.MAP_SHARED)
+	// Without MAP_NORESERVE huge pages would be set aside for all of the file, of
+	// which the guest may use a part.
+	data, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, unix.MAP_SHARED|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("map %s: %w", f.Name(), err)
 	}
 	m := &File{f: f, data: data, seek: true}
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err == nil {
-		switch uint32(fs.Type) {
-		case tmpfsMagic:
-			m.touchy = true
-		case ramfsMagic, hugetlbfsMagic:
-			m.touchy, m.seek = true, false
-		}
+		m.seek = uint32(fs.Type) != ramfsMagic && uint32(fs.Type) != hugetlbfsMagic
 	}
 	return m, nil
 }

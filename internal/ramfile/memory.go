@@ -92,9 +92,9 @@ func New(places []Place) (*Memory, error) {
 				return nil, fmt.Errorf("%s has %d bytes, RAM at offset %#x needs %d", pl.File.Name(), size, pl.Off, pl.Size)
 			}
 			p.data = pl.File.data[pl.Off : pl.Off+pl.Size]
-			if pl.File.touchy {
-				p.holes = mem.NewHoles(pl.Size, p.readAt)
-			}
+			// Where the file's pages are its only storage (tmpfs, also under an
+			// overlay), touching a hole allocates a page for good.
+			p.holes = mem.NewHoles(pl.Size, p.readAt)
 		}
 		segs = append(segs, mem.Segment{PA: pl.PA, Data: p.data, Holes: p.holes})
 		m.places = append(m.places, p)
@@ -107,6 +107,7 @@ func New(places []Place) (*Memory, error) {
 	m.mapped = ram
 	sort.Slice(m.places, func(i, j int) bool { return m.places[i].PA < m.places[j].PA })
 	if _, err := m.Extents(); err != nil { // learns the holes
+		m.Close()
 		return nil, err
 	}
 	return m, nil
@@ -160,13 +161,13 @@ func (m *Memory) Extents() ([]mem.Range, error) {
 		for _, x := range s {
 			from, to := x.Off-p.Off, x.End-p.Off
 			out = add(out, mem.Range{Start: p.PA + mem.PA(from), Size: to - from})
-			if p.holes != nil && p.File.seek {
+			if p.File.seek {
 				p.holes.MarkHole(last, from-last)
 				p.holes.MarkData(from, to-from)
 				last = to
 			}
 		}
-		if p.holes != nil && p.File.seek {
+		if p.File.seek {
 			p.holes.MarkHole(last, p.Size-last)
 		}
 	}

@@ -114,6 +114,23 @@ func TestReadingHolesAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestHolesAnywhere: holes are not touched on any file system, for what lies
+// under it may be memory (an overlay over tmpfs).
+func TestHolesAnywhere(t *testing.T) {
+	path := file(t, pattern(1, 4096))
+	if err := os.Truncate(path, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, path, Layout("flat"))
+	defer m.Close()
+	if x, err := mem.Extents(m); err != nil || x[len(x)-1].End() > 8<<20 {
+		t.Skipf("the file system tells no holes: %#x, %v", x, err)
+	}
+	if r := mem.RAMOf(m); r.At(0, 8) == nil || r.At(8<<20, 8) != nil {
+		t.Error("data must be touched, a hole must not")
+	}
+}
+
 // TestVanishingFile cuts a file short under the mapping: reads beyond its end
 // fail with an error, the process lives, and the rest is still read.
 func TestVanishingFile(t *testing.T) {

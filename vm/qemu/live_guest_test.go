@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmscope/mem"
 	"vmscope/vm"
 	"vmscope/vm/vmtest"
@@ -313,6 +315,26 @@ func TestReadingAllocatesNothing(t *testing.T) {
 				m.Close()
 			}
 		})
+	}
+}
+
+// TestOpenAllocatesNothing: not even one page, which may be a huge one.
+func TestOpenAllocatesNothing(t *testing.T) {
+	file := shmFile(t)
+	v := start(t, "-S", "-m", "32M", "-M", "pc,memory-backend=m", "-object", "memory-backend-file,share=on,id=m,size=32M,mem-path="+file)
+	blocks := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks
+	}
+	before := blocks()
+	for _, r := range []Route{Mmap, VMRead} {
+		openVM(t, v.name, Force(r)).Close()
+		if now := blocks(); now != before {
+			t.Errorf("%s: the RAM's file went from %d to %d blocks", r, before, now)
+		}
 	}
 }
 

@@ -166,10 +166,10 @@ func (g *guest) connect() error {
 	if slices.ContainsFunc(g.files, func(f *os.File) bool { return f != nil }) {
 		g.pages, _ = os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
 	}
-	// The first byte shows whether we may read at all.
-	var b [1]byte
-	m := &procMem{pid: pid, alive: g.alive, segs: []seg{{size: mem.PageSize, hva: g.blocks[0].hva}}}
-	if _, err := m.one(b[:], 0); err != nil {
+	// Whether we may read at all shows at an address where nothing is: a page of
+	// RAM might be allocated for the question.
+	m := &procMem{pid: pid, alive: g.alive, segs: []seg{{size: mem.PageSize}}}
+	if _, err := m.one(make([]byte, 1), 0); !errors.Is(err, unix.EFAULT) {
 		return err
 	}
 	return nil
