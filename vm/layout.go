@@ -136,6 +136,6 @@ func parseSize(s string) (uint64, error) {
 			s = s[:n-1]
 		}
 	}
-	v, err := strconv.ParseUint(s, 10, 40)
+	v, err := strconv.ParseUint(s, 10, 64-30)
 	return v << shift, err
 }

@@ -31,8 +31,9 @@ type config struct {
 // backend is a memory-backend object.
 type backend struct {
 	id, typ, path string
-	size          uint64
+	size, off     uint64 // off: in the file at path
 	shared        bool
+	made          int // how many were made before it
 }
 
 // qmpEnd is where a control monitor listens: at a path, or at a descriptor that
@@ -182,7 +183,7 @@ func parseArgs(args []string) config {
 			o := parseOpts(v, "qom-type")
 			switch typ := o["qom-type"]; {
 			case strings.HasPrefix(typ, "memory-backend-"):
-				b := backend{id: o["id"], typ: strings.TrimPrefix(typ, "memory-backend-"), path: o["mem-path"], size: size(o["size"], 1), shared: o.on("share")}
+				b := backend{id: o["id"], typ: strings.TrimPrefix(typ, "memory-backend-"), path: o["mem-path"], size: size(o["size"], 1), off: size(o["offset"], 1), shared: o.on("share"), made: len(objects)}
 				if b.typ == "memfd" && o["share"] == "" { // its default
 					b.shared = true
 				}

@@ -40,7 +40,7 @@ func TestParseArgs(t *testing.T) {
 				"-m", "3G", "-object", "memory-backend-ram,id=b,size=1G", "-object", "memory-backend-file,id=a,size=2G,mem-path=/dev/shm/x,share=on",
 				"-numa", "node,nodeid=1,memdev=b", "-numa", "node,nodeid=0,memdev=a",
 			},
-			config{ram: 3 * g, backends: []backend{{id: "a", typ: "file", path: "/dev/shm/x", size: 2 * g, shared: true}, {id: "b", typ: "ram", size: g}}},
+			config{ram: 3 * g, backends: []backend{{id: "a", typ: "file", path: "/dev/shm/x", size: 2 * g, shared: true, made: 1}, {id: "b", typ: "ram", size: g}}},
 		},
 		{"value that looks like an option", []string{"-append", "-m", "-m", "1G"}, config{ram: g}},
 		{"switch takes no value", []string{"-nographic", "-m", "1G", "-enable-kvm", "-name", "x"}, config{ram: g, accel: "kvm", name: "x"}},
@@ -157,6 +157,27 @@ func TestCandidates(t *testing.T) {
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
+		}
+	}
+}
+
+// TestAlike: backends of one size are told apart by when they were made.
+func TestAlike(t *testing.T) {
+	maps, err := parseMaps(`7f0000000000-7f0004000000 rw-p 00000000 00:00 0
+7f0010000000-7f0014000000 rw-s 00000000 00:01 9 /memfd:memory-backend-memfd (deleted)
+7f0020000000-7f0024000000 rw-s 00000000 00:01 7 /memfd:memory-backend-memfd (deleted)
+7f0040000000-7f0044000000 rw-p 00000000 00:00 0
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for typ, made := range map[string][2]uint64{"ram": {0x7f0040000000, 0x7f0000000000}, "memfd": {0x7f0020000000, 0x7f0010000000}} {
+		for first := range 2 { // node 0 has the first made, the second
+			c := config{backends: []backend{{id: "a", typ: typ, size: 64 << 20, made: first}, {id: "b", typ: typ, size: 64 << 20, made: 1 - first}}}
+			b, sure, err := findBlocks(0, &c, maps)
+			if err != nil || sure || len(b) != 2 || b[0].hva != made[first] || b[1].hva != made[1-first] {
+				t.Errorf("%s: %+v, %t, %v", typ, b, sure, err)
+			}
 		}
 	}
 }

@@ -43,9 +43,17 @@ func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err 
 		}
 		want = []backend{b}
 	}
+	// The order in which backends were made tells those of the same kind apart.
+	order := make([]int, len(want))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(want[a].made, want[b].made) })
 	used := map[uint64]bool{}
 	sure = true
-	for _, w := range want {
+	blocks = make([]block, len(want))
+	for n, i := range order {
+		w := want[i]
 		if w.size == 0 || w.size > maxRAM {
 			return nil, false, fmt.Errorf("%w: memory backend %q of %d bytes", errNoBlock, w.id, w.size)
 		}
@@ -56,11 +64,17 @@ func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err 
 		}
 		if len(cand) > 1 {
 			sure = false
-			cand = best(pid, w, cand)
+			alike := 0
+			for _, k := range order[n:] {
+				if want[k].typ == w.typ && want[k].size == w.size {
+					alike++
+				}
+			}
+			cand = best(pid, w, cand, alike)
 		}
-		cand[0].id = w.id
+		blocks[i] = cand[0]
+		blocks[i].id = w.id
 		used[cand[0].hva] = true
-		blocks = append(blocks, cand[0])
 	}
 	return blocks, sure, nil
 }
@@ -80,6 +94,9 @@ func candidates(pid int, w backend, maps []vma) []block {
 		tail := block{hva: v.end - size, size: size, vma: v}
 		switch {
 		case !v.anon() && ino != 0 && v.inode == ino && (dev == v.dev || strings.HasSuffix(v.path, filepath.Base(w.path))):
+			if v.off != w.off { // another backend in the same file
+				continue
+			}
 			named = append(named, block{hva: v.start, size: size, vma: v})
 		case !v.anon() && strings.Contains(v.path, "/qemu_back_mem."+w.id+"."):
 			named = append(named, block{hva: v.start, size: size, vma: v})
@@ -133,9 +150,11 @@ func identity(pid int, path string) (ino uint64, dev string) {
 	return st.Ino, device(&st)
 }
 
-// best sorts candidates, the likeliest first: memfds in the order in which they
-// were made, anonymous memory by how much of it is in use.
-func best(pid int, w backend, cand []block) []block {
+// best sorts candidates for a backend, of which alike ones are still to be
+// found, the likeliest first: memfds in the order in which they were made; of
+// anonymous memory that of which most is in use, the highest first, for the
+// kernel places mappings downwards.
+func best(pid int, w backend, cand []block, alike int) []block {
 	if w.typ == "memfd" {
 		slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(a.vma.inode, b.vma.inode) })
 		return cand
@@ -148,6 +167,8 @@ func best(pid int, w backend, cand []block) []block {
 		}
 	}
 	slices.SortStableFunc(cand, func(a, b block) int { return cmp.Compare(use[b.hva], use[a.hva]) })
+	cand = cand[:min(alike, len(cand))]
+	slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(b.hva, a.hva) })
 	return cand
 }
 
