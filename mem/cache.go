@@ -60,6 +60,9 @@ func (c *Cache) page(pa PA) *[PageSize]byte {
 	if p := c.pages[base]; p != nil {
 		return p
 	}
+	if len(c.pages) >= c.max {
+		c.forget()
+	}
 	p := c.blank()
 	if _, err := c.src.ReadPhys(p[:], base); err != nil {
 		c.free = append(c.free, p)
@@ -69,10 +72,8 @@ func (c *Cache) page(pa PA) *[PageSize]byte {
 	return p
 }
 
+// blank gives a page to be filled.
 func (c *Cache) blank() *[PageSize]byte {
-	if len(c.pages) >= c.max {
-		c.forget()
-	}
 	if n := len(c.free); n > 0 {
 		p := c.free[n-1]
 		c.free = c.free[:n-1]
@@ -157,19 +158,23 @@ func (c *Cache) prefetch(v []Vec) {
 		for range (int(v[i].PA-base) + len(v[i].P) + PageSize - 1) / PageSize {
 			if c.pages[base] == nil && !asked[base] {
 				asked[base] = true
-				miss = append(miss, Vec{P: new([PageSize]byte)[:], PA: base})
+				miss = append(miss, Vec{P: c.blank()[:], PA: base})
 			}
 			base += PageSize
 		}
 	}
-	if len(miss) < 2 {
-		return
+	done := 0
+	if len(miss) > 1 {
+		if len(c.pages)+len(miss) > c.max {
+			c.forget()
+		}
+		done, _ = ReadVec(c.src, miss)
 	}
-	if len(c.pages)+len(miss) > c.max {
-		c.forget()
-	}
-	done, _ := ReadVec(c.src, miss)
-	for _, m := range miss[:done] {
-		c.pages[m.PA] = (*[PageSize]byte)(m.P)
+	for i, m := range miss {
+		if p := (*[PageSize]byte)(m.P); i < done {
+			c.pages[m.PA] = p
+		} else {
+			c.free = append(c.free, p)
+		}
 	}
 }

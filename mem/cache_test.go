@@ -3,6 +3,7 @@ package mem_test
 import (
 	"bytes"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -153,4 +154,33 @@ func TestCacheLastPage(t *testing.T) {
 			t.Errorf("%#x: %d, %v", uint64(pa), n, err)
 		}
 	}
+}
+
+// A cache holds as many pages as it was told, whichever way they come.
+func TestCacheBound(t *testing.T) {
+	const pages = 1024
+	src := &source{Bytes: memtest.Bytes{Data: make([]byte, pages*mem.PageSize)}}
+	c := mem.NewCache(src, 64)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	b := make([]byte, 32)
+	for i := range 500 {
+		var v []mem.Vec
+		for k := range 32 {
+			v = append(v, mem.Vec{P: b[k : k+1], PA: mem.PA((i*32 + k) % pages * mem.PageSize)})
+		}
+		if n, err := c.ReadPhysVec(v); n != len(v) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if grown := int64(heap() - before); grown > 4*64*mem.PageSize {
+		t.Errorf("a cache of 64 pages holds %d KiB", grown>>10)
+	}
+	runtime.KeepAlive(c)
+	runtime.KeepAlive(src)
 }
