@@ -635,6 +635,32 @@ func TestResumeAfterDeath(t *testing.T) {
 	}
 }
 
+// TestHelperPersists: somebody takes the monitor between a pause and the end of
+// the program that paused, and keeps it for longer than the helper asks for once.
+func TestHelperPersists(t *testing.T) {
+	v := start(t, "-m", "32M")
+	if _, err := v.command("stop", nil); err != nil {
+		t.Fatal(err)
+	}
+	held, err := dial(t.Context(), v.sock, v.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(6*time.Second, func() { held.close() })
+	if code := helper(v.sock, v.pid, strings.NewReader("a"), io.Discard); code != 0 {
+		t.Errorf("the helper gave up: %d", code)
+	}
+	if s, err := v.status(); s != "running" {
+		t.Errorf("the guest is %q, %v", s, err)
+	}
+	// With QEMU gone there is nothing to wait for.
+	v.cmd.Process.Kill()
+	v.cmd.Wait()
+	if code := helper(v.sock, v.pid, strings.NewReader("a"), io.Discard); code != 1 {
+		t.Errorf("the helper of a dead guest: %d", code)
+	}
+}
+
 // pretend starts a process that looks like a QEMU with these arguments.
 func pretend(t *testing.T, args ...string) int {
 	t.Helper()

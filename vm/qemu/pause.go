@@ -59,10 +59,13 @@ func helper(path string, pid int, in io.Reader, out io.Writer) int {
 		return 0
 	}
 	// The monitor is free a moment after the dead program's end; QEMU may be
-	// busy for longer.
-	for range 60 {
+	// busy for longer, and who took the monitor meanwhile may keep it for hours.
+	for range 100_000 {
 		if err := cont(path, pid); err == nil {
 			return 0
+		}
+		if syscall.Kill(pid, 0) == syscall.ESRCH {
+			break
 		}
 		time.Sleep(time.Second / 2)
 	}
@@ -190,7 +193,7 @@ func (m *monitor) resume(ctx context.Context) error {
 	if err != nil {
 		m.hangUp()
 		m.pause.abandon()
-		return fmt.Errorf("%w (a helper goes on trying for half a minute)", err)
+		return fmt.Errorf("%w (a helper goes on trying)", err)
 	}
 	return m.pause.end()
 }
