@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vmscope/arch/x86"
@@ -158,4 +159,6 @@ type View struct {
 	*Kernel
 	Phys mem.PhysReader
 	Mem  *mem.Space // the kernel's address space
+
+	naps atomic.Int32 // how often settle waited
 }

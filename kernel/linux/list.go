@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"vmscope/mem"
 )
@@ -146,13 +147,21 @@ func (v *View) HList(head mem.VA, each func(node mem.VA) error) error {
 	return nil
 }
 
+// maxNaps bounds how often a View waits for its guest, so that one full of
+// contradictions is not waited for again and again.
+const maxNaps = 100
+
 // settle runs f until it no longer meets a structure that changed under it,
 // some times at most, and returns the last outcome. f starts from nothing each
-// time.
+// time. A guest's vCPU may have lost its host CPU in the middle of an update:
+// the later attempts come after a moment.
 func (v *View) settle(f func() error) (err error) {
-	for range retries {
+	for i := range retries {
 		if err = f(); err == nil || !transient(err) {
 			return err
+		}
+		if i >= retries/2 && v.naps.Add(1) <= maxNaps {
+			time.Sleep(time.Millisecond)
 		}
 		if c, ok := v.Phys.(*mem.Cache); ok {
 			c.Forget() // what was cached is part of the contradiction

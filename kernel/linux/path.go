@@ -210,6 +210,7 @@ func (p *paths) path(vfsmount, dentry mem.VA) (name kernel.Text, err error) {
 // inFS is dentryPath.
 func (p *paths) inFS(dentry mem.VA) (name kernel.Text, err error) {
 	err = p.steady(func() error {
+		dentry := dentry // each attempt climbs from the bottom
 		p.pos = len(p.buf)
 		if err := p.d.read(p.v, dentry); err != nil {
 			return err

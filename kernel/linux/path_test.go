@@ -291,7 +291,13 @@ func TestPathRename(t *testing.T) {
 	if got, err := w.v.pathOf(base, d); err != nil || got != "/d" {
 		t.Errorf("odd counter: %q, %v", got, err)
 	}
+	if got, err := w.v.dentryPath(d); err != nil || got != "/d" {
+		t.Errorf("odd counter: dentry path %q, %v", got, err)
+	}
 	v := viewOf(w.v.Kernel, &restless{&memtest.Bytes{Data: w.b}, lockAt, 2})
+	if got, err := v.dentryPath(d); !errors.Is(err, mem.ErrInconsistent) || got != "/d" {
+		t.Errorf("renames without end: dentry path %q, %v", got, err)
+	}
 	if got, err := v.pathOf(base, d); !errors.Is(err, mem.ErrInconsistent) || got != "/d" {
 		t.Errorf("renames without end: %q, %v", got, err)
 	}

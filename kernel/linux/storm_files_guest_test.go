@@ -3,8 +3,10 @@ package linux_test
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"vmscope/internal/guestlab"
 	"vmscope/kernel"
@@ -40,7 +42,7 @@ func TestFileStormGuest(t *testing.T) {
 				t.Fatal(err)
 			}
 			prepare(t, g, bin)
-			still := stillness(t, g, k, m)
+			still := stillness(t, k, m)
 			if _, err := g.Run(t.Context(), fileStorm); err != nil {
 				t.Fatal(err)
 			}
@@ -74,7 +76,24 @@ type still struct {
 	seen   map[int]bool // processes
 }
 
-func stillness(t *testing.T, g *guestlab.Guest, k *linux.Kernel, m mem.PhysReader) *still {
+// stillness is what two looks, a moment apart, both saw: what was started just
+// before the first may still close what it inherited.
+func stillness(t *testing.T, k *linux.Kernel, m mem.PhysReader) *still {
+	t.Helper()
+	s := lookStill(t, k, m)
+	for range 40 {
+		time.Sleep(250 * time.Millisecond)
+		now := lookStill(t, k, m)
+		if reflect.DeepEqual(s, now) {
+			return s
+		}
+		s = now
+	}
+	t.Fatal("the guest does not come to rest")
+	return nil
+}
+
+func lookStill(t *testing.T, k *linux.Kernel, m mem.PhysReader) *still {
 	t.Helper()
 	s := &still{files: map[int][]kernel.File{}, areas: map[int][]kernel.Area{}, seen: map[int]bool{}}
 	err := mem.Guard(func() error {
