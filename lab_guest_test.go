@@ -31,9 +31,10 @@ func TestGuest(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			// First: asking the monitor for all RAM makes untouched memory real.
+			t.Run("dumps", func(t *testing.T) { testDumps(t, g) })
 			t.Run("targets", func(t *testing.T) { testTargets(t, g) })
 			t.Run("routes", func(t *testing.T) { testRoutes(t, g) })
-			t.Run("dumps", func(t *testing.T) { testDumps(t, g) })
 			t.Run("process core", func(t *testing.T) { testProcessCore(t, g) })
 			t.Run("shared core", func(t *testing.T) { testSharedCore(t, g) })
 			t.Run("update", func(t *testing.T) { testUpdate(t, g) })
