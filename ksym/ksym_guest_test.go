@@ -29,7 +29,7 @@ func openRAM(t testing.TB, path string) *ramfile.Memory {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := ramfile.New([]ramfile.Place{{PA: 0, Part: ramfile.Part{File: file, Size: file.Size()}}})
+	m, err := ramfile.New([]ramfile.Place{{File: file, Size: file.Size()}})
 	if err != nil {
 		file.Close()
 		t.Fatal(err)

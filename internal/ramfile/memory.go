@@ -11,45 +11,14 @@ import (
 	"vmscope/mem"
 )
 
-// Part is a run of bytes of a file that holds RAM.
-type Part struct {
-	File      *File
-	Off, Size uint64
-}
-
-// Place is a part and the guest-physical address where it lies. Without a File
-// it is the given Bytes, and without those, zeros.
+// Place is a run of bytes of a file that holds RAM, and the guest-physical
+// address where it lies. Without a File it is the given Bytes, and without those,
+// zeros.
 type Place struct {
-	PA mem.PA
-	Part
-	Bytes []byte
-}
-
-// Split lays parts, taken as one run of bytes, over the ranges. They must be of
-// the same total size.
-func Split(parts []Part, ranges []mem.Range) ([]Place, error) {
-	var out []Place
-	i, used := 0, uint64(0)
-	for _, r := range ranges {
-		for r.Size > 0 {
-			if i == len(parts) {
-				return nil, fmt.Errorf("the layout is larger than the RAM")
-			}
-			p := parts[i]
-			n := min(r.Size, p.Size-used)
-			if n > 0 {
-				out = append(out, Place{PA: r.Start, Part: Part{p.File, p.Off + used, n}})
-			}
-			r.Start, r.Size, used = r.Start+mem.PA(n), r.Size-n, used+n
-			if used == p.Size {
-				i, used = i+1, 0
-			}
-		}
-	}
-	if i != len(parts) {
-		return nil, fmt.Errorf("the layout is smaller than the RAM")
-	}
-	return out, nil
+	PA        mem.PA
+	File      *File
+	Off, Size uint64 // in File
+	Bytes     []byte
 }
 
 // mapped lets Memory embed a mem.RAM without a field that would hide the method

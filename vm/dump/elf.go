@@ -302,7 +302,7 @@ func place(file *ramfile.File, p piece) ramfile.Place {
 	if p.off == noFile {
 		file, p.off = nil, 0
 	}
-	return ramfile.Place{PA: mem.PA(p.pa), Part: ramfile.Part{File: file, Off: p.off, Size: p.size}}
+	return ramfile.Place{PA: mem.PA(p.pa), File: file, Off: p.off, Size: p.size}
 }
 
 func openELF(path string, file *ramfile.File, o options) (vm.Machine, error) {

@@ -12,7 +12,7 @@ import (
 // where the RAM above the hole lies, or which board it was.
 type raw struct {
 	*machine
-	parts   []ramfile.Part
+	size    uint64 // of the RAM in the file
 	layouts []vm.Layout
 }
 
@@ -27,7 +27,7 @@ func openRaw(path string, file *ramfile.File, o options) (vm.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &raw{parts: []ramfile.Part{{File: file, Size: size}}, layouts: layouts}
+	r := &raw{size: size, layouts: layouts}
 	how := "told"
 	if o.layout == "" {
 		how = "likeliest for the size, to be proved"
@@ -40,9 +40,14 @@ func openRaw(path string, file *ramfile.File, o options) (vm.Machine, error) {
 }
 
 func (r *raw) view(path string, file *ramfile.File, l vm.Layout, how string) (*machine, error) {
-	places, err := ramfile.Split(r.parts, l.Ranges)
-	if err != nil {
-		return nil, err
+	var places []ramfile.Place
+	off := uint64(0)
+	for _, x := range l.Ranges {
+		places = append(places, ramfile.Place{PA: x.Start, File: file, Off: off, Size: x.Size})
+		off += x.Size
+	}
+	if off != r.size {
+		return nil, fmt.Errorf("layout %q of %d bytes for %d bytes of RAM", l.Name, off, r.size)
 	}
 	return newMachine(path, file, places, fmt.Sprintf("%s (%s)", l.Name, how))
 }

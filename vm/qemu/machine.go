@@ -256,7 +256,7 @@ func (g *guest) in(l vm.Layout, owner bool) (vm.Machine, error) {
 	case Mmap:
 		var pl []ramfile.Place
 		for _, p := range places {
-			pl = append(pl, ramfile.Place{PA: p.pa, Part: ramfile.Part{File: g.mapped[p.block], Off: g.blocks[p.block].off() + p.off, Size: p.size}})
+			pl = append(pl, ramfile.Place{PA: p.pa, File: g.mapped[p.block], Off: g.blocks[p.block].off() + p.off, Size: p.size})
 		}
 		m, err := ramfile.New(pl)
 		if err != nil {

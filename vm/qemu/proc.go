@@ -143,8 +143,8 @@ func emulator(path string) bool {
 	return strings.HasPrefix(base, ".qemu-system-")
 }
 
-// wrapped reports whether a program runs others under their own name (the
-// dynamic loader, a user-mode emulator), so that argument 0 is to be believed.
+// wrapped reports whether a program is the dynamic loader, which runs others
+// under their own name, so that argument 0 is to be believed.
 func wrapped(exe string) bool {
 	base := filepath.Base(exe)
 	return strings.HasPrefix(base, "ld-linux") || strings.HasPrefix(base, "ld-musl") || base == "ld.so"
