@@ -35,7 +35,9 @@ const (
 	Mmap Route = "mmap"
 	// VMRead copies by process_vm_readv: for RAM that is private to QEMU.
 	VMRead Route = "vmread"
-	// QMP asks the monitor: slow, for hosts that forbid ptrace.
+	// QMP asks the monitor: slow, for hosts that forbid ptrace. QEMU reads
+	// through its own mapping, so that searching all RAM makes pages of a shared
+	// file real that the guest never used; the other routes leave holes alone.
 	QMP Route = "qmp"
 )
 
