@@ -455,6 +455,33 @@ func TestWriting(t *testing.T) {
 	}
 }
 
+// TestQMPLeavesNothing: the file that the bytes went through goes with the
+// machine, also that of a view, which nobody needs to close.
+func TestQMPLeavesNothing(t *testing.T) {
+	v := start(t, "-S", "-m", "32M")
+	m := openVM(t, v.name, Force(QMP))
+	a := m.(vm.Ambiguous)
+	w, err := a.In(a.Layouts()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dirs []string
+	for _, x := range []vm.Machine{w, m} {
+		if _, err := x.ReadPhys(make([]byte, 8), patternAt); err != nil {
+			t.Fatal(err)
+		}
+		dirs = append(dirs, x.(*asked).dir)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		if _, err := os.Stat(d); d == "" || !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%q is left: %v", d, err)
+		}
+	}
+}
+
 // TestDeath: a machine that ends is an error, and so is a file that vanishes.
 func TestDeath(t *testing.T) {
 	v := start(t, "-S", "-m", "32M")

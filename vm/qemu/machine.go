@@ -27,6 +27,7 @@ type guest struct {
 	mapped  []*ramfile.File // of mmap, one a block
 	alive   *os.File        // pidfd
 	pages   *os.File        // pagemap, if blocks have files
+	asked   *monMem         // of qmp
 	exact   []place         // from the monitor; nil: layouts are candidates
 	layouts []vm.Layout
 	known   string // how the layout is known
@@ -281,12 +282,14 @@ func (g *guest) in(l vm.Layout, owner bool) (vm.Machine, error) {
 		}
 		return &copied{v, m}, nil
 	}
-	m := &monMem{g: g}
-	for _, p := range places {
-		m.ranges = append(m.ranges, mem.Range{Start: p.pa, Size: p.size})
+	if g.asked == nil { // the owner's; there is one layout
+		g.asked = &monMem{g: g}
+		for _, p := range places {
+			g.asked.ranges = append(g.asked.ranges, mem.Range{Start: p.pa, Size: p.size})
+		}
+		g.asked.ranges = withoutVGA(g.asked.ranges)
 	}
-	m.ranges = withoutVGA(m.ranges)
-	return &asked{v, m}, nil
+	return &asked{v, g.asked}, nil
 }
 
 // view is a guest seen in one layout.
@@ -340,6 +343,9 @@ func (m *copiedRW) WritePhys(p []byte, pa mem.PA) (int, error) { return m.procMe
 func (g *guest) close() error {
 	err := g.mon.close()
 	g.unmap(nil)
+	if g.asked != nil {
+		g.asked.close()
+	}
 	for _, f := range g.files {
 		if f != nil {
 			f.Close()

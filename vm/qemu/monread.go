@@ -150,6 +150,7 @@ func (m *monMem) create() error {
 	return os.Chmod(dir, 0o711)
 }
 
+// close removes the file that the bytes went through.
 func (m *monMem) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -160,10 +161,4 @@ func (m *monMem) close() {
 		os.RemoveAll(m.dir)
 	}
 	m.file, m.dir = nil, ""
-}
-
-// Close removes the file that the bytes went through.
-func (m *asked) Close() error {
-	m.monMem.close()
-	return m.view.Close()
 }
