@@ -160,7 +160,7 @@ func (v *View) Areas(t Task) ([]kernel.Area, error) {
 		out, err = a.read(&t, out[:0])
 		return err
 	})
-	if err != nil && v.gone(&t) {
+	if v.gone(&t) {
 		return nil, nil
 	}
 	return out, err
@@ -193,6 +193,7 @@ func (a *areas) read(t *Task, to []kernel.Area) ([]kernel.Area, error) {
 			to = append(to, e)
 		}
 	}
+	a.v.forget() // the second walk must see what is there now
 	if a.again, err = a.walk(mm, a.again[:0]); err != nil {
 		return to, err
 	}

@@ -24,6 +24,15 @@ func derived[T any](k *Kernel, work func(*Kernel) (*T, error)) (*T, error) {
 	return b.val.(*T), nil
 }
 
+// now is the kernel's memory past the View's cache: as it is, not as it was when
+// its pages were first read. Page tables may be cached; the kernel's do not move.
+func (v *View) now() *mem.Space {
+	if c, ok := v.Phys.(*mem.Cache); ok {
+		return mem.NewSpace(v.Mem.Name, c.Source(), v.Mem.Tr)
+	}
+	return v.Mem
+}
+
 // forget drops what is cached of the guest, so that a second look is one.
 func (v *View) forget() {
 	if c, ok := v.Phys.(*mem.Cache); ok {

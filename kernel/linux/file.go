@@ -141,24 +141,29 @@ func (f *files) of(t Task, to []kernel.File) ([]kernel.File, error) {
 		to, err = f.read(&t, to[:base])
 		return err
 	})
-	if err != nil && f.v.gone(&t) {
+	if f.v.gone(&t) {
 		return to[:base], nil
 	}
 	return to, err
 }
 
-// gone reports whether a task is no longer where it was: what was read of it is
-// what others have made of its memory.
+// gone reports whether a task is no longer where it was: what was read of it,
+// with an error or without, may be what others have made of its memory.
 func (v *View) gone(t *Task) bool {
 	l, err := layout[taskLayout](v.Kernel)
 	if err != nil {
 		return false
 	}
+	s := v.now()
+	near := s.Near()
 	var now Task
-	if err := v.readTask(l, t.Addr, &now); err != nil || now.PID != t.PID || now.TGID != t.TGID {
+	if err := now.read(&near, l, t.Addr); err != nil {
+		return !errors.Is(err, mem.ErrUnreachable)
+	}
+	if now.PID != t.PID || now.TGID != t.TGID {
 		return true
 	}
-	dead, err := v.Mem.Uint32(l.Exit.At(t.Addr))
+	dead, err := s.Uint32(l.Exit.At(t.Addr))
 	return err == nil && dead != 0
 }
 
@@ -210,7 +215,7 @@ func (f *files) read(t *Task, to []kernel.File) ([]kernel.File, error) {
 	// A table that was replaced is not written any more: what was read of it is
 	// of no moment.
 	for _, p := range []struct{ at, was mem.VA }{{f.Files.At(t.Addr), own}, {f.FDT.At(own), fdt}} {
-		if now, err := f.v.Mem.Pointer(p.at); err != nil || now != p.was {
+		if now, err := f.v.now().Pointer(p.at); err != nil || now != p.was {
 			return to, errors.Join(errBroken("files", p.at, "the table of descriptors was replaced"), err)
 		}
 	}

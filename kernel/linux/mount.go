@@ -177,7 +177,7 @@ func (v *View) Mounts(t Task) ([]kernel.Mount, error) {
 		out, err = m.read(&t, out[:0])
 		return err
 	})
-	if err != nil && v.gone(&t) {
+	if v.gone(&t) {
 		return nil, nil
 	}
 	return out, err
@@ -214,7 +214,7 @@ func (m *mounts) read(t *Task, to []kernel.Mount) ([]kernel.Mount, error) {
 			to = append(to, e)
 		}
 	}
-	after, err := m.v.Mem.Uint64(m.Event.At(ns))
+	after, err := m.v.now().Uint64(m.Event.At(ns))
 	if err == nil && after != before {
 		err = errBroken("mount namespace", ns, "it changed while it was read")
 	}

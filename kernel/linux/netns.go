@@ -143,5 +143,8 @@ func (v *View) Namespaces(t Task) (Namespaces, error) {
 		}
 		return nil
 	})
+	if v.gone(&t) {
+		return Namespaces{}, nil
+	}
 	return n, err
 }

@@ -53,7 +53,8 @@ func TestProcess(t *testing.T) {
 
 func taskAt(w *taskWorld, at mem.VA) Task {
 	var task Task
-	if err := w.v.readTask(w.p.t, at, &task); err != nil {
+	near := w.v.Mem.Near()
+	if err := task.read(&near, w.p.t, at); err != nil {
 		w.t.Fatal(err)
 	}
 	return task

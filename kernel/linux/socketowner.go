@@ -52,13 +52,14 @@ func (v *View) socketOwners() (map[mem.VA][]kernel.Owner, error) {
 			continue
 		}
 		err := v.settle(func() error { return r.task(t) })
+		if errors.Is(err, mem.ErrUnreachable) {
+			return r.owners, err
+		}
+		if v.gone(t) {
+			continue
+		}
 		if err != nil {
-			if errors.Is(err, mem.ErrUnreachable) {
-				return r.owners, err
-			}
-			if !v.gone(t) {
-				bad.add(fmt.Errorf("descriptors of pid %d: %w", t.TGID, err))
-			}
+			bad.add(fmt.Errorf("descriptors of pid %d: %w", t.TGID, err))
 			continue
 		}
 		for _, h := range r.held {

@@ -116,18 +116,21 @@ func (v *View) ThreadsOf(t Task) ([]Task, error) {
 		if sig == 0 {
 			return errBroken("task", t.Addr, "its signal_struct is gone")
 		}
-		return walk(&near, l.Threads.At(sig), func(node mem.VA) error {
+		mine := false
+		err = walk(&near, l.Threads.At(sig), func(node mem.VA) error {
 			out = append(out, Task{})
-			return out[len(out)-1].read(&near, l, node-mem.VA(l.Node.Offset))
+			th := &out[len(out)-1]
+			err := th.read(&near, l, node-mem.VA(l.Node.Offset))
+			mine = mine || th.Addr == t.Addr && th.PID == t.PID
+			return err
 		})
+		if err == nil && !mine {
+			// It has ended, and others have made something else of its memory.
+			return errBroken("task", t.Addr, "it is not among the threads of its process")
+		}
+		return err
 	})
 	return out, err
-}
-
-// readTask reads the task at addr anew.
-func (v *View) readTask(l *taskLayout, addr mem.VA, t *Task) error {
-	near := v.Mem.Near()
-	return t.read(&near, l, addr)
 }
 
 // read fills t word by word: no buffer, so no allocation a task.
@@ -177,7 +180,9 @@ func (v *View) TaskByPID(pid int) (Task, error) {
 				return th, nil
 			}
 		}
-		err = errors.Join(err, terr)
+		if terr != nil && !v.gone(&t) {
+			err = errors.Join(err, terr)
+		}
 	}
 	if err != nil {
 		return Task{}, fmt.Errorf("find pid %d: %w", pid, err)
