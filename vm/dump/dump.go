@@ -26,8 +26,8 @@ type options struct {
 	truncated bool
 }
 
-// Layout tells how a raw dump lies in guest-physical space: a kind that
-// vm.Layouts knows, e.g. "q35". Without it the machine is vm.Ambiguous unless
+// Layout says that the dump is raw and how it lies in guest-physical space: a
+// kind that vm.Layouts knows, e.g. "q35". Without it the machine is vm.Ambiguous unless
 // its size leaves one possibility.
 func Layout(kind string) Option { return func(o *options) { o.layout = kind } }
 
@@ -66,7 +66,10 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		return nil, fmt.Errorf("read dump: %w", err)
 	}
 	head = head[:n]
-	if err := foreign(head); err != nil {
+	// Who tells the layout says that the file is raw RAM. The guest writes the
+	// first bytes of that and may make them look like any other format.
+	raw := o.layout != ""
+	if err := foreign(head); err != nil && !raw {
 		f.Close()
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
@@ -75,7 +78,7 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
 	var m vm.Machine
-	if len(head) >= 4 && string(head[:4]) == "\x7fELF" {
+	if !raw && len(head) >= 4 && string(head[:4]) == "\x7fELF" {
 		m, err = openELF(path, file, o)
 	} else {
 		m, err = openRaw(path, file, o)

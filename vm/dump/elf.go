@@ -306,9 +306,6 @@ func place(file *ramfile.File, p piece) ramfile.Place {
 }
 
 func openELF(path string, file *ramfile.File, o options) (vm.Machine, error) {
-	if o.layout != "" {
-		return nil, fmt.Errorf("an ELF dump holds its layout: do not tell one (%q)", o.layout)
-	}
 	c, err := parseELF(file)
 	if err != nil {
 		return nil, err
