@@ -46,7 +46,7 @@ says why; 130 interrupted.`,
 	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket); afterwards it runs on, whatever happens")
 	p.BoolVar(&a.registers, "registers", false, "ask the guest's monitor for vCPU registers to confirm the kernel")
 	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
-	p.StringVar(&a.layout, "layout", "", "where RAM lies, for raw dumps: q35, pc, virt, flat, low=SIZE (default: found)")
+	p.StringVar(&a.layout, "layout", "", "the file is raw RAM, and lies so: q35, pc, virt, flat, low=SIZE (default: found)")
 	p.StringVar(&a.route, "route", "", "way to a live guest's memory: mmap, vmread, qmp (default: the fastest that works)")
 	_ = root.RegisterFlagCompletionFunc("color", fixed(colorWords...))
 	_ = root.RegisterFlagCompletionFunc("layout", fixed("q35", "pc", "virt", "flat"))
