@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"vmscope"
 	"vmscope/kernel"
@@ -99,6 +101,8 @@ func (a *app) options() []vmscope.Option {
 		o = append(o, vmscope.Route(a.route))
 	}
 	if a.pause {
+		// Stopped by Ctrl-Z we would leave the guest stopped.
+		signal.Ignore(syscall.SIGTSTP)
 		o = append(o, vmscope.Paused())
 	}
 	if a.registers {
