@@ -35,6 +35,8 @@ type app struct {
 	truncated bool
 	layout    string
 	route     string
+
+	note string // for people, behind the output
 }
 
 // run executes one command line and returns the exit status.
@@ -50,6 +52,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	err := root.ExecuteContext(ctx)
 	ferr := buf.Flush()
 	a.out = stdout
+	if a.note != "" {
+		fmt.Fprintln(a.err, "vmscope: "+a.note)
+	}
 	if errors.Is(err, errQuiet) || ferr != nil && err == nil {
 		// Whoever read our output went away (| head): that is no failure of ours
 		// worth a message.
@@ -58,6 +63,10 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err != nil {
 		hint := ""
 		switch {
+		case ctx.Err() != nil && err.Error() == ctx.Err().Error():
+			err = errors.New("interrupted")
+		case ctx.Err() != nil:
+			err = fmt.Errorf("interrupted: %w", err)
 		case strings.HasPrefix(err.Error(), "unknown command"): // cobra's
 			hint = "; see 'vmscope --help'"
 		case errors.Is(err, dump.ErrTruncated) && !a.truncated:

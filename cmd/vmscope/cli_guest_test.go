@@ -194,7 +194,7 @@ func (c *cli) testValues(t *testing.T) {
 	name := c.g.Name()
 	text, _, _ := run(t, "ps", name, "--json")
 	for _, want := range []string{
-		`"comm":"\udcff\u001b[31m` + "\u202e" + `red"`,
+		`"comm":"\udcff\u001b[31m\u202ered"`,
 		`"cmdline":["a\u001b]0;title\u0007","\udcff\u000a","b c"]`,
 		`"container":"` + c.container + `"`,
 	} {
@@ -301,6 +301,8 @@ func (c *cli) testWrong(t *testing.T) {
 		{"maps " + name + " --pid 0", "no such process"},
 		{"env " + name + " --pid 2", "thread of the kernel"},
 		{"lsof " + name + " --pid 4194000", "no such process"},
+		{"lsof " + name + " --pid 0", "no such process"},
+		{"read " + name + " --pid 0 --va 0xffffffff81000000", "no such process"},
 		{"mount " + name + " --pid 4194000", "no such process"},
 		{"sym " + name + " no_such_symbol_at_all", "no such symbol"},
 		{"sym " + name + " 0x10", "no such symbol"},

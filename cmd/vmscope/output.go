@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -57,9 +61,37 @@ func lines[T any](a *app, list []T, err error, line func(T) string) error {
 
 // object prints one JSON line.
 func (a *app) object(x any) error {
-	e := json.NewEncoder(a.out)
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	return e.Encode(x)
+	if err := e.Encode(x); err != nil {
+		return err
+	}
+	_, err := a.out.Write(escaped(b.Bytes()))
+	return err
+}
+
+// escaped escapes in a line of JSON what JSON may hold but a terminal should
+// not: DEL, the control characters above ASCII, and those that are invisible or
+// change the direction. They can only stand in strings.
+func escaped(line []byte) []byte {
+	special := func(r rune) bool { return r == 0x7f || r > 0x7f && !unicode.IsPrint(r) }
+	if !bytes.ContainsFunc(line, special) {
+		return line
+	}
+	var out []byte
+	for _, r := range string(line) {
+		switch {
+		case !special(r):
+			out = utf8.AppendRune(out, r)
+		case r > 0xffff:
+			hi, lo := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return out
 }
 
 // table is one in the plain style of ps(1): no borders, so that it pastes and

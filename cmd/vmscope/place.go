@@ -15,6 +15,7 @@ import (
 type place struct {
 	pa, va, sym string
 	pid         int
+	ofProcess   bool // pid was given
 }
 
 func (p *place) flags(c *cobra.Command) {
@@ -24,7 +25,8 @@ func (p *place) flags(c *cobra.Command) {
 	f.StringVar(&p.sym, "sym", "", "kernel symbol, with an offset if you like: init_task+0x10")
 	f.IntVar(&p.pid, "pid", 0, "--va is in the address space of this process")
 	c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if *p == (place{pid: p.pid}) {
+		p.ofProcess = cmd.Flags().Changed("pid")
+		if p.pa+p.va+p.sym == "" {
 			return fmt.Errorf("%s needs a place: --pa ADDRESS, --va ADDRESS or --sym NAME; see '%s --help'", cmd.Name(), cmd.CommandPath())
 		}
 		return nil
@@ -63,7 +65,7 @@ func (p *place) find(v *vmscope.View) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	if p.pid == 0 {
+	if !p.ofProcess {
 		return target{v.Mem, a}, nil
 	}
 	t, err := v.TaskByPID(p.pid)

@@ -36,6 +36,9 @@ func (a *app) psCmd() *cobra.Command {
 		if user {
 			list = slices.DeleteFunc(list, func(p kernel.Process) bool { return p.KThread })
 		}
+		if !a.json {
+			a.note = missing(list)
+		}
 		if tree && !a.json {
 			a.tree(list)
 			return err
@@ -67,6 +70,23 @@ func (a *app) psCmd() *cobra.Command {
 	f.BoolVarP(&user, "user", "u", false, "leave out the kernel's own threads")
 	f.BoolVarP(&long, "long", "l", false, "thread count, container and executable too")
 	return c
+}
+
+// missing says what the table does not show: that something of a process could
+// not be read.
+func missing(list []kernel.Process) string {
+	n, first := 0, ""
+	for _, p := range list {
+		if len(p.Missing) > 0 {
+			if n++; n == 1 {
+				first = fmt.Sprintf("pid %d, %s", p.PID, kernel.Text(p.Missing[0]))
+			}
+		}
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("of %d processes something could not be read (%s): --json tells what", n, first)
 }
 
 // started prints a start time the short way.

@@ -41,9 +41,9 @@ func (a *app) mountCmd() *cobra.Command {
 
 func (a *app) lsofCmd() *cobra.Command {
 	var pid int
-	c := a.see("lsof", "List open files of all processes, or of --pid", func(v *vmscope.View) error {
+	c := a.seeMore("lsof TARGET", "List open files of all processes, or of --pid", targetAnd(0), func(cmd *cobra.Command, v *vmscope.View, _ []string) error {
 		files := v.AllFiles
-		if pid != 0 {
+		if cmd.Flags().Changed("pid") {
 			t, err := v.TaskByPID(pid)
 			if err != nil {
 				return err

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,16 +38,15 @@ func (a *app) vmsCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			procs, err := qemu.List()
-			list := make([]vmRow, 0, len(procs))
-			for _, p := range procs {
-				r := vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM}
-				if !quick {
-					a.lookInto(cmd.Context(), &r)
-				}
-				if cmd.Context().Err() != nil {
-					return cmd.Context().Err()
-				}
-				list = append(list, r)
+			list := make([]vmRow, len(procs))
+			for i, p := range procs {
+				list[i] = vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM}
+			}
+			if !quick {
+				a.lookIntoAll(cmd.Context(), list)
+			}
+			if cmd.Context().Err() != nil {
+				return cmd.Context().Err()
 			}
 			return rows(a, list, err, []any{"name", "pid", "vmm", "ram", "os", "kernel"}, func(r vmRow) []any {
 				k := r.Kernel.String()
@@ -60,6 +61,21 @@ func (a *app) vmsCmd() *cobra.Command {
 	return c
 }
 
+// lookIntoAll looks into some VMs at a time.
+func (a *app) lookIntoAll(ctx context.Context, list []vmRow) {
+	const atOnce = 4
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for i := range list {
+		slots <- struct{}{}
+		wg.Go(func() {
+			a.lookInto(ctx, &list[i])
+			<-slots
+		})
+	}
+	wg.Wait()
+}
+
 // lookInto finds out which kernel a VM runs.
 func (a *app) lookInto(ctx context.Context, r *vmRow) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
@@ -72,7 +88,10 @@ func (a *app) lookInto(ctx context.Context, r *vmRow) {
 		})
 		g.Close()
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		r.Problem = fmt.Sprintf("no kernel found within %v", lookTime)
+	case err != nil:
 		r.Problem = oneLine(err)
 	}
 }
