@@ -3,6 +3,7 @@ package vmscope
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 
@@ -16,7 +17,8 @@ import (
 // opens with the executable beside it: also its threads with the registers that
 // they had when they last left user mode, its auxiliary vector and the names of
 // the mapped files. Pages that are not in RAM (never touched, swapped out) read
-// as zeros; missing counts their bytes.
+// as zeros, or where a file is mapped, from that file if the debugger has it;
+// missing counts their bytes.
 func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task, progress func(done, total uint64)) (missing uint64, err error) {
 	space, err := v.SpaceOf(t)
 	if err != nil {
@@ -33,6 +35,13 @@ func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task
 		}
 		s := dump.Segment{VA: a.Start, Size: uint64(a.End - a.Start), Flags: flagsOf(a.Perms)}
 		s.Data = presentRuns(ctx, space, a.Start, a.End)
+		read := space
+		if a.Path == "[vdso]" {
+			// The kernel has it whole; a process only what it called.
+			if m, err := v.vdso(a); err == nil {
+				read, s.Data = m, []dump.Run{{Size: s.Size}}
+			}
+		}
 		left := s.Size
 		for _, r := range s.Data {
 			left -= r.Size
@@ -41,7 +50,7 @@ func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task
 		s.Read = func(p []byte, off uint64) error {
 			for len(p) > 0 {
 				n := min(len(p), mem.PageSize)
-				if _, err := space.Read(p[:n], a.Start+mem.VA(off)); err != nil {
+				if _, err := read.Read(p[:n], a.Start+mem.VA(off)); err != nil {
 					if errors.Is(err, mem.ErrUnreachable) {
 						return err
 					}
@@ -52,7 +61,11 @@ func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task
 			}
 			return nil
 		}
-		segs = append(segs, s)
+		if strings.HasPrefix(string(a.Path), "/") && len(s.Data) <= maxPieces {
+			segs = append(segs, pieces(s)...)
+		} else {
+			segs = append(segs, s)
+		}
 	}
 	notes, err := v.processNotes(t, areas)
 	if err != nil {
@@ -61,6 +74,68 @@ func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task
 	err = dump.WriteCore(ctx, out, notes, segs, progress)
 	return missing, err
 }
+
+// maxPieces bounds into how many segments the area of a mapped file is cut. What
+// is torn more is written whole.
+const maxPieces = 64
+
+// pieces cuts a segment into its runs of data and the gaps between them, of
+// which the core has nothing: zeros there would hide the file's own bytes, and
+// debuggers follow them (the list of threads in the C library's data).
+func pieces(s dump.Segment) (out []dump.Segment) {
+	part := func(off, size uint64, absent bool) {
+		if size == 0 {
+			return
+		}
+		p := dump.Segment{VA: s.VA + mem.VA(off), Size: size, Flags: s.Flags, Absent: absent}
+		if !absent {
+			p.Read = func(b []byte, at uint64) error { return s.Read(b, off+at) }
+		}
+		out = append(out, p)
+	}
+	end := uint64(0)
+	for _, r := range s.Data {
+		part(end, r.Off-end, true)
+		part(r.Off, r.Size, false)
+		end = r.Off + r.Size
+	}
+	part(end, s.Size-end, true)
+	return out
+}
+
+// vdso is the kernel's own copy of the code that it maps into each process
+// (vdso_image_64; arch/x86/include/asm/vdso.h), at the addresses of a.
+func (v *View) vdso(a kernel.Area) (*mem.Space, error) {
+	image, err := v.Var("vdso_image_64")
+	if err != nil {
+		return nil, err
+	}
+	size, err := image.Number("size")
+	if err != nil {
+		return nil, err
+	}
+	if uint64(size) != uint64(a.End-a.Start) {
+		return nil, fmt.Errorf("a vDSO of %d bytes, mapped are %d: %w", size, a.End-a.Start, errors.ErrUnsupported)
+	}
+	f, err := image.Field("data")
+	if err != nil {
+		return nil, err
+	}
+	data, err := f.Pointer()
+	if err != nil {
+		return nil, err
+	}
+	return mem.NewSpace("vDSO", v.Phys, shifted{v.Mem, data - a.Start}), nil
+}
+
+// shifted shows part of a space at other addresses.
+type shifted struct {
+	space *mem.Space
+	by    mem.VA
+}
+
+// Translate looks the address up where it is.
+func (s shifted) Translate(va mem.VA) (mem.Mapping, error) { return s.space.Translate(va + s.by) }
 
 // processNotes has what a core tells of a process besides its memory, in the
 // order of fill_note_info in fs/binfmt_elf.c. The thread t is first, and so the

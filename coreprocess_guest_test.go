@@ -1,6 +1,7 @@
 package vmscope_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"vmscope"
 	"vmscope/internal/guestlab"
@@ -236,7 +238,10 @@ func gdb(t *testing.T, exe, core string, commands ...string) string {
 	if exe != "" {
 		args = append(args, exe)
 	}
-	out, err := exec.Command(path, append(args, "-c", core)...).CombinedOutput()
+	// A core that misleads it may keep it busy for ever.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, append(args, "-c", core)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("gdb: %v: %s", err, out)
 	}

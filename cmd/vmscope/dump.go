@@ -40,7 +40,7 @@ last left user mode.`,
 					return err
 				}
 				if missing > 0 {
-					fmt.Fprintf(a.err, "vmscope: %s of the process are not in RAM and read as zeros\n", size(missing))
+					fmt.Fprintf(a.err, "vmscope: %s of the process are not in RAM: they read as zeros, or from the files that are mapped there\n", size(missing))
 				}
 				return nil
 			})

@@ -21,6 +21,9 @@ type Segment struct {
 	Read func(p []byte, off uint64) error
 	Of   int
 	Off  uint64
+	// Absent says that the core has no bytes of the segment (p_filesz is 0): a
+	// debugger takes them from the file that is mapped there.
+	Absent bool
 	// Data are the runs of the segment that may hold anything but zeros, as
 	// offsets into it, in order; nil is all of it.
 	Data []Run
@@ -52,11 +55,14 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 	offs := make([]uint64, len(segs))
 	at, total := first, uint64(0)
 	for i, s := range segs {
-		if s.Read != nil {
+		switch {
+		case s.Absent:
+			offs[i] = at
+		case s.Read != nil:
 			offs[i] = at
 			at = align(at+s.Size, mem.PageSize)
 			total += s.Size
-		} else {
+		default:
 			offs[i] = offs[s.Of] + s.Off
 		}
 	}
@@ -77,7 +83,7 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 		}
 	}
 	for _, s := range segs {
-		if s.Read == nil {
+		if s.Read == nil || s.Absent {
 			continue
 		}
 		if err := w.segment(ctx, s, report); err != nil {
@@ -107,9 +113,12 @@ func check(segs []Segment) error {
 			return bad(i, "%d bytes are more than any machine has", s.Size)
 		}
 		sum += s.Size
+		if s.Absent {
+			continue
+		}
 		if s.Read == nil {
 			switch {
-			case s.Of < 0 || s.Of >= i || segs[s.Of].Read == nil:
+			case s.Of < 0 || s.Of >= i || segs[s.Of].Read == nil || segs[s.Of].Absent:
 				return bad(i, "its bytes would be those of segment %d, which has none before it", s.Of)
 			case s.Off > segs[s.Of].Size || s.Size > segs[s.Of].Size-s.Off:
 				return bad(i, "%#x+%#x lies outside of segment %d", s.Off, s.Size, s.Of)
@@ -150,16 +159,20 @@ func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte
 	b = le.AppendUint16(b, 56)
 	b = le.AppendUint16(b, uint16(len(segs)+1))
 	b = append(b, 0, 0, 0, 0, 0, 0)
-	prog := func(typ, flags uint32, off, va, pa, size, algn uint64) {
+	prog := func(typ, flags uint32, off, va, pa, inFile, size, algn uint64) {
 		b = le.AppendUint32(b, typ)
 		b = le.AppendUint32(b, flags)
-		for _, v := range []uint64{off, va, pa, size, size, algn} {
+		for _, v := range []uint64{off, va, pa, inFile, size, algn} {
 			b = le.AppendUint64(b, v)
 		}
 	}
-	prog(ptNote, 0, noteOff, 0, 0, noteSize, 4)
+	prog(ptNote, 0, noteOff, 0, 0, noteSize, noteSize, 4)
 	for i, s := range segs {
-		prog(ptLoad, s.Flags, offs[i], uint64(s.VA), uint64(s.PA), s.Size, 0)
+		inFile := s.Size
+		if s.Absent {
+			inFile = 0
+		}
+		prog(ptLoad, s.Flags, offs[i], uint64(s.VA), uint64(s.PA), inFile, s.Size, 0)
 	}
 	return b
 }
