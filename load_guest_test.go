@@ -45,7 +45,7 @@ func testLoad(t *testing.T, g *guestlab.Guest) {
 			done <- err
 		}()
 		time.Sleep(time.Second)
-		for route, length := range map[string]time.Duration{"mmap": 12 * time.Second, "vmread": 8 * time.Second} {
+		for route, length := range map[string]time.Duration{"mmap": 8 * time.Second, "vmread": 6 * time.Second} {
 			n, tally := l.watch(t, g, route, length)
 			all = append(all, tried{route, n, tally})
 		}

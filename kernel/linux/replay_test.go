@@ -22,7 +22,10 @@ import (
 	"vmscope/mem"
 )
 
-var update = flag.Bool("update", false, "record testdata/replay anew, from real guests")
+var (
+	update   = flag.Bool("update", false, "record testdata/replay anew, from real guests")
+	reworded = flag.Bool("answers", false, "write the answers of testdata/replay anew, from the pages recorded before")
+)
 
 // recorded are the kernels of which testdata/replay holds the pages that were
 // touched to find them and to list all that there is: the oldest and the newest,
@@ -43,6 +46,11 @@ func TestReplay(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := answers(t, k.View(m))
+			if *reworded {
+				if err := os.WriteFile(base+".json", []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
 			want, err := os.ReadFile(base + ".json")
 			if err != nil {
 				t.Fatal(err)
