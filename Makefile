@@ -4,6 +4,8 @@
 # make bench  the numbers of docs/performance.md
 GO ?= go
 export CGO_ENABLED = 0
+# A distribution's Go may be told not to fetch the version that go.mod asks for.
+export GOTOOLCHAIN ?= auto
 
 .PHONY: build install demo deps go test check short bench fuzz clean
 
