@@ -109,7 +109,7 @@ func benchRAM(b *testing.B) (*mem.RAM, []mem.Range) {
 func BenchmarkFind(b *testing.B) {
 	ram, extents := benchRAM(b)
 	for b.Loop() {
-		if f, err := Find(ram, extents); err != nil || len(f) != 1 {
+		if f, err := Find(b.Context(), ram, extents); err != nil || len(f) != 1 {
 			b.Fatal(f, err)
 		}
 	}
@@ -124,7 +124,7 @@ func BenchmarkFindVMCoreInfo(b *testing.B) {
 				pages += r.Size / mem.PageSize
 			}
 			for b.Loop() {
-				if f, err := FindVMCoreInfo(ram, x); err != nil || len(f) != 1 {
+				if f, err := FindVMCoreInfo(b.Context(), ram, x); err != nil || len(f) != 1 {
 					b.Fatal(f, err)
 				}
 			}

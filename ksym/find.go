@@ -1,6 +1,7 @@
 package ksym
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,14 +44,14 @@ func (f Found) Delta() (delta uint64, ok bool) {
 // Find searches the extents of physical memory for kallsyms tables. It returns
 // all that prove themselves, in the order of their addresses, and decides
 // nothing: a kernel of an earlier boot may have left one, and the guest can
-// plant one. Partial results come beside an error.
+// plant one. Partial results come beside an error, also that of a ctx that ended.
 //
 // A table must lie in physically contiguous memory, as kernel images do. The
 // cost is one pass over the extents; restrict them to the kernel image where it
 // is known. Tables begin in the extents but may reach out of them.
-func Find(r mem.PhysReader, extents []mem.Range) ([]Found, error) {
+func Find(ctx context.Context, r mem.PhysReader, extents []mem.Range) ([]Found, error) {
 	s := search{r: r}
-	err := scan(r, extents, func(pa mem.PA, page *[mem.PageSize]byte) bool {
+	err := scan(ctx, r, extents, func(pa mem.PA, page *[mem.PageSize]byte) bool {
 		for i := 0; i < mem.PageSize; i += 8 {
 			// "0\0001\0...9\0", 20 bytes: wherever it begins, it holds a
 			// whole aligned word, of which every other byte is NUL and the

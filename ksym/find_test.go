@@ -2,6 +2,7 @@ package ksym
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"syscall"
@@ -26,7 +27,7 @@ func TestFind(t *testing.T) {
 				e := layoutSpec(i, n, mem.VA(k*20)).encode()
 				ram, delta := e.ram(1<<20 - 30<<10)
 				for _, r := range []mem.PhysReader{ram, chunked{ram}} {
-					found, err := Find(r, ram.Ranges())
+					found, err := Find(t.Context(), r, ram.Ranges())
 					if err != nil || len(found) != 1 {
 						t.Fatalf("%d tables, %v, want 1", len(found), err)
 					}
@@ -67,16 +68,16 @@ func TestFindStale(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found, err := Find(ram, ram.Ranges())
+	found, err := Find(t.Context(), ram, ram.Ranges())
 	if err != nil || len(found) != 2 || found[0].Len() != 2560 || found[1].Len() != 2600 {
 		t.Fatalf("found %v, %v", found, err)
 	}
 	// Extents restrict where tables begin.
-	found, err = Find(ram, []mem.Range{{Start: 19 << 20, Size: 1 << 20}})
+	found, err = Find(t.Context(), ram, []mem.Range{{Start: 19 << 20, Size: 1 << 20}})
 	if err != nil || len(found) != 1 || found[0].Len() != 2600 {
 		t.Fatalf("restricted: found %v, %v", found, err)
 	}
-	if found, err = Find(ram, nil); err != nil || len(found) != 0 {
+	if found, err = Find(t.Context(), ram, nil); err != nil || len(found) != 0 {
 		t.Fatalf("nowhere: found %v, %v", found, err)
 	}
 }
@@ -112,7 +113,7 @@ func TestFindFalse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found, err := Find(ram, ram.Ranges()); err != nil || len(found) != 0 {
+		if found, err := Find(t.Context(), ram, ram.Ranges()); err != nil || len(found) != 0 {
 			t.Errorf("%s: found %v, %v", tt.name, found, err)
 		}
 	}
@@ -130,7 +131,7 @@ func TestFindHostile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found, err := Find(ram, ram.Ranges())
+		found, err := Find(t.Context(), ram, ram.Ranges())
 		if !errors.Is(err, mem.ErrInconsistent) {
 			t.Errorf("%s: %v, want ErrInconsistent", name, err)
 		}
@@ -160,7 +161,7 @@ func TestFindManyIndexes(t *testing.T) {
 	b[at-1] = 0
 	copy(b[at:], digits)
 	m := &memtest.Bytes{Data: b}
-	if found, err := Find(m, []mem.Range{{Size: uint64(len(b))}}); len(found) != 0 || err != nil {
+	if found, err := Find(t.Context(), m, []mem.Range{{Size: uint64(len(b))}}); len(found) != 0 || err != nil {
 		t.Errorf("%d found, %v", len(found), err)
 	}
 	if n := m.Reads(); n < maxIndexes || n > 2*maxIndexes {
@@ -199,17 +200,17 @@ func TestScanLeavesHoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found, err := Find(ram, ram.Ranges()); err != nil || len(found) != 1 {
+	if found, err := Find(t.Context(), ram, ram.Ranges()); err != nil || len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
-	if found, err := FindVMCoreInfo(ram, ram.Ranges()); err != nil || len(found) != 1 {
+	if found, err := FindVMCoreInfo(t.Context(), ram, ram.Ranges()); err != nil || len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
 	if reads == 0 {
 		t.Error("no reads of holes")
 	}
 	reads = 0
-	if found, err := FindVMCoreInfo(ram, []mem.Range{{Start: ramBase + 1<<20, Size: uint64(data)}}); err != nil || len(found) != 0 || reads != 0 {
+	if found, err := FindVMCoreInfo(t.Context(), ram, []mem.Range{{Start: ramBase + 1<<20, Size: uint64(data)}}); err != nil || len(found) != 0 || reads != 0 {
 		t.Errorf("extents of data: found %v, %v, %d reads of holes", found, err, reads)
 	}
 }
@@ -250,23 +251,59 @@ func TestScanFaults(t *testing.T) {
 	e := layoutSpec(8, 2560, 0).encode()
 	ram, _ := e.ram(1 << 20)
 	// A part that cannot be read costs no result before it.
-	found, err := Find(gone{ram, ramBase + 3<<20, mem.ErrNoRAM}, ram.Ranges())
+	found, err := Find(t.Context(), gone{ram, ramBase + 3<<20, mem.ErrNoRAM}, ram.Ranges())
 	if err != nil || len(found) != 1 {
 		t.Errorf("hole: found %v, %v", found, err)
 	}
-	found, err = Find(gone{ram, ramBase + 3<<20 + 5, mem.ErrUnreachable}, ram.Ranges())
+	found, err = Find(t.Context(), gone{ram, ramBase + 3<<20 + 5, mem.ErrUnreachable}, ram.Ranges())
 	if !errors.Is(err, mem.ErrUnreachable) || len(found) != 1 {
 		t.Errorf("gone: found %v, %v", found, err)
 	}
 	// A few bad pages are passed over, what comes behind is found.
 	for bad, want := range map[uint64]int{8: 1, 64: 0} {
 		holes := badPages{ram, ramBase, bad * mem.PageSize}
-		found, err := Find(holes, ram.Ranges())
+		found, err := Find(t.Context(), holes, ram.Ranges())
 		if len(found) != want || (want == 0) != errors.Is(err, mem.ErrUnreachable) {
 			t.Errorf("%d bad pages: found %v, %v", bad, found, err)
 		}
 	}
-	if _, err := FindVMCoreInfo(gone{ram, 0, mem.ErrUnreachable}, ram.Ranges()); !errors.Is(err, mem.ErrUnreachable) {
+	if _, err := FindVMCoreInfo(t.Context(), gone{ram, 0, mem.ErrUnreachable}, ram.Ranges()); !errors.Is(err, mem.ErrUnreachable) {
 		t.Errorf("gone at once: %v", err)
+	}
+}
+
+// last is memory of which a second piece is never read: the first ends ctx.
+type last struct {
+	end   func()
+	reads int
+}
+
+func (l *last) ReadPhys(p []byte, _ mem.PA) (int, error) {
+	l.end()
+	l.reads++
+	return len(p), nil
+}
+
+// TestSearchEnds ends the context of a search.
+func TestSearchEnds(t *testing.T) {
+	ram, err := mem.NewRAM(mem.Segment{Data: make([]byte, 2*patience)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, search := range map[string]func(ctx context.Context, r mem.PhysReader) error{
+		"kallsyms": func(ctx context.Context, r mem.PhysReader) error { _, err := Find(ctx, r, ram.Ranges()); return err },
+		"VMCOREINFO": func(ctx context.Context, r mem.PhysReader) error {
+			_, err := FindVMCoreInfo(ctx, r, ram.Ranges())
+			return err
+		},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := &last{end: cancel}
+		if err := search(ctx, l); !errors.Is(err, context.Canceled) || l.reads != 1 {
+			t.Errorf("%s: %v after %d reads", name, err, l.reads)
+		}
+		if err := search(ctx, ram); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s, mapped: %v", name, err)
+		}
 	}
 }

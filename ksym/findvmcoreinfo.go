@@ -1,6 +1,7 @@
 package ksym
 
 import (
+	"context"
 	"encoding/binary"
 
 	"vmscope/mem"
@@ -21,15 +22,15 @@ var coreInfoWord = binary.LittleEndian.Uint64([]byte(coreInfoStart))
 // at the start of a page, or there behind the header of an ELF note. It returns
 // all texts that differ, in the order of their addresses, and decides nothing:
 // kernels of earlier boots may have left theirs, and anyone in the guest can
-// write one. Partial results come beside an error.
+// write one. Partial results come beside an error, also that of a ctx that ended.
 //
 // On mapped memory it touches the first 8 bytes of each page.
-func FindVMCoreInfo(r mem.PhysReader, extents []mem.Range) ([]*CoreInfo, error) {
+func FindVMCoreInfo(ctx context.Context, r mem.PhysReader, extents []mem.Range) ([]*CoreInfo, error) {
 	var out []*CoreInfo
 	known := make(map[string]*CoreInfo)
 	var full error
 	hits := 0
-	err := scan(r, extents, func(pa mem.PA, page *[mem.PageSize]byte) bool {
+	err := scan(ctx, r, extents, func(pa mem.PA, page *[mem.PageSize]byte) bool {
 		w := binary.LittleEndian.Uint64(page[:])
 		at := 0
 		switch {

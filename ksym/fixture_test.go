@@ -193,7 +193,7 @@ func TestReplay(t *testing.T) {
 			f := readFixture(t, fixturePath(kernel))
 			ram := f.ram(t)
 
-			found, err := Find(ram, ram.Ranges())
+			found, err := Find(t.Context(), ram, ram.Ranges())
 			if err != nil || len(found) != 1 {
 				t.Fatalf("%d tables, %v, want 1", len(found), err)
 			}
@@ -206,7 +206,7 @@ func TestReplay(t *testing.T) {
 			}
 			f.check(t, tab)
 
-			infos, err := FindVMCoreInfo(ram, ram.Ranges())
+			infos, err := FindVMCoreInfo(t.Context(), ram, ram.Ranges())
 			if err != nil || len(infos) != 1 {
 				t.Fatalf("%d VMCOREINFO texts, %v, want 1", len(infos), err)
 			}

@@ -31,7 +31,7 @@ func FuzzVMCoreInfo(f *testing.F) {
 		page := make([]byte, 2*mem.PageSize)
 		n := copy(page, b)
 		ram, _ := mem.NewRAM(mem.Segment{PA: 0x1000, Data: page})
-		found, ferr := FindVMCoreInfo(ram, ram.Ranges())
+		found, ferr := FindVMCoreInfo(t.Context(), ram, ram.Ranges())
 		if ferr != nil {
 			t.Fatal(ferr)
 		}
@@ -201,14 +201,14 @@ func FuzzFind(f *testing.F) {
 		}
 		s := &scripted{script: b, pages: make(map[mem.PA]*[mem.PageSize]byte)}
 		extents := []mem.Range{{Start: 16 << 20, Size: 64 << 10}, {Start: ^mem.PA(0) - 8191, Size: 8191}, {Start: 5, Size: 9000}}
-		found, err := Find(s, extents)
+		found, err := Find(t.Context(), s, extents)
 		if err != nil && !known(err) || len(found) > maxFound {
 			t.Fatalf("%v, %v", found, err)
 		}
 		for _, x := range found {
 			obeys(t, x.Table)
 		}
-		infos, err := FindVMCoreInfo(s, extents)
+		infos, err := FindVMCoreInfo(t.Context(), s, extents)
 		if err != nil && !known(err) || len(infos) > maxCoreInfos {
 			t.Fatalf("%v, %v", infos, err)
 		}

@@ -65,7 +65,7 @@ func TestGuest(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			infos, err := FindVMCoreInfo(ram, extents)
+			infos, err := FindVMCoreInfo(t.Context(), ram, extents)
 			if err != nil || len(infos) != 1 {
 				t.Fatalf("%d VMCOREINFO texts, %v, want 1", len(infos), err)
 			}
@@ -80,7 +80,7 @@ func TestGuest(t *testing.T) {
 			delta := 0xffffffff80000000 - uint64(base)
 			read := func(p []byte, va mem.VA) (int, error) { return ram.ReadPhys(p, mem.PA(uint64(va)-delta)) }
 
-			found, err := Find(ram, extents)
+			found, err := Find(t.Context(), ram, extents)
 			if err != nil || len(found) != 1 {
 				t.Fatalf("%d tables, %v, want 1", len(found), err)
 			}

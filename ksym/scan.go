@@ -1,6 +1,7 @@
 package ksym
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -11,6 +12,10 @@ import (
 // chunk is how much a source that is not mapped is read at a time, in bytes.
 const chunk = 1 << 20
 
+// patience is how much mapped memory is searched before the context is looked at
+// again, in bytes.
+const patience = 64 << 20
+
 // maxUnreachable is how many failures in a row make a source gone. A dump on a
 // bad disk has fewer.
 const maxUnreachable = 16
@@ -20,12 +25,14 @@ const maxUnreachable = 16
 // searched. The page is the guest's memory itself where that is mapped into
 // this process, so it changes under f; f runs inside mem.Guard.
 //
-// It fails when the source is gone: so many pages in a row cannot be reached.
-func scan(r mem.PhysReader, extents []mem.Range, f func(pa mem.PA, page *[mem.PageSize]byte) bool) error {
+// It fails when ctx ends, and when the source is gone: so many pages in a row
+// cannot be reached.
+func scan(ctx context.Context, r mem.PhysReader, extents []mem.Range, f func(pa mem.PA, page *[mem.PageSize]byte) bool) error {
 	ram := mem.RAMOf(r)
 	return mem.Guard(func() error {
 		var buf []byte
 		unreachable := 0
+		asked := uint64(0) // bytes since ctx was looked at
 		for _, x := range extents {
 			// Whole pages: a table or text that we search never shares its page
 			// with what is not RAM.
@@ -35,6 +42,12 @@ func scan(r mem.PhysReader, extents []mem.Range, f func(pa mem.PA, page *[mem.Pa
 				continue
 			}
 			for pa < end {
+				if asked += mem.PageSize; ram == nil || asked >= patience {
+					if err := ctx.Err(); err != nil {
+						return err
+					}
+					asked = 0
+				}
 				if ram != nil {
 					if q := ram.At(pa, mem.PageSize); q != nil {
 						if !f(pa, (*[mem.PageSize]byte)(unsafe.Pointer(q))) {

@@ -145,7 +145,7 @@ func TestFindVMCoreInfo(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range []mem.PhysReader{ram, chunked{ram}} {
-		found, err := FindVMCoreInfo(r, ram.Ranges())
+		found, err := FindVMCoreInfo(t.Context(), r, ram.Ranges())
 		if err != nil || len(found) != 2 {
 			t.Fatalf("%d found, %v, want 2", len(found), err)
 		}
@@ -157,7 +157,7 @@ func TestFindVMCoreInfo(t *testing.T) {
 		}
 	}
 	// Extents that begin and end within pages.
-	found, err := FindVMCoreInfo(ram, []mem.Range{{Start: 1<<30 + 0x1001, Size: 0x7000}, {Start: 1<<30 + 0x9fff, Size: 2}, {Start: ^mem.PA(0) - 4095, Size: 8192}})
+	found, err := FindVMCoreInfo(t.Context(), ram, []mem.Range{{Start: 1<<30 + 0x1001, Size: 0x7000}, {Start: 1<<30 + 0x9fff, Size: 2}, {Start: ^mem.PA(0) - 4095, Size: 8192}})
 	if err != nil || len(found) != 1 || found[0].OSRelease() != "6.1.0-2" || len(found[0].Places) != 1 {
 		t.Errorf("extents: %v, %v", found, err)
 	}
@@ -178,7 +178,7 @@ func TestFindVMCoreInfoHostile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		found, err := FindVMCoreInfo(ram, ram.Ranges())
+		found, err := FindVMCoreInfo(t.Context(), ram, ram.Ranges())
 		if name == "texts" != errors.Is(err, mem.ErrInconsistent) || len(found) > maxCoreInfos {
 			t.Errorf("%s: %d found, %v", name, len(found), err)
 		}

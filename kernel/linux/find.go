@@ -84,7 +84,7 @@ func (f *finder) find() (*Kernel, error) {
 	}
 	f.step("list data extents", "%d extents, %d MiB", len(extents), size>>20)
 
-	infos, err := ksym.FindVMCoreInfo(f.phys, extents)
+	infos, err := ksym.FindVMCoreInfo(f.ctx, f.phys, extents)
 	if err = f.planted(err); err != nil {
 		return nil, fmt.Errorf("search VMCOREINFO: %w", err)
 	}
@@ -204,7 +204,7 @@ func (f *finder) tableNear(c *claim) (*ksym.Table, error) {
 	if g, ok := f.phys.(mem.Ranger); ok {
 		image = clip(image[0], g.Ranges())
 	}
-	tables, err := ksym.Find(f.phys, image)
+	tables, err := ksym.Find(f.ctx, f.phys, image)
 	if err = f.planted(err); err != nil {
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func clip(r mem.Range, to []mem.Range) []mem.Range {
 // search is the way without VMCOREINFO: find symbol tables, and for each the
 // page-table root that proves it.
 func (f *finder) search(extents []mem.Range) ([]*Kernel, error) {
-	tables, err := ksym.Find(f.phys, extents)
+	tables, err := ksym.Find(f.ctx, f.phys, extents)
 	if err = f.planted(err); err != nil {
 		return nil, fmt.Errorf("search kallsyms: %w", err)
 	}

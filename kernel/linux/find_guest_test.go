@@ -212,7 +212,7 @@ func TestFindRejectsGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	infos, err := ksym.FindVMCoreInfo(m, mustExtents(t, m))
+	infos, err := ksym.FindVMCoreInfo(t.Context(), m, mustExtents(t, m))
 	if err != nil || len(infos) != 1 {
 		t.Fatalf("%d VMCOREINFO texts, %v", len(infos), err)
 	}
@@ -337,7 +337,7 @@ func TestFindStaleGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	infos, err := ksym.FindVMCoreInfo(m, mustExtents(t, m))
+	infos, err := ksym.FindVMCoreInfo(t.Context(), m, mustExtents(t, m))
 	if err != nil || len(infos) != 1 {
 		t.Fatalf("%d VMCOREINFO texts, %v", len(infos), err)
 	}

@@ -190,7 +190,7 @@ func record(t *testing.T, name, base string) {
 	}
 	m := openRAM(t, g.RAMFile())
 	extents := mustExtents(t, m)
-	infos, err := ksym.FindVMCoreInfo(m, extents)
+	infos, err := ksym.FindVMCoreInfo(t.Context(), m, extents)
 	if err != nil || len(infos) != 1 {
 		t.Fatalf("%d VMCOREINFO texts, %v", len(infos), err)
 	}
@@ -201,7 +201,7 @@ func record(t *testing.T, name, base string) {
 	// Kernels before v6.0 do not say where their symbol table is: it is searched
 	// for, from the page with the tokens on.
 	if _, ok := infos[0].Kallsyms(); !ok {
-		tables, err := ksym.Find(m, extents)
+		tables, err := ksym.Find(t.Context(), m, extents)
 		if err != nil {
 			t.Fatal(err)
 		}
