@@ -4,9 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync"
 
 	"vmscope/mem"
 )
+
+// bound is a result that is worked out once.
+type bound struct {
+	once sync.Once
+	val  any
+	err  error
+}
 
 // derived returns what work makes out of a kernel, worked out once: a layout
 // together with the symbols that go with it.

@@ -10,7 +10,6 @@ package linux
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,7 +42,7 @@ type Kernel struct {
 	Report Report
 
 	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
-	layouts sync.Map       // reflect.Type of a layout struct -> *bound
+	layouts sync.Map       // reflect.Type of what was derived from it -> *bound
 }
 
 // Report says how a kernel was found: for people, and as evidence.
@@ -72,33 +71,17 @@ type Finding struct {
 	Confidence string `json:"confidence"` // "proved": checked against the page tables or a second source; "stated": the guest says so
 }
 
-type bound struct {
-	once sync.Once
-	val  any
-	err  error
-}
-
 // layout returns the offsets that the struct T asks for by its tags (see
 // ctype.Bind), worked out once for a kernel.
 func layout[T any](k *Kernel) (*T, error) {
-	key := reflect.TypeFor[T]()
-	e, ok := k.layouts.Load(key)
-	if !ok {
-		e, _ = k.layouts.LoadOrStore(key, new(bound))
-	}
-	b := e.(*bound)
-	b.once.Do(func() {
-		t := new(T)
+	return derived(k, func(k *Kernel) (*T, error) {
 		types, err := k.NeedTypes()
-		if err == nil {
-			err = ctype.Bind(types, t)
+		if err != nil {
+			return nil, err
 		}
-		b.val, b.err = t, err
+		t := new(T)
+		return t, ctype.Bind(types, t)
 	})
-	if b.err != nil {
-		return nil, b.err
-	}
-	return b.val.(*T), nil
 }
 
 // Symbol returns the address of a kernel symbol, which must be the only one of

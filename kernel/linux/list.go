@@ -163,9 +163,7 @@ func (v *View) settle(f func() error) (err error) {
 		if i >= retries/2 && v.naps.Add(1) <= maxNaps {
 			time.Sleep(time.Millisecond)
 		}
-		if c, ok := v.Phys.(*mem.Cache); ok {
-			c.Forget() // what was cached is part of the contradiction
-		}
+		v.forget() // what was cached is part of the contradiction
 	}
 	return err
 }

@@ -94,21 +94,6 @@ type mapleEntry struct {
 	Entry       mem.VA
 }
 
-// maple appends the entries of the maple tree at the given address in the order
-// of their indices. Ranges without an entry are left out.
-//
-// The tree must hold together: the root names its tree, each node its parent,
-// and the ranges of a node fill what its parent gives it. A node that the
-// kernel has replaced while we walked (it then names itself as its parent) is an
-// ErrInconsistent, as all else that does not fit; entries before it are given.
-func (v *View) maple(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
-	w, err := v.mapleWalk()
-	if err != nil {
-		return to, err
-	}
-	return w.entries(tree, to)
-}
-
 // mapleWalk walks maple trees. It keeps buffers and is not safe for concurrent
 // use.
 type mapleWalk struct {
@@ -125,7 +110,13 @@ func (v *View) mapleWalk() (*mapleWalk, error) {
 	return &mapleWalk{maplePlan: plan, v: v}, err
 }
 
-// entries is maple.
+// entries appends the entries of the maple tree at the given address in the order
+// of their indices. Ranges without an entry are left out.
+//
+// The tree must hold together: the root names its tree, each node its parent,
+// and the ranges of a node fill what its parent gives it. A node that the
+// kernel has replaced while we walked (it then names itself as its parent) is an
+// ErrInconsistent, as all else that does not fit; entries before it are given.
 func (w *mapleWalk) entries(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
 	root, err := w.v.Mem.Pointer(tree + mem.VA(w.root))
 	switch {

@@ -290,3 +290,11 @@ search:
 	o.nodes, o.texts = append(o.nodes, pa), append(o.texts, slices.Clone(p))
 	return n, err
 }
+
+func (v *View) maple(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) {
+	w, err := v.mapleWalk()
+	if err != nil {
+		return to, err
+	}
+	return w.entries(tree, to)
+}

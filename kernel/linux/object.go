@@ -85,15 +85,3 @@ func uintAt(b []byte, off, size uint64) uint64 {
 	}
 	return 0
 }
-
-// bits is a bit-field of the object.
-func (o *object) bits(f ctype.Field) uint64 {
-	if f.BitSize == 0 {
-		return o.uint(f)
-	}
-	var v uint64
-	for i := uint64(0); i < 8; i++ {
-		v |= uintAt(o.b, f.Offset+i, 1) << (8 * i)
-	}
-	return v >> (f.BitOffset & 7) & (1<<(f.BitSize&63) - 1)
-}

@@ -134,37 +134,8 @@ func (v *View) paths() (*paths, error) {
 	return p, nil
 }
 
-// filePath names the open file whose struct file is given: what readlink of
-// /proc/PID/fd/N prints (see paths).
-func (v *View) filePath(file mem.VA) (kernel.Text, error) {
-	p, err := v.paths()
-	if err != nil {
-		return "", err
-	}
-	return p.file(file)
-}
-
-// pathOf names a struct path: a dentry in a mount (struct vfsmount), as d_path
-// does.
-func (v *View) pathOf(vfsmount, dentry mem.VA) (kernel.Text, error) {
-	p, err := v.paths()
-	if err != nil {
-		return "", err
-	}
-	return p.path(vfsmount, dentry)
-}
-
-// dentryPath names a dentry from the root of its file system, as dentry_path
-// does: without mounts, and with "//deleted" behind what was unlinked.
-func (v *View) dentryPath(dentry mem.VA) (kernel.Text, error) {
-	p, err := v.paths()
-	if err != nil {
-		return "", err
-	}
-	return p.inFS(dentry)
-}
-
-// file is filePath.
+// file names the open file whose struct file is given: what readlink of
+// /proc/PID/fd/N prints.
 func (p *paths) file(file mem.VA) (kernel.Text, error) {
 	mnt, err := p.v.Mem.Pointer(p.FileMnt.At(file))
 	if err != nil {
@@ -180,7 +151,8 @@ func (p *paths) file(file mem.VA) (kernel.Text, error) {
 	return p.path(mnt, dentry)
 }
 
-// path is pathOf.
+// path names a struct path: a dentry in a mount (struct vfsmount), as d_path
+// does.
 func (p *paths) path(vfsmount, dentry mem.VA) (name kernel.Text, err error) {
 	err = p.steady(func() error {
 		if err := p.d.read(p.v, dentry); err != nil {
@@ -207,7 +179,8 @@ func (p *paths) path(vfsmount, dentry mem.VA) (name kernel.Text, err error) {
 	return name, err
 }
 
-// inFS is dentryPath.
+// inFS names a dentry from the root of its file system, as dentry_path does:
+// without mounts, and with "//deleted" behind what was unlinked.
 func (p *paths) inFS(dentry mem.VA) (name kernel.Text, err error) {
 	err = p.steady(func() error {
 		dentry := dentry // each attempt climbs from the bottom

@@ -358,3 +358,27 @@ func FuzzPath(f *testing.F) {
 		}
 	})
 }
+
+func (v *View) filePath(file mem.VA) (kernel.Text, error) {
+	p, err := v.paths()
+	if err != nil {
+		return "", err
+	}
+	return p.file(file)
+}
+
+func (v *View) pathOf(vfsmount, dentry mem.VA) (kernel.Text, error) {
+	p, err := v.paths()
+	if err != nil {
+		return "", err
+	}
+	return p.path(vfsmount, dentry)
+}
+
+func (v *View) dentryPath(dentry mem.VA) (kernel.Text, error) {
+	p, err := v.paths()
+	if err != nil {
+		return "", err
+	}
+	return p.inFS(dentry)
+}
