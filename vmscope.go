@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,7 +92,7 @@ func (g *Guest) View(ctx context.Context, f func(*View) error) (err error) {
 			return fmt.Errorf("pause %s: %w: a dump does not run", g.target, errors.ErrUnsupported)
 		}
 		if err := p.Pause(ctx); err != nil {
-			return fmt.Errorf("pause %s: %w", g.target, err)
+			return err
 		}
 		defer func() {
 			// Not ctx: the guest must run again even after Ctrl-C.
@@ -151,8 +152,11 @@ func (g *Guest) find(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", g.target, err)
 	}
 	hints := linux.Hints{Live: infoOf(g.machine).Live}
-	if c, ok := g.machine.(vm.CPUs); ok && (g.opt.registers || !hints.Live) {
-		hints.CPUs, _ = c.CPUs(ctx) // they only confirm: a kernel is found without
+	var asked []linux.Step
+	if g.opt.registers || !hints.Live {
+		if step := g.registers(ctx, &hints); g.opt.registers {
+			asked = append(asked, step)
+		}
 	}
 	var errs []error
 	var second *Guest // a kernel proved itself, its layout of RAM not
@@ -162,6 +166,7 @@ func (g *Guest) find(ctx context.Context) error {
 		if err == nil {
 			var k *linux.Kernel
 			if k, err = linux.Find(ctx, m, hints); err == nil {
+				k.Report.Steps = slices.Concat(asked, k.Report.Steps)
 				fit := checkLayout(k, m)
 				if fit == proved {
 					g.kernel, g.phys = k, m
@@ -188,6 +193,21 @@ func (g *Guest) find(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
+}
+
+// registers reads those of the vCPUs. They only confirm: a kernel is found
+// without, so the report tells of a failure.
+func (g *Guest) registers(ctx context.Context, h *linux.Hints) linux.Step {
+	err := fmt.Errorf("read the registers: %w by this source", errors.ErrUnsupported)
+	start := time.Now()
+	if c, ok := g.machine.(vm.CPUs); ok {
+		h.CPUs, err = c.CPUs(ctx)
+	}
+	s := linux.Step{Name: "read registers", Took: time.Since(start), Note: fmt.Sprintf("%d vCPUs", len(h.CPUs))}
+	if err != nil {
+		s.Note = err.Error()
+	}
+	return s
 }
 
 // fit says how a layout agrees with what the kernel says of its RAM.

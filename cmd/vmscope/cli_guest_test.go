@@ -202,6 +202,10 @@ func (c *cli) testValues(t *testing.T) {
 			t.Errorf("ps --json lacks %s", want)
 		}
 	}
+	text, _, _ = run(t, "info", name, "--json", "--registers")
+	if !strings.Contains(text, `"name":"read registers"`) || !strings.Contains(text, "vCPUs map it") {
+		t.Errorf("info --registers: %s", text)
+	}
 	text, _, _ = run(t, "ps", name)
 	if want := `a\x1b]0;title\x07 \xff\n b c`; !strings.Contains(text, want) {
 		t.Errorf("ps lacks %s: %s", want, text)
