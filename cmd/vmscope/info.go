@@ -17,10 +17,10 @@ import (
 type infoRow struct {
 	Name     kernel.Text     `json:"name,omitempty"`
 	PID      int             `json:"pid,omitempty"`
-	VMM      string          `json:"vmm"`
+	VMM      kernel.Text     `json:"vmm"`
 	RAM      uint64          `json:"ram"`
-	Route    string          `json:"route"`
-	Layout   string          `json:"layout"`
+	Route    kernel.Text     `json:"route"`
+	Layout   kernel.Text     `json:"layout"`
 	OS       string          `json:"os"`
 	Arch     string          `json:"arch"`
 	Release  kernel.Text     `json:"release"`
@@ -66,7 +66,8 @@ func describe(v *vmscope.View) infoRow {
 	}
 	if d, ok := v.Machine.(vm.Describer); ok {
 		i := d.Info()
-		r.Name, r.PID, r.VMM, r.RAM, r.Route, r.Layout = kernel.Text(i.Name), i.PID, i.VMM, i.RAM, i.Route, i.Layout
+		r.Name, r.PID, r.RAM = kernel.Text(i.Name), i.PID, i.RAM
+		r.VMM, r.Route, r.Layout = kernel.Text(i.VMM), kernel.Text(i.Route), kernel.Text(i.Layout)
 	}
 	if v.Types != nil {
 		r.Types.Count = v.Types.Len()

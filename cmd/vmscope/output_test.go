@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"vmscope/kernel"
+	"vmscope/kernel/linux"
 )
 
 // TestObject prints names that would move the cursor, hide themselves or turn
@@ -63,5 +64,20 @@ func TestInterrupted(t *testing.T) {
 		if status != statusFailed || !strings.HasPrefix(stderr.String(), "vmscope: interrupted") || strings.Count(stderr.String(), "\n") != 1 || strings.Contains(stderr.String(), "context canceled") {
 			t.Errorf("%q: %d, %q", args, status, stderr.String())
 		}
+	}
+}
+
+// TestInfoClean prints what each word of info may come out as: names, paths and
+// options of the host's processes, and what the guest says.
+func TestInfoClean(t *testing.T) {
+	const evil = "x\x1b[31m\u009b\n"
+	var b bytes.Buffer
+	a := &app{out: &b}
+	a.printInfo(infoRow{Name: evil, PID: 1, VMM: evil, Route: evil, Layout: evil, Version: evil, Hostname: evil, KASLR: "0x0",
+		Findings: []linux.Finding{{What: "kernel", Value: evil, Source: "banner", Confidence: "proved"}},
+		Doubts:   []string{evil}, Rejected: []string{evil}, Steps: []linux.Step{{Name: "search", Note: evil}}})
+	clean(t, "info", b.String())
+	if n := strings.Count(b.String(), `\x1b[31m\u009b\n`); n != 10 {
+		t.Errorf("%d of 10: %s", n, b.String())
 	}
 }

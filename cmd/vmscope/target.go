@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmscope"
+	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/vm/qemu"
 )
@@ -85,7 +86,8 @@ func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]strin
 	procs, _ := qemu.List()
 	var out []string
 	for _, p := range procs {
-		if p.Name != "" {
+		// Anybody may give a process a name that a terminal, or a shell, acts on.
+		if p.Name != "" && kernel.Text(p.Name).String() == p.Name {
 			out = append(out, p.Name, "qemu:"+p.Name)
 		} else {
 			out = append(out, fmt.Sprintf("qemu:%d", p.PID))

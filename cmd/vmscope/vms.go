@@ -18,7 +18,7 @@ import (
 type vmRow struct {
 	Name   kernel.Text `json:"name,omitempty"`
 	PID    int         `json:"pid"`
-	VMM    string      `json:"vmm"`
+	VMM    kernel.Text `json:"vmm"`
 	RAM    uint64      `json:"ram"`
 	OS     string      `json:"os,omitempty"`
 	Kernel kernel.Text `json:"kernel,omitempty"`
@@ -113,9 +113,9 @@ func size(n uint64) string {
 }
 
 // vmm names what runs a VM: the emulator, and whether the processor helps it.
-func vmm(p qemu.Process) string {
+func vmm(p qemu.Process) kernel.Text {
 	if p.Accel == "" {
 		return "qemu"
 	}
-	return "qemu-" + p.Accel
+	return kernel.Text("qemu-" + p.Accel)
 }

@@ -103,7 +103,11 @@ func TestWrongVMs(t *testing.T) {
 
 	evil := pre + "\x1b[31mred\xff"
 	fakeVM(t, "-name", evil, "-m", "64")
+	evilAccel := fakeVM(t, "-name", pre+"accel", "-accel", "tcg\x1b[31m", "-m", "64")
 	failed(t, []string{"ps", evil})
+	if out, _, _ := run(t, "__complete", "ps", ""); strings.Contains(out, "\x1b") || !strings.Contains(out, pre+"accel\n") {
+		t.Errorf("completion: %q", out)
+	}
 	failed(t, []string{"ps", "nobody"}, `\x1b[31mred\xff`)
 
 	out, stderr, status := run(t, "vms", "--quick")
@@ -111,7 +115,7 @@ func TestWrongVMs(t *testing.T) {
 		t.Errorf("vms: status %d, %q", status, stderr)
 	}
 	clean(t, "vms", out)
-	for _, w := range []string{twin, itoa(a), itoa(b), itoa(nameless), `\x1b[31mred\xff`, "64 MiB"} {
+	for _, w := range []string{twin, itoa(a), itoa(b), itoa(nameless), itoa(evilAccel), `\x1b[31mred\xff`, "64 MiB"} {
 		if !strings.Contains(out, w) {
 			t.Errorf("vms lacks %q: %s", w, out)
 		}
