@@ -117,7 +117,7 @@ func checkFields(t *testing.T, command string, known map[string]bool, m map[stri
 func (c *cli) testOutput(t *testing.T) {
 	name, evil, holder := c.g.Name(), itoa(c.evil), itoa(c.holder)
 	docs := documented(t)
-	// Fields that each object must have: CONTRACT of the command line.
+	// Fields that each object must have: scripts rely on them.
 	for _, x := range []struct {
 		args, fields string
 	}{
