@@ -39,6 +39,7 @@ func TestCommandsGuest(t *testing.T) {
 	t.Run("output", c.testOutput)
 	t.Run("values", c.testValues)
 	t.Run("wrong", c.testWrong)
+	t.Run("no types", c.testNoTypes)
 	t.Run("dump", c.testDump)
 	t.Run("write", c.testWrite)
 	t.Run("pipe", c.testPipe)
