@@ -151,9 +151,9 @@ func (g *Guest) find(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", g.target, err)
 	}
-	hints := linux.Hints{Live: infoOf(g.machine).Live}
+	var hints linux.Hints
 	var asked []linux.Step
-	if g.opt.registers || !hints.Live {
+	if g.opt.registers || !infoOf(g.machine).Live {
 		if step := g.registers(ctx, &hints); g.opt.registers {
 			asked = append(asked, step)
 		}

@@ -55,7 +55,7 @@ last left user mode.`,
 func (a *app) dump(cmd *cobra.Command, v *vmscope.View, out io.Writer, pid int) (missing uint64, err error) {
 	progress := a.progress("dump")
 	defer progress(0, 0)
-	if pid == 0 {
+	if !cmd.Flags().Changed("pid") {
 		return 0, v.WriteCore(cmd.Context(), out, progress)
 	}
 	t, err := v.TaskByPID(pid)

@@ -120,9 +120,8 @@ func (f *finder) byRegisters(found []*Kernel) (*Kernel, string) {
 
 // byBeat watches which clock goes on. Only a running kernel's does.
 func (f *finder) byBeat(found []*Kernel) (*Kernel, string) {
-	if !f.hints.Live {
-		return nil, ""
-	}
+	// Not only where the source is known to be live: a file may be the RAM of a
+	// guest that runs.
 	first := make(map[*Kernel]uint64)
 	for _, k := range found {
 		first[k], _ = k.View(f.phys).Jiffies()

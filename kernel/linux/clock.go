@@ -111,13 +111,8 @@ const (
 // since prev. Then Find decides. If it is true, the Beat is for the next look.
 func (v *View) StillRuns(prev Beat) (Beat, bool) {
 	now := Beat{At: time.Now()}
-	for _, name := range []string{"_stext", "linux_banner", "jiffies_64", "tk_core", "timekeeper_data"} {
-		// The page tables for the end of the image lie in memory that the next
-		// kernel may use for its own, and then lead to its variables.
-		at, err := v.Symbol(name)
-		if err == nil && leads(v.Mem, at, v.Kernel.Phys+mem.PA(at-v.Text)) != nil {
-			return now, false
-		}
+	if v.imageInPlace() != nil {
+		return now, false
 	}
 	at, err := v.Symbol("linux_banner")
 	if err != nil {

@@ -21,7 +21,7 @@ func (s *state) testLog(t *testing.T) {
 	s.compareLog(t)
 
 	// Without types, VMCOREINFO tells the layout.
-	k, err := linux.Find(t.Context(), s.m, linux.Hints{Live: true})
+	k, err := linux.Find(t.Context(), s.m, linux.Hints{})
 	if err != nil {
 		t.Fatal(err)
 	}

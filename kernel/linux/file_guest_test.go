@@ -92,7 +92,7 @@ func TestOddGuest(t *testing.T) {
 			c.cfg.Modules = append(c.cfg.Modules, "overlay")
 			g := guestlab.Boot(t, c.cfg)
 			m := openRAM(t, g.RAMFile())
-			k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+			k, err := linux.Find(t.Context(), m, linux.Hints{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -15,7 +15,6 @@ import (
 // Hints are what the caller knows besides the memory. None is needed, and none
 // is believed: they only decide between kernels that all proved themselves.
 type Hints struct {
-	Live bool           // the memory changes while it is read
 	CPUs []vm.Registers // of the vCPUs, where the source has them
 }
 

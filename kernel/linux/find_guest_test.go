@@ -68,6 +68,7 @@ func TestFindGuest(t *testing.T) {
 	}{
 		{"bullseye", guestlab.Config{Kernel: "bullseye-cloud"}, x86.Level4},
 		{"bookworm", guestlab.Config{Kernel: "bookworm-cloud", CPUs: 2}, x86.Level4},
+		{"bookworm-KPTI", guestlab.Config{Kernel: "bookworm-cloud", Append: "pti=on"}, x86.Level4},
 		{"bookworm-full", guestlab.Config{Kernel: "bookworm"}, x86.Level4},
 		{"bookworm-5G-LA57", guestlab.Config{Kernel: "bookworm-cloud", MemoryMiB: 5 << 10, CPUs: 2, CPUModel: "max"}, x86.Level5},
 		{"trixie-LA57", guestlab.Config{Kernel: "trixie-cloud", CPUModel: "max"}, x86.Level5},
@@ -80,11 +81,14 @@ func TestFindGuest(t *testing.T) {
 			c.cfg.RAM = guestlab.SharedFile
 			g := guestlab.Boot(t, c.cfg)
 			m := openRAM(t, g.RAMFile())
-			k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+			k, err := linux.Find(t.Context(), m, linux.Hints{})
 			if err != nil {
 				t.Fatal(err)
 			}
 			check(t, g, m, k, c.mode)
+			if c.cfg.Append == "pti=on" {
+				checkRoots(t, g, m, k)
+			}
 
 			// Without the text that makes it easy the same must be found.
 			w := withoutCoreInfo(t, g.RAMFile())
@@ -152,6 +156,51 @@ func check(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel, mode 
 	}
 }
 
+// checkRoots looks at process 1 by both roots that it has under page-table
+// isolation: both map its program, only the kernel's maps the kernel.
+func checkRoots(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel) {
+	t.Helper()
+	if out, err := g.Run(t.Context(), "dmesg | grep -c 'page tables isolation: enabled'"); err != nil || strings.TrimSpace(out) != "1" {
+		t.Fatalf("the guest does not isolate page tables: %q, %v", out, err)
+	}
+	err := mem.Guard(func() error {
+		v := k.View(m)
+		task, err := v.TaskByPID(1)
+		if err != nil {
+			return err
+		}
+		p, err := v.Process(task)
+		if err != nil {
+			return err
+		}
+		areas, err := v.Areas(task)
+		if err != nil {
+			return err
+		}
+		for name, c := range map[string]struct {
+			root mem.PA
+			text bool // of the kernel is mapped
+		}{"kernel": {p.Root, true}, "user": {x86.UserRoot(p.Root), false}} {
+			s := mem.NewSpace(name, m, x86.NewPaging(m, c.root, k.Mode))
+			b := make([]byte, 4)
+			if _, err := s.Read(b, areas[0].Start); err != nil || string(b) != "\x7fELF" {
+				t.Errorf("%s root: the program begins with %q, %v", name, b, err)
+			}
+			at, err := k.Symbol("linux_banner")
+			if err != nil {
+				return err
+			}
+			if _, err := s.Translate(at); (err == nil) != c.text {
+				t.Errorf("%s root: linux_banner: %v", name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // copyRAM copies a RAM file, holes kept, to be changed.
 func copyRAM(t *testing.T, path string) string {
 	t.Helper()
@@ -208,7 +257,7 @@ func TestFindRejectsGuest(t *testing.T) {
 	}
 	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", RAM: guestlab.SharedFile})
 	m := openRAM(t, g.RAMFile())
-	k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+	k, err := linux.Find(t.Context(), m, linux.Hints{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,7 +315,7 @@ func TestFindTamperedGuest(t *testing.T) {
 	}
 	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", RAM: guestlab.SharedFile})
 	m := openRAM(t, g.RAMFile())
-	k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+	k, err := linux.Find(t.Context(), m, linux.Hints{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +382,7 @@ func TestFindStaleGuest(t *testing.T) {
 	}
 	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", RAM: guestlab.SharedFile, MemoryMiB: 1024, AllowReboot: true})
 	m := openRAM(t, g.RAMFile())
-	first, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+	first, err := linux.Find(t.Context(), m, linux.Hints{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,7 +395,7 @@ func TestFindStaleGuest(t *testing.T) {
 		// Whether the first kernel's text outlives the boot is chance. Put it
 		// back where no memory is in use, so that it always counts.
 		plantText(t, g.RAMFile(), infos[0].Text())
-		k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+		k, err := linux.Find(t.Context(), m, linux.Hints{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,7 +21,7 @@ import (
 func guestView(t testing.TB, g *guestlab.Guest) (vm.Machine, *linux.View) {
 	t.Helper()
 	m := openRAM(t, g.RAMFile())
-	k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+	k, err := linux.Find(t.Context(), m, linux.Hints{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"vmscope/arch/x86"
 	"vmscope/ctype"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -50,14 +51,8 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 	if s, err := k.Symbol("_stext"); err != nil || s != c.text {
 		return nil, bad("its symbol table says _stext = %#x (%v), it says %#x", uint64(s), err, uint64(c.text))
 	}
-	for _, name := range []string{"linux_banner", "init_task"} {
-		va, err := k.Symbol(name)
-		if err != nil {
-			return nil, bad("%v", err)
-		}
-		if err := leads(v.Mem, va, c.phys(va)); err != nil {
-			return nil, fmt.Errorf("%s, release %q: %s: %w", c.source, c.release, name, err)
-		}
+	if err := v.imageInPlace(); err != nil {
+		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, err)
 	}
 	if s, err := k.Symbol("init_top_pgt"); err == nil && s != c.root {
 		return nil, bad("its symbol table says init_top_pgt = %#x, it says %#x", uint64(s), uint64(c.root))
@@ -77,6 +72,26 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 // linkedText is where _stext lies without KASLR: __START_KERNEL_map +
 // CONFIG_PHYSICAL_START, 16 MiB on every distribution's kernel.
 const linkedText = kernelMap + 16<<20
+
+// imageInPlace checks that the page tables lead to the image all over it, to
+// its variables above all. The image of a kernel that ended may be whole, but
+// the tables that map the end of it lay in memory that the next kernel uses for
+// the same: then they lead to that one's variables.
+func (v *View) imageInPlace() error {
+	for _, name := range []string{"_stext", "linux_banner", "init_task", "jiffies_64", "tk_core", "timekeeper_data"} {
+		at, err := v.Symbol(name)
+		switch {
+		case errors.Is(err, ksym.ErrNoSymbol) && (name == "tk_core" || name == "timekeeper_data"):
+			continue // one of them
+		case err != nil:
+			return err
+		}
+		if err := leads(v.Mem, at, v.Kernel.Phys+mem.PA(at-v.Text)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
 
 // leads checks that the page tables map va to pa.
 func leads(s *mem.Space, va mem.VA, pa mem.PA) error {

@@ -46,7 +46,7 @@ func TestStateGuest(t *testing.T) {
 			g := guestlab.Boot(t, cfg)
 			s := &state{g: g, m: openRAM(t, g.RAMFile())}
 			var err error
-			if s.k, err = linux.Find(t.Context(), s.m, linux.Hints{Live: true}); err != nil {
+			if s.k, err = linux.Find(t.Context(), s.m, linux.Hints{}); err != nil {
 				t.Fatal(err)
 			}
 			t.Run("modules", s.testModules)

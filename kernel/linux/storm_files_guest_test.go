@@ -37,7 +37,7 @@ func TestFileStormGuest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := guestlab.Boot(t, guestlab.Config{Kernel: name, CPUs: 2, RAM: guestlab.SharedFile, Modules: []string{"overlay"}})
 			m := openRAM(t, g.RAMFile())
-			k, err := linux.Find(t.Context(), m, linux.Hints{Live: true})
+			k, err := linux.Find(t.Context(), m, linux.Hints{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -191,7 +191,7 @@ func BenchmarkListsGuest(b *testing.B) {
 	}
 	g := guestlab.Boot(b, guestlab.Config{Kernel: "bookworm-cloud", RAM: guestlab.SharedFile})
 	m := openRAM(b, g.RAMFile())
-	k, err := linux.Find(b.Context(), m, linux.Hints{Live: true})
+	k, err := linux.Find(b.Context(), m, linux.Hints{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -107,7 +107,7 @@ func (v *View) UserRegs(t Task) (r UserRegs, err error) {
 	copy(r[ptRegs:], segs[:])
 	// Above the selectors an entry by FRED leaves more.
 	r[regCS], r[regSS] = uint64(uint16(r[regCS])), uint64(uint16(r[regSS]))
-	if r[regCS]&3 != 3 {
+	if r[regCS]&3 != 3 || v.gone(&t) {
 		return UserRegs{}, nil
 	}
 	return r, nil
