@@ -21,13 +21,24 @@ type Space struct {
 	Tr   Translator
 	ram  *RAM // of Phys, if mapped: the fast path
 	win  *Window
+	word worder // Tr, if it loads words itself
+}
+
+// worder is the capability of a Translator to load the word at an address in
+// one go; ok is false where it would need more than its fast path.
+type worder interface {
+	Word(va VA) (v uint64, ok bool)
 }
 
 // NewSpace builds a space from physical memory and the translation of its
 // addresses.
 func NewSpace(name string, phys PhysReader, tr Translator) *Space {
 	ram := RAMOf(phys)
-	return &Space{Name: name, Phys: phys, Tr: tr, ram: ram, win: ram.Window()}
+	s := &Space{Name: name, Phys: phys, Tr: tr, ram: ram, win: ram.Window()}
+	if ram != nil {
+		s.word, _ = tr.(worder)
+	}
+	return s
 }
 
 // Translate finds where va lies in physical memory.
@@ -107,6 +118,11 @@ func (s *Space) readSlow(p []byte, va VA) (n int, err error) {
 
 // Uint64 loads the 8 bytes at va, little endian.
 func (s *Space) Uint64(va VA) (uint64, error) {
+	if s.word != nil {
+		if v, ok := s.word.Word(va); ok {
+			return v, nil
+		}
+	}
 	if s.ram != nil {
 		if m, err := s.Tr.Translate(va); err == nil {
 			if i := s.win.Index(m.PA); i&7 == 0 && s.win.Has(i) {
