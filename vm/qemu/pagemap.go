@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"unsafe"
 
@@ -73,6 +74,11 @@ type pageRegion struct{ start, end, categories uint64 }
 func scanPagemap(f *os.File, start, end uint64) ([]span, error) {
 	var out []span
 	vec := make([]pageRegion, 1024)
+	// The kernel gets the address of vec inside a struct, where Go does not see
+	// it: on the stack, vec would move under the call when the stack grows.
+	var pin runtime.Pinner
+	pin.Pin(&vec[0])
+	defer pin.Unpin()
 	for start < end {
 		arg := pmScanArg{
 			size: 96, start: start, end: end,
@@ -86,7 +92,9 @@ func scanPagemap(f *os.File, start, end uint64) ([]span, error) {
 			return nil, errno
 		}
 		for _, r := range vec[:min(int(n), len(vec))] {
-			out = addSpan(out, max(r.start, start), min(r.end, end))
+			if from, to := max(r.start, start), min(r.end, end); from < to {
+				out = addSpan(out, from, to)
+			}
 		}
 		if arg.walkEnd <= start {
 			break
