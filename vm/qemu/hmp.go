@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -23,8 +24,8 @@ type region struct {
 
 // ramRegions asks for the memory map and keeps what memory backends fill: main
 // memory and memory devices, but no video RAM and no ROM.
-func ramRegions(ctx context.Context, c *client) ([]region, error) {
-	raw, err := c.run(ctx, "query-memdev", nil)
+func ramRegions(ctx context.Context, c *qmp.Client) ([]region, error) {
+	raw, err := c.Run(ctx, "query-memdev", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +35,7 @@ func ramRegions(ctx context.Context, c *client) ([]region, error) {
 	if err := json.Unmarshal(raw, &devs); err != nil {
 		return nil, fmt.Errorf("memory backends: %w", err)
 	}
-	s, err := c.human(ctx, "info mtree -f")
+	s, err := qmp.Human(ctx, c, "info mtree -f")
 	if err != nil {
 		return nil, err
 	}

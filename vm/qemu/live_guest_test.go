@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
 	"vmscope/vm/vmtest"
@@ -133,11 +134,11 @@ func (v *testVM) command(name string, args any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer c.close()
+	defer c.Close()
 	if name == "query-status" {
-		return c.status(ctx)
+		return qmp.Status(ctx, c)
 	}
-	r, err := c.run(ctx, name, args)
+	r, err := c.Run(ctx, name, args)
 	return string(r), err
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -15,6 +16,9 @@ const (
 	// attachWait bounds what a monitor that is held by somebody else costs an
 	// attach.
 	attachWait = 500 * time.Millisecond
+	// monitorWait bounds the wait for a monitor that somebody else may be using for a
+	// moment.
+	monitorWait = 3 * time.Second
 	// monitorIdle is how long a connection is kept for the next question.
 	monitorIdle = 200 * time.Millisecond
 )
@@ -25,7 +29,7 @@ type monitor struct {
 	paths []string
 	mu    sync.Mutex
 	good  string // the path that was connected to last
-	conn  *client
+	conn  *qmp.Client
 	idle  *time.Timer
 	pause pauseState
 }
@@ -44,7 +48,7 @@ func errNoMonitor(what string) error {
 }
 
 // do runs f with a connection. Calls take turns.
-func (m *monitor) do(ctx context.Context, f func(*client) error) error {
+func (m *monitor) do(ctx context.Context, f func(*qmp.Client) error) error {
 	if m == nil {
 		return errNoMonitor("ask the monitor")
 	}
@@ -90,7 +94,7 @@ func (m *monitor) hangUp() {
 
 func (m *monitor) drop() {
 	if m.conn != nil {
-		m.conn.close()
+		m.conn.Close()
 		m.conn = nil
 	}
 }
@@ -113,7 +117,7 @@ func (m *monitor) close() error {
 func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []place, err error) {
 	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
-	err = g.mon.do(ctx, func(c *client) error {
+	err = g.mon.do(ctx, func(c *qmp.Client) error {
 		regions, err := ramRegions(ctx, c)
 		if err != nil {
 			return err
@@ -122,7 +126,7 @@ func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []p
 		for _, r := range regions {
 			i, ok := index[r.name]
 			if !ok {
-				reply, err := c.human(ctx, fmt.Sprintf("gpa2hva %#x", uint64(r.pa)))
+				reply, err := qmp.Human(ctx, c, fmt.Sprintf("gpa2hva %#x", uint64(r.pa)))
 				if err != nil {
 					return err
 				}
@@ -170,8 +174,8 @@ func (g *guest) CPUs(ctx context.Context) ([]vm.Registers, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var out []vm.Registers
-	err := g.mon.do(ctx, func(c *client) error {
-		s, err := c.human(ctx, "info registers -a")
+	err := g.mon.do(ctx, func(c *qmp.Client) error {
+		s, err := qmp.Human(ctx, c, "info registers -a")
 		if err == nil {
 			out, err = parseRegisters(s)
 		}

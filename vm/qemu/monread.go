@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -40,7 +41,7 @@ func (g *guest) attachQMP(ctx context.Context) (vm.Machine, error) {
 	defer cancel()
 	g.blocks, g.exact = nil, nil
 	l := vm.Layout{Name: "qemu"}
-	err := g.mon.do(ctx, func(c *client) error {
+	err := g.mon.do(ctx, func(c *qmp.Client) error {
 		regions, err := ramRegions(ctx, c)
 		for i, r := range regions {
 			g.blocks = append(g.blocks, block{id: r.name, size: r.size})
@@ -108,8 +109,8 @@ func (m *monMem) save(p []byte, pa mem.PA) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	err := m.g.mon.do(ctx, func(c *client) error {
-		_, err := c.run(ctx, "pmemsave", map[string]any{"val": uint64(pa), "size": len(p), "filename": m.file.Name()})
+	err := m.g.mon.do(ctx, func(c *qmp.Client) error {
+		_, err := c.Run(ctx, "pmemsave", map[string]any{"val": uint64(pa), "size": len(p), "filename": m.file.Name()})
 		return err
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/qmp"
 	"vmscope/vm"
 )
 
@@ -71,7 +72,7 @@ func Open(ctx context.Context, target string, opts ...Option) (vm.Machine, error
 	for _, f := range opts {
 		f(&o)
 	}
-	p, err := find(target)
+	p, err := Find(target)
 	if err != nil {
 		return nil, err
 	}
@@ -89,8 +90,8 @@ func (p Process) String() string {
 	return fmt.Sprintf("VM %q (pid %d)", p.Name, p.PID)
 }
 
-// find turns a target into a process.
-func find(target string) (Process, error) {
+// Find turns a name, a PID, or the path of a QMP socket into a process.
+func Find(target string) (Process, error) {
 	if target == "" {
 		return Process{}, fmt.Errorf("%w: the target is empty: give a name, a PID or the path of a QMP socket", ErrNoVM)
 	}
@@ -158,7 +159,7 @@ func findSocket(path string) (Process, error) {
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	pid := 0
 	if err == nil {
-		pid, err = peer(conn)
+		pid, err = qmp.Peer(conn)
 		conn.Close()
 	}
 	if p, _, ok := inspect(pid); ok && err == nil {

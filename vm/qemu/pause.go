@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"vmscope/internal/qmp"
 )
 
 // helperEnv marks the process that resumes a guest when we no longer can. Its
@@ -80,12 +82,12 @@ func cont(path string, pid int) error {
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	s, err := c.status(ctx)
+	defer c.Close()
+	s, err := qmp.Status(ctx, c)
 	if err != nil || s != "paused" {
 		return err
 	}
-	_, err = c.run(ctx, "cont", nil)
+	_, err = c.Run(ctx, "cont", nil)
 	return err
 }
 
@@ -138,9 +140,9 @@ func (m *monitor) stop(ctx context.Context) error {
 	// The helper must be able to connect: so hang up in any case.
 	defer m.hangUp()
 	var was, path string
-	err := m.do(ctx, func(c *client) (err error) {
+	err := m.do(ctx, func(c *qmp.Client) (err error) {
 		path = m.good
-		was, err = c.status(ctx)
+		was, err = qmp.Status(ctx, c)
 		return err
 	})
 	if err != nil {
@@ -156,8 +158,8 @@ func (m *monitor) stop(ctx context.Context) error {
 	if _, err := m.pause.pipe.Write([]byte("a")); err != nil {
 		return errors.Join(fmt.Errorf("arm the resume helper: %w", err), m.pause.end())
 	}
-	err = m.do(ctx, func(c *client) error {
-		_, err := c.run(ctx, "stop", nil)
+	err = m.do(ctx, func(c *qmp.Client) error {
+		_, err := c.Run(ctx, "stop", nil)
 		return err
 	})
 	if err != nil {
@@ -182,12 +184,12 @@ func (m *monitor) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	defer m.hangUp()
-	err := m.do(ctx, func(c *client) error {
-		s, err := c.status(ctx)
+	err := m.do(ctx, func(c *qmp.Client) error {
+		s, err := qmp.Status(ctx, c)
 		if err != nil || s != "paused" {
 			return err // ended, or somebody resumed it
 		}
-		_, err = c.run(ctx, "cont", nil)
+		_, err = c.Run(ctx, "cont", nil)
 		return err
 	})
 	if err != nil {

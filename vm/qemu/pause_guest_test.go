@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"vmscope/internal/qmp"
 	"vmscope/vm"
 )
 
@@ -69,10 +70,10 @@ func TestPause(t *testing.T) {
 	defer cancel()
 	m = openVM(t, v.name)
 	defer m.Close()
-	if err := m.(vm.Pauser).Pause(short); !errors.Is(err, errBusy) {
+	if err := m.(vm.Pauser).Pause(short); !errors.Is(err, qmp.ErrBusy) {
 		t.Errorf("pause while the monitor is held: %v", err)
 	}
-	conn.close()
+	conn.Close()
 	is("running")
 }
 
@@ -147,7 +148,7 @@ func TestHelperPersists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.AfterFunc(6*time.Second, func() { held.close() })
+	time.AfterFunc(6*time.Second, func() { held.Close() })
 	if code := helper(v.sock, v.pid, strings.NewReader("a"), io.Discard); code != 0 {
 		t.Errorf("the helper gave up: %d", code)
 	}
