@@ -7,8 +7,9 @@ import "io"
 // Small payloads have often come together with their header and lie in the connection's buffer: Next then gives them in
 // place. Large ones are in the socket: Read receives straight into the caller's memory.
 type Payload struct {
-	r *reader
-	n int // not yet taken
+	r   *reader
+	n   int   // not yet taken
+	err error // has ended the connection
 }
 
 // Len is the number of bytes that were not taken yet.
@@ -17,38 +18,51 @@ func (p *Payload) Len() int { return p.n }
 // Read fills b with what comes next: len(b) bytes, or less only at the payload's end. It is io.EOF when nothing is left.
 // Any other error has ended the connection.
 func (p *Payload) Read(b []byte) (int, error) {
+	if p.err != nil {
+		return 0, p.err
+	}
 	if p.n == 0 {
 		return 0, io.EOF
 	}
 	if len(b) > p.n {
 		b = b[:p.n]
 	}
-	if err := p.r.readFull(b); err != nil {
-		p.n = 0
-		return 0, err
+	if p.err = p.r.readFull(b); p.err != nil {
+		return 0, p.err
 	}
 	p.n -= len(b)
 	return len(b), nil
 }
 
-// Next gives the next bytes in the connection's own buffer, at least one and at most max, without a copy where they are
-// there already. They are valid until the next call of a method of p. It is io.EOF when nothing is left.
+// Next gives the next bytes in the connection's own buffer: max bytes, or less only at the payload's end, or where max is
+// more than NextMax. They are not copied if they are there already, and are valid until the next call of a method of p.
+// It is io.EOF when nothing is left.
 func (p *Payload) Next(max int) ([]byte, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
 	if p.n == 0 {
 		return nil, io.EOF
 	}
-	b, err := p.r.next(min(max, p.n))
+	b, err := p.r.peek(min(max, p.n, NextMax, len(p.r.buf)))
 	if err != nil {
-		p.n = 0
-		return nil, err
+		p.err = unexpected(err)
+		return nil, p.err
 	}
+	p.r.skip(len(b))
 	p.n -= len(b)
 	return b, nil
 }
 
+// NextMax is the most that Payload.Next gives at once. It fits in a core's cache, which makes a long payload cheaper in
+// such pieces than as a whole.
+const NextMax = 256 << 10
+
 // Discard drops all that was not taken.
 func (p *Payload) Discard() error {
-	n := p.n
-	p.n = 0
-	return p.r.discard(n)
+	if p.err == nil {
+		p.err = p.r.discard(p.n)
+		p.n = 0
+	}
+	return p.err
 }

@@ -7,7 +7,7 @@ import (
 
 // source is where bytes come from: a socket or a TLS connection.
 type source interface {
-	// recv reads at least one byte into a, and what is left into b, which may be empty.
+	// recv receives at least one byte into a, and what there is beyond it into b, which may be empty. It may leave b.
 	recv(a, b []byte) (int, error)
 }
 
@@ -17,17 +17,24 @@ type reader struct {
 	src  source
 	buf  []byte
 	r, w int // buf[r:w] was received and not taken
-	// ahead is how much to receive behind a large payload into buf: all that is there, or, where the last payload was
-	// large, just a header, so that the next payload is not received into buf and copied.
+	// ahead is how much to receive beyond what is asked for: all that is there, or, where the last payload was large,
+	// little more than a header, so that the next payload is not received into buf and copied.
 	ahead int
 }
+
+// aheadLarge is ahead between large payloads.
+const aheadLarge = 4 << 10
 
 func newReader(src source, size int) *reader {
 	return &reader{src: src, buf: make([]byte, size), ahead: size}
 }
 
-// buffered is the number of bytes that are there without asking the source.
-func (r *reader) buffered() int { return r.w - r.r }
+// expect tells that a payload of n bytes comes, and probably more like it.
+func (r *reader) expect(n int) {
+	if r.ahead = len(r.buf); n > len(r.buf)/8 {
+		r.ahead = aheadLarge
+	}
+}
 
 // peek gives the next n bytes (at most the buffer's size) without taking them. io.EOF only if the source ended before
 // the first of them.
@@ -39,7 +46,8 @@ func (r *reader) peek(n int) ([]byte, error) {
 			r.w = copy(r.buf, r.buf[r.r:r.w])
 			r.r = 0
 		}
-		m, err := r.src.recv(r.buf[r.w:], nil)
+		end := min(r.r+max(n, r.ahead), len(r.buf))
+		m, err := r.src.recv(r.buf[r.w:end], nil)
 		if err != nil {
 			if err == io.EOF && r.w > r.r {
 				err = io.ErrUnexpectedEOF
@@ -54,7 +62,7 @@ func (r *reader) peek(n int) ([]byte, error) {
 // skip takes n bytes that peek gave.
 func (r *reader) skip(n int) { r.r += n }
 
-// readFull fills b, from the buffer first, then from the source.
+// readFull fills b, from the buffer first, then straight from the source.
 func (r *reader) readFull(b []byte) error {
 	n := copy(b, r.buf[r.r:r.w])
 	r.r += n
@@ -73,28 +81,18 @@ func (r *reader) readFull(b []byte) error {
 	return nil
 }
 
-// next gives at most max bytes in place.
-func (r *reader) next(max int) ([]byte, error) {
-	if r.r == r.w {
-		r.r, r.w = 0, 0
-		n, err := r.src.recv(r.buf[:min(max, len(r.buf))], nil)
-		if err != nil {
-			return nil, unexpected(err)
-		}
-		r.w = n
-	}
-	b := r.buf[r.r:min(r.w, r.r+max)]
-	r.r += len(b)
-	return b, nil
-}
-
+// discard takes and drops n bytes.
 func (r *reader) discard(n int) error {
 	for n > 0 {
-		b, err := r.next(n)
-		if err != nil {
-			return err
+		m := min(n, len(r.buf))
+		if r.w > r.r {
+			m = min(n, r.w-r.r)
 		}
-		n -= len(b)
+		if _, err := r.peek(m); err != nil {
+			return unexpected(err)
+		}
+		r.skip(m)
+		n -= m
 	}
 	return nil
 }
