@@ -29,7 +29,7 @@ var layers = []string{
 
 // tools are packages below internal that are programs or test gear: they may
 // import what they like, and only tests and programs import them.
-var tools = []string{"internal/guestlab"}
+var tools = []string{"internal/guestlab", "internal/fsoracle"}
 
 // layer finds the line of a package; -1 if it has none. A name counts before a pattern.
 func layer(pkg string) int {

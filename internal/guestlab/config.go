@@ -3,6 +3,7 @@ package guestlab
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 )
@@ -51,7 +52,8 @@ type Config struct {
 	Modules   []string // more modules to load at boot, beside the usual ones
 	NoQMP     bool     // start QEMU without a QMP socket
 
-	Disk        string   // raw image to attach as /dev/vda; default none
+	Disk        string   // raw image to attach as /dev/vda by QEMU's old -drive; default none
+	Disks       []Disk   // more disks, by -blockdev; Guest.DiskDevice finds them in the guest
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end
 }
@@ -76,6 +78,16 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if strings.ContainsAny(c.Name, ",=/\n") || strings.ContainsAny(c.Disk, ",\n") {
 		return c, fmt.Errorf("guestlab: name %q or disk %q would be misread on QEMU's command line", c.Name, c.Disk)
+	}
+	c.Disks = slices.Clone(c.Disks)
+	for i := range c.Disks {
+		n := i
+		if c.Disk != "" {
+			n++
+		}
+		if err := c.Disks[i].withDefaults(n); err != nil {
+			return c, err
+		}
 	}
 	_, err := lookupSource(c.Kernel)
 	return c, err
@@ -126,6 +138,9 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 	}
 	if c.Disk != "" {
 		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=disk0,cache=writeback", c.Disk), "-device", "virtio-blk-pci,drive=disk0")
+	}
+	for i := range c.Disks {
+		args = append(args, c.Disks[i].qemuArgs()...)
 	}
 	if !c.AllowReboot {
 		args = append(args, "-no-reboot")

@@ -85,6 +85,15 @@ func (g *Guest) start(ctx context.Context, rat string) error {
 		close(g.exited)
 		return err
 	}
+	for _, d := range g.cfg.Disks {
+		if d.Log == "" {
+			continue
+		}
+		if err := os.WriteFile(d.Log, nil, 0o644); err != nil { // QEMU opens it and makes none
+			close(g.exited)
+			return err
+		}
+	}
 	began := time.Now()
 	if err := g.launch(); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -52,7 +53,11 @@ func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
 	if err != nil {
 		return err
 	}
-	boot, err := tree.closure(append(append([]string{}, bootModules...), cfg.Modules...))
+	wanted := slices.Concat(bootModules, cfg.Modules)
+	for i := range cfg.Disks {
+		wanted = append(wanted, cfg.Disks[i].modules()...)
+	}
+	boot, err := tree.closure(wanted)
 	if err != nil {
 		return err
 	}

@@ -171,6 +171,14 @@ func (s *server) perform(req *wire.Request, c *call) (wire.Reply, error) {
 		return wire.Reply{Stdout: []byte(strconv.Itoa(pid))}, err
 	case req.Put != nil:
 		return wire.Reply{}, put(req.Put)
+	case req.Mounting != nil:
+		return wire.Reply{}, mounting(req.Mounting)
+	case req.FSOps != nil:
+		out, err := fsops(req.FSOps)
+		return wire.Reply{Stdout: out}, err
+	case req.FSTree != nil:
+		out, err := fstree(req.FSTree)
+		return wire.Reply{Stdout: out}, err
 	}
 	return wire.Reply{}, errors.New("empty request")
 }

@@ -11,6 +11,10 @@ type Request struct {
 	Oracle []string `json:"oracle,omitempty"` // a question about the guest, answered within the agent: no new process
 	Spawn  *Spawn   `json:"spawn,omitempty"`  // a process to start and leave
 	Put    *Put     `json:"put,omitempty"`    // a file to write
+
+	Mounting *Mounting `json:"mounting,omitempty"` // a file system to mount or unmount
+	FSOps    *FSOps    `json:"fsops,omitempty"`    // random file operations; the reply is their list
+	FSTree   *FSTree   `json:"fstree,omitempty"`   // a tree to tell; the reply is a File as JSON a line
 }
 
 // Put is a file to write in the guest.

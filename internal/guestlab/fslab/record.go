@@ -1,0 +1,144 @@
+package fslab
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"vmscope/internal/fsoracle"
+	"vmscope/internal/guestlab"
+)
+
+// Recorder makes recordings of sets, each in a directory of its name below Dir.
+type Recorder struct {
+	Dir   string
+	Seed  uint64
+	Count int       // operations between two points
+	Tell  bool      // say each operation
+	Say   io.Writer // hears of the progress
+}
+
+const (
+	uuid     = "5ea1ed00-0000-4000-8000-%012x"
+	hashSeed = "0dd5eed0-0000-4000-8000-%012x"
+)
+
+// mke2fs is the arguments for a set's file system. The same n gives the same UUID and hash seed.
+func (s *Set) mke2fs(n uint64) []string {
+	extended := "lazy_itable_init=0,lazy_journal_init=0,hash_seed=" + fmt.Sprintf(hashSeed, n)
+	if s.Extended != "" {
+		extended += "," + s.Extended
+	}
+	return append([]string{"-t", s.fstype(), "-U", fmt.Sprintf(uuid, n), "-E", extended}, s.Mke2fs...)
+}
+
+// seed gives each set operations of its own.
+func (s *Set) seed(n uint64) uint64 {
+	h := fnv.New32a()
+	h.Write([]byte(s.Name))
+	return n<<32 | uint64(h.Sum32())
+}
+
+func (s *Set) fstype() string { return cmp.Or(s.Type, "ext4") }
+func (s *Set) size() int64    { return cmp.Or(s.MiB, 64) << 20 }
+
+// Record boots one guest of the kernel with a disk for each set and records what it does with them, one after the other.
+func (r *Recorder) Record(ctx context.Context, kernel string, sets []Set) error {
+	cfg := guestlab.Config{Kernel: kernel, Modules: []string{"xts", "cts", "sha512_generic"}}
+	for _, s := range sets {
+		dir := filepath.Join(r.Dir, s.Name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		base, disk := filepath.Join(dir, "base.img"), filepath.Join(dir, "disk.img")
+		if err := guestlab.MakeExt(base, s.size(), s.mke2fs(r.Seed)...); err != nil {
+			return err
+		}
+		if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", base, disk).CombinedOutput(); err != nil {
+			return fmt.Errorf("copy %s: %w: %s", base, err, out)
+		}
+		cfg.Disks = append(cfg.Disks, guestlab.Disk{ID: s.Name, Path: disk, Log: filepath.Join(dir, "log")})
+	}
+	g, err := guestlab.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	for i, s := range sets {
+		fmt.Fprintf(r.Say, "%s %s\n", kernel, s.Name)
+		if err := r.record(ctx, g, s, cfg.Disks[i].Log); err != nil {
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
+		if err := os.Remove(cfg.Disks[i].Path); err != nil { // its content is the base with the log
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log string) error {
+	device, err := g.DiskDevice(ctx, s.Name)
+	if err != nil {
+		return err
+	}
+	dir := "/mnt/" + s.Name
+	rec := fsoracle.Recording{Meta: fsoracle.Meta{
+		Name: s.Name, About: s.About, Kernel: g.Config().Kernel, Release: g.Kernel().Release,
+		Mke2fs: s.mke2fs(r.Seed), Size: s.size(), Type: s.fstype(), Options: s.Mount,
+	}}
+	var tree []guestlab.File
+	point := func(what string) error {
+		var err error
+		if what == "unmounted" {
+			rec.Points = append(rec.Points, fsoracle.Point{What: what, Tree: tree})
+		} else if tree, err = g.FSTree(ctx, dir, true); err == nil {
+			rec.Points = append(rec.Points, fsoracle.Point{What: what, Tree: tree})
+		}
+		if err == nil {
+			rec.Points[len(rec.Points)-1].Entries, err = guestlab.LogEntries(log)
+		}
+		return err
+	}
+	mount := func() error {
+		if err := g.Mount(ctx, device, dir, s.fstype(), s.Mount); err != nil {
+			return err
+		}
+		return point("mounted")
+	}
+	unmount := func() error {
+		if err := g.Unmount(ctx, dir); err != nil {
+			return err
+		}
+		return point("unmounted")
+	}
+	ops := s.Ops
+	ops.Dir, ops.Seed, ops.Count = []byte(dir), s.seed(r.Seed), r.Count
+	ops.Tell = r.Tell
+	ops.Sync = cmp.Or(ops.Sync, 60)
+	run := func() error {
+		list, err := g.FSOps(ctx, ops)
+		if err != nil {
+			return err
+		}
+		if ops.Tell {
+			fmt.Fprint(r.Say, list)
+		}
+		if _, err := g.Run(ctx, "sync"); err != nil {
+			return err
+		}
+		rec.Meta.Runs = append(rec.Meta.Runs, ops)
+		ops.First, ops.Prepare = ops.First+ops.Count, nil
+		return point("synced")
+	}
+	for _, step := range []func() error{mount, run, run, run, unmount, mount, run, unmount} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return rec.WriteTold(filepath.Dir(log))
+}
