@@ -13,7 +13,7 @@ import (
 // Sizes of a connection's buffers.
 const (
 	inSize  = NextMax + 64<<10 // requests and small payloads
-	outSize = 256 << 10 // replies, and what is read for them
+	outSize = 256 << 10        // replies, and what is read for them
 	// inline is up to what length data goes through out, so that many replies are one send. Longer data is sent from the
 	// file, or by itself.
 	inline = 32 << 10
