@@ -1,0 +1,391 @@
+package ext4
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// span is a run of blocks.
+type span struct{ start, count uint64 }
+
+func (s span) end() uint64 { return s.start + s.count }
+
+// maxDirBlocks bounds what is read of one directory: at 4 KiB, 4 GiB, some forty million names.
+const maxDirBlocks = 1 << 20
+
+// dirBlocks lists where a directory's blocks lie, ascending, and whether a block of its map is in the change.
+func (t *txn) dirBlocks(v *view, in *Inode) (spans []span, mapLogged bool, err error) {
+	spans, err = v.fs.dirSpans(v, in, func(b uint64) {
+		if t.new.new != nil {
+			if _, ok := t.new.new[b]; ok {
+				mapLogged = true
+			}
+		}
+	})
+	return spans, mapLogged, err
+}
+
+// dirSpans lists where a directory's blocks lie, ascending. seen is told each block of the map.
+func (f *FS) dirSpans(v *view, in *Inode, seen func(b uint64)) ([]span, error) {
+	if in.Flags&FlagInlineData != 0 {
+		return nil, nil
+	}
+	var spans []span
+	limit := min(uint64(max(in.Size, 0))/uint64(f.sb.BlockSize), maxDirBlocks)
+	total := uint64(0)
+	err := f.sb.Extents(v, in, func(e Extent) bool {
+		if e.Logical >= limit {
+			return false
+		}
+		n := min(uint64(e.Len), limit-e.Logical)
+		if total += n; total > limit {
+			return false
+		}
+		spans = append(spans, span{e.Physical, n})
+		return true
+	}, func(b uint64) bool {
+		if seen != nil {
+			seen(b)
+		}
+		return true
+	})
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	return spans, tolerate(err)
+}
+
+// tolerate takes a wrong checksum for no error: the content was read, and recovery will complain.
+func tolerate(err error) error {
+	if bad := (*ChecksumError)(nil); errors.As(err, &bad) {
+		return nil
+	}
+	return err
+}
+
+// subtract gives the parts of a that are not in b. Both are ascending.
+func subtract(a, b []span) []span {
+	var out []span
+	for _, s := range a {
+		for len(b) > 0 && b[0].end() <= s.start {
+			b = b[1:]
+		}
+		for _, t := range b {
+			if t.start >= s.end() {
+				break
+			}
+			if t.start > s.start {
+				out = append(out, span{s.start, t.start - s.start})
+			}
+			if t.end() >= s.end() {
+				s.count = 0
+				break
+			}
+			if t.end() > s.start {
+				s = span{t.end(), s.end() - t.end()}
+			}
+		}
+		if s.count > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// within calls visit for each of the ascending blocks that lies in one of the ascending spans.
+func within(blocks []uint64, spans []span, visit func(b uint64)) {
+	for _, s := range spans {
+		i, _ := slices.BinarySearch(blocks, s.start)
+		for ; i < len(blocks) && blocks[i] < s.end(); i++ {
+			visit(blocks[i])
+		}
+	}
+}
+
+// listing gathers names of a directory. Where a name comes twice the last counts.
+type listing map[string]uint32
+
+// diffDir finds the names that went from and came to a directory.
+func (t *txn) diffDir(c *change) error {
+	wasDir, isDirNow := live(&c.old) && c.old.IsDir(), live(&c.new) && c.new.IsDir()
+	if wasDir && isDirNow && same(&c.old, &c.new) {
+		return t.diffSame(c)
+	}
+	var errs error
+	if wasDir {
+		names, err := t.f.list(t.old, &c.old)
+		errs = wrapDir(c.ino, err)
+		for name, ino := range names {
+			t.removed = append(t.removed, edit{place{node{ino: c.ino}, name}, ino})
+		}
+	}
+	if isDirNow {
+		names, err := t.f.list(t.new, &c.new)
+		if errs == nil {
+			errs = wrapDir(c.ino, err)
+		}
+		for name, ino := range names {
+			t.added = append(t.added, edit{place{node{c.ino, c.replaced()}, name}, ino})
+		}
+	}
+	return errs
+}
+
+func wrapDir(ino uint32, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("directory inode %d: %w", ino, err)
+}
+
+// diffSame compares a directory with itself, reading only the blocks that changed: an htree that is split moves names
+// between blocks that are all logged, so that they cancel out.
+func (t *txn) diffSame(c *change) error {
+	d := node{ino: c.ino}
+	fast := t.old.fc.edits(c.ino)
+	base := c.old
+	if t.old.fc.inode(c.ino) != nil {
+		// The blocks that a fast commit's inode names may not be on the disk yet: names come from where they were before it,
+		// and from what it told.
+		var err error
+		blocks := view{fs: t.f}
+		if base, err = blocks.inode(make([]byte, t.f.sb.BlockSize), c.ino); err != nil {
+			return wrapDir(c.ino, err)
+		}
+		if !live(&base) || !same(&base, &c.new) {
+			base = Inode{}
+		}
+	}
+	var oldInline, newInline listing
+	var err error
+	if live(&base) && base.Flags&FlagInlineData != 0 {
+		if oldInline, err = t.f.inlineNames(&base); err != nil {
+			return wrapDir(c.ino, err)
+		}
+	}
+	if c.new.Flags&FlagInlineData != 0 {
+		if newInline, err = t.f.inlineNames(&c.new); err != nil {
+			return wrapDir(c.ino, err)
+		}
+	}
+	newSpans, mapLogged, err := t.dirBlocks(t.new, &c.new)
+	if err != nil {
+		return wrapDir(c.ino, err)
+	}
+	oldSpans := newSpans
+	if mapLogged || base.Block != c.new.Block || base.Size != c.new.Size {
+		oldSpans = nil
+		if live(&base) {
+			if oldSpans, _, err = t.dirBlocks(t.old, &base); err != nil {
+				return wrapDir(c.ino, err)
+			}
+		}
+	}
+	was, is := listing{}, listing{}
+	for name, ino := range oldInline {
+		was[name] = ino
+	}
+	for name, ino := range newInline {
+		is[name] = ino
+	}
+	scratch, scratch2 := make([]byte, t.f.sb.BlockSize), make([]byte, t.f.sb.BlockSize)
+	var first error
+	keep := func(err error) {
+		if first == nil {
+			first = err
+		}
+	}
+	// Blocks that were the directory's before and behind it.
+	both := subtract(newSpans, subtract(newSpans, oldSpans))
+	within(t.logged, both, func(b uint64) {
+		old, err := t.f.current(scratch, b)
+		if err != nil {
+			keep(err)
+			return
+		}
+		keep(t.diffBlock(&c.new, old, t.new.new[b], was, is))
+	})
+	for _, s := range subtract(oldSpans, newSpans) {
+		for b := s.start; b < s.end(); b++ {
+			old, err := t.f.current(scratch, b)
+			keep(err)
+			if err == nil {
+				keep(t.f.namesOf(&base, old, was))
+			}
+		}
+	}
+	for _, s := range subtract(newSpans, oldSpans) {
+		for b := s.start; b < s.end(); b++ {
+			now, err := t.new.peek(scratch2, b)
+			keep(err)
+			if err == nil {
+				keep(t.f.namesOf(&c.new, now, is))
+			}
+		}
+	}
+	for name, ino := range fast {
+		if ino == 0 {
+			delete(was, name)
+		} else {
+			was[name] = ino
+		}
+	}
+	t.compare(d, was, is)
+	return wrapDir(c.ino, first)
+}
+
+// compare turns two listings of a directory into edits.
+func (t *txn) compare(d node, was, is listing) {
+	for name, ino := range was {
+		now, ok := is[name]
+		if ok && now == ino {
+			if c := t.inodes[ino]; c == nil || !c.replaced() {
+				continue
+			}
+		}
+		t.removed = append(t.removed, edit{place{d, name}, ino})
+	}
+	for name, ino := range is {
+		before, ok := was[name]
+		if ok && before == ino {
+			if c := t.inodes[ino]; c == nil || !c.replaced() {
+				continue
+			}
+		}
+		t.added = append(t.added, edit{place{d, name}, ino})
+	}
+}
+
+// diffBlock adds to the listings what differs between two states of a block. Most of a block stays as it is: the entries that
+// are alike at both ends are passed over without a look into a map.
+func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is listing) error {
+	if bytes.Equal(old, now) {
+		return nil
+	}
+	a, err := t.f.entries(t.f.left[:0], dir, old)
+	t.f.left = a
+	if err != nil {
+		return err
+	}
+	b, err := t.f.entries(t.f.right[:0], dir, now)
+	t.f.right = b
+	if err != nil {
+		return err
+	}
+	// An entry whose inode went to another file must not be passed over.
+	alike := func(x, y *Dirent) bool {
+		if x.Ino != y.Ino || !bytes.Equal(x.Name, y.Name) {
+			return false
+		}
+		c := t.inodes[x.Ino]
+		return c == nil || !c.replaced()
+	}
+	for len(a) > 0 && len(b) > 0 && alike(&a[0], &b[0]) {
+		a, b = a[1:], b[1:]
+	}
+	for len(a) > 0 && len(b) > 0 && alike(&a[len(a)-1], &b[len(b)-1]) {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	for i := range a {
+		was[string(a[i].Name)] = a[i].Ino
+	}
+	for i := range b {
+		is[string(b[i].Name)] = b[i].Ino
+	}
+	return nil
+}
+
+// entries appends a block's names to list, but for "." and "..".
+func (f *FS) entries(list []Dirent, dir *Inode, block []byte) ([]Dirent, error) {
+	err := f.sb.DirentsOf(dir, block, func(d Dirent) bool {
+		if !d.IsDot() {
+			list = append(list, d)
+		}
+		return true
+	})
+	return list, err
+}
+
+func (f *FS) namesOf(dir *Inode, block []byte, into listing) error {
+	return f.sb.DirentsOf(dir, block, func(d Dirent) bool {
+		if !d.IsDot() {
+			into[string(d.Name)] = d.Ino
+		}
+		return true
+	})
+}
+
+func (f *FS) inlineNames(in *Inode) (listing, error) {
+	names := listing{}
+	err := f.sb.InlineDirents(in, func(d Dirent) bool {
+		if !d.IsDot() {
+			names[string(d.Name)] = d.Ino
+		}
+		return true
+	})
+	return names, err
+}
+
+// list gives all names of a directory.
+func (f *FS) list(v *view, in *Inode) (listing, error) {
+	names := listing{}
+	err := f.scan(v, in, func(d Dirent) bool {
+		names[string(d.Name)] = d.Ino
+		return true
+	})
+	return names, err
+}
+
+// scan visits all names of a directory until visit returns false.
+func (f *FS) scan(v *view, in *Inode, visit func(Dirent) bool) error {
+	fast := v.fc.edits(in.Number)
+	if v.fc.inode(in.Number) != nil {
+		blocks := view{fs: f}
+		base, err := blocks.inode(make([]byte, f.sb.BlockSize), in.Number)
+		if err != nil {
+			return err
+		}
+		if live(&base) && same(&base, in) {
+			in = &base
+		} else {
+			in = &Inode{Number: in.Number}
+		}
+	}
+	more := true
+	see := func(d Dirent) bool {
+		if d.IsDot() {
+			return true
+		}
+		if _, ok := fast[string(d.Name)]; ok {
+			return true
+		}
+		more = visit(d)
+		return more
+	}
+	for name, ino := range fast {
+		if ino != 0 && more {
+			more = visit(Dirent{Ino: ino, Name: []byte(name)})
+		}
+	}
+	if !more {
+		return nil
+	}
+	if in.Inline() && in.IsDir() {
+		return f.sb.InlineDirents(in, see)
+	}
+	spans, err := f.dirSpans(v, in, nil)
+	scratch := make([]byte, f.sb.BlockSize)
+	for _, s := range spans {
+		for b := s.start; b < s.end() && more; b++ {
+			data, rerr := v.peek(scratch, b)
+			if rerr != nil {
+				return rerr
+			}
+			if derr := f.sb.DirentsOf(in, data, see); derr != nil && err == nil {
+				err = derr
+			}
+		}
+	}
+	return err
+}

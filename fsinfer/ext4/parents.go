@@ -1,0 +1,301 @@
+package ext4
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"vmscope/mem"
+)
+
+// parents knows for each inode the directory that names it: four bytes an inode, and more only for files with several
+// names. The names themselves are read from the disk when they are needed.
+type parents struct {
+	perGroup uint32
+	first    [][]uint32          // by group, as long as the group's highest known inode
+	more     map[uint32][]uint32 // further directories of inodes with several names
+	read     map[uint32]bool     // directories that were read out of turn, ahead of the crawl
+	next     uint32              // the crawl is past all inodes below
+	total    uint32
+	names    nameCache
+}
+
+// of gives the directory of an inode, 0 if it is not known.
+func (p *parents) of(ino uint32) uint32 {
+	g, i := (ino-1)/p.perGroup, (ino-1)%p.perGroup
+	if int(g) >= len(p.first) || int(i) >= len(p.first[g]) {
+		return 0
+	}
+	return p.first[g][i]
+}
+
+func (p *parents) set(ino, dir uint32) {
+	g, i := (ino-1)/p.perGroup, (ino-1)%p.perGroup
+	if int(g) >= len(p.first) || ino == 0 {
+		return
+	}
+	s := p.first[g]
+	if int(i) >= len(s) {
+		if dir == 0 {
+			return
+		}
+		if int(i) >= cap(s) {
+			// A group fills from its start: grow by little, to keep to the four bytes.
+			s = slices.Grow(s, int(i)-len(s)+1+int(i)/8)
+		}
+		s = s[:i+1]
+		p.first[g] = s
+	}
+	s[i] = dir
+}
+
+// add notes one more name of an inode.
+func (p *parents) add(ino, dir uint32) {
+	if p.of(ino) == 0 {
+		p.set(ino, dir)
+		return
+	}
+	p.more[ino] = append(p.more[ino], dir)
+}
+
+// remove forgets one name.
+func (p *parents) remove(ino, dir uint32) {
+	rest := p.more[ino]
+	if i := slices.Index(rest, dir); i >= 0 {
+		rest = slices.Delete(rest, i, i+1)
+	} else if p.of(ino) == dir {
+		if len(rest) == 0 {
+			p.set(ino, 0)
+			return
+		}
+		p.set(ino, rest[len(rest)-1])
+		rest = rest[:len(rest)-1]
+	}
+	if len(rest) == 0 {
+		delete(p.more, ino)
+	} else {
+		p.more[ino] = rest
+	}
+}
+
+// known reports whether the names in a directory were counted.
+func (p *parents) known(dir uint32) bool { return dir < p.next || p.read[dir] }
+
+// learn takes over into the index what an operation did.
+func (f *FS) learn(t *txn, o *op) {
+	p := &f.parents
+	p.names.drop(o.ino)
+	f.home.learn(o)
+	if o.kind == opRemove || o.kind == opRename {
+		if p.known(o.from.dir.ino) {
+			p.remove(o.ino, o.from.dir.ino)
+		}
+	}
+	if o.kind != opRemove {
+		if p.known(o.to.dir.ino) {
+			p.add(o.ino, o.to.dir.ino)
+		}
+		if o.in.IsDir() {
+			p.names.put(o.ino, o.to.dir.ino, o.to.name)
+		}
+	}
+	if o.kind == opCreate && o.in.IsDir() && !p.known(o.ino) {
+		p.read[o.ino] = true // all its names come as changes
+	}
+}
+
+// readDir counts the names in a directory ahead of the crawl.
+func (f *FS) readDir(v *view, ino uint32) error {
+	if f.parents.known(ino) {
+		return nil
+	}
+	in, err := v.inode(make([]byte, f.sb.BlockSize), ino)
+	if err != nil {
+		return err
+	}
+	f.parents.read[ino] = true
+	if !live(&in) || !in.IsDir() {
+		return nil
+	}
+	return f.count(v, &in)
+}
+
+// count notes the names in a directory.
+func (f *FS) count(v *view, in *Inode) error {
+	return f.scan(v, in, func(d Dirent) bool {
+		if d.Ino <= f.sb.Inodes && d.Ino != 0 {
+			f.parents.add(d.Ino, in.Number)
+		}
+		return true
+	})
+}
+
+// Crawl implements fsinfer.Crawler: it looks through about n more inodes for directories.
+func (f *FS) Crawl(ctx context.Context, n int) (done, total uint64, err error) {
+	p := &f.parents
+	v := f.before()
+	scratch := make([]byte, f.sb.BlockSize)
+	var errs []error
+	for n > 0 && p.next <= p.total {
+		if err := ctx.Err(); err != nil {
+			return uint64(p.next), uint64(p.total), err
+		}
+		g, index := f.sb.InodeGroup(p.next)
+		stop := f.usedInodes(v, scratch, g)
+		if index >= stop {
+			p.next = (g + 1) * f.sb.InodesPerGroup
+			if p.next++; p.next <= g { // wrapped
+				p.next = p.total + 1
+			}
+			n -= 64
+			continue
+		}
+		in, err := v.inode(scratch, p.next)
+		ino := p.next
+		if err == nil && live(&in) && in.IsDir() && (ino >= f.sb.FirstInode || ino == RootInode) && !p.read[ino] {
+			in.InBody = slices.Clone(in.InBody)
+			err = f.count(v, &in)
+			n -= 8
+		}
+		if err != nil && len(errs) < 16 {
+			errs = append(errs, fmt.Errorf("directory inode %d: %w", ino, err))
+		}
+		delete(p.read, ino)
+		p.next++
+		n--
+	}
+	return uint64(min(p.next-1, p.total)), uint64(p.total), errors.Join(errs...)
+}
+
+// usedInodes is how many inodes of a group were ever used.
+func (f *FS) usedInodes(v *view, scratch []byte, g uint32) uint32 {
+	n := f.sb.InodesPerGroup
+	if !f.sb.hasGroupFlags() {
+		return n
+	}
+	b, off := f.sb.GroupBlock(g)
+	data, err := v.peek(scratch, b)
+	if err != nil {
+		return n
+	}
+	d := f.sb.ParseGroup(data[off:])
+	if d.Flags&GroupInodeUninit != 0 {
+		return 0
+	}
+	return n - min(n, d.ItableUnused)
+}
+
+// dirPlace tells where a directory stands, as of view v.
+func (f *FS) dirPlace(v *view, ino uint32) (place, error) {
+	if dir, name, ok := f.parents.names.find(ino); ok {
+		return place{node{ino: dir}, name}, nil
+	}
+	up := f.parents.of(ino)
+	if up == 0 {
+		var err error
+		if up, err = f.dotdot(v, ino); err != nil {
+			return place{}, err
+		}
+	}
+	name, err := f.nameIn(v, up, ino)
+	if err != nil {
+		return place{}, err
+	}
+	f.parents.names.put(ino, up, name)
+	return place{node{ino: up}, name}, nil
+}
+
+// nameIn finds the name that directory dir has for an inode.
+func (f *FS) nameIn(v *view, dir, ino uint32) (string, error) {
+	if f.home.tree != nil {
+		if name, ok := f.home.nameOf(dir, ino); ok {
+			return name, nil
+		}
+		return "", fmt.Errorf("inode %d has no name in inode %d yet", ino, dir)
+	}
+	in, err := v.inode(make([]byte, f.sb.BlockSize), dir)
+	if err != nil {
+		return "", err
+	}
+	if !live(&in) || !in.IsDir() {
+		return "", fmt.Errorf("inode %d is in inode %d, which is no directory: %w", ino, dir, mem.ErrInconsistent)
+	}
+	name, found := "", false
+	err = f.scan(v, &in, func(d Dirent) bool {
+		if d.Ino == ino {
+			name, found = string(d.Name), true
+		}
+		return !found
+	})
+	if !found {
+		return "", errors.Join(fmt.Errorf("directory inode %d does not name inode %d: %w", dir, ino, mem.ErrInconsistent), err)
+	}
+	return name, nil
+}
+
+// dotdot reads the parent that a directory names itself.
+func (f *FS) dotdot(v *view, ino uint32) (uint32, error) {
+	in, err := v.inode(make([]byte, f.sb.BlockSize), ino)
+	if err != nil {
+		return 0, err
+	}
+	up := uint32(0)
+	switch {
+	case !live(&in) || !in.IsDir():
+		return 0, fmt.Errorf("inode %d is no directory: %w", ino, mem.ErrInconsistent)
+	case in.Inline():
+		up = InlineParent(&in)
+	default:
+		var first uint64
+		err = f.sb.Extents(v, &in, func(e Extent) bool {
+			if e.Logical == 0 {
+				first = e.Physical
+			}
+			return false
+		}, nil)
+		if first == 0 {
+			return 0, errors.Join(fmt.Errorf("directory inode %d has no first block: %w", ino, mem.ErrInconsistent), err)
+		}
+		var data []byte
+		if data, err = v.peek(make([]byte, f.sb.BlockSize), first); err == nil {
+			err = f.sb.DirentsOf(&in, data, func(d Dirent) bool {
+				if string(d.Name) == ".." {
+					up = d.Ino
+				}
+				return up == 0
+			})
+		}
+	}
+	if up == 0 || up > f.sb.Inodes || up == ino {
+		return 0, errors.Join(fmt.Errorf("directory inode %d has parent %d: %w", ino, up, mem.ErrInconsistent), err)
+	}
+	return up, nil
+}
+
+// nameCache remembers where directories stand that were asked for lately.
+type nameCache map[uint32]cachedName
+
+type cachedName struct {
+	dir  uint32
+	name string
+}
+
+const maxNames = 4096
+
+func (c nameCache) find(ino uint32) (uint32, string, bool) {
+	n, ok := c[ino]
+	return n.dir, n.name, ok
+}
+
+func (c nameCache) put(ino, dir uint32, name string) {
+	if len(c) >= maxNames {
+		for old := range c { // any
+			delete(c, old)
+			break
+		}
+	}
+	c[ino] = cachedName{dir, name}
+}
+
+func (c nameCache) drop(ino uint32) { delete(c, ino) }

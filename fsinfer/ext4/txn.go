@@ -1,0 +1,230 @@
+package ext4
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"vmscope/event"
+)
+
+// txn works out what one atomic change of metadata means: a committed transaction of the journal, a fast commit, or a
+// batch of writes to home places. It lives for one call of Apply.
+type txn struct {
+	f      *FS
+	old    *view
+	new    *view
+	tid    uint64
+	time   time.Time
+	source event.Source
+	logged []uint64 // the blocks of the change, ascending
+
+	inodes  map[uint32]*change // inodes whose bytes changed
+	removed []edit
+	added   []edit
+
+	errs   []error
+	events []event.Event
+	sim    *sim
+}
+
+// change is an inode before and after. Either may not be live.
+type change struct {
+	ino      uint32
+	old, new Inode
+}
+
+// replaced says that the number went to another file within the change.
+func (c *change) replaced() bool { return live(&c.old) && live(&c.new) && !same(&c.old, &c.new) }
+
+// stays says that one file was there before and is there after.
+func (c *change) stays() bool { return live(&c.old) && live(&c.new) && same(&c.old, &c.new) }
+
+// edit is a name that went or came.
+type edit struct {
+	place
+	ino uint32
+}
+
+// node is a directory. fresh tells the second directory of a number that was freed and given away again within the change.
+type node struct {
+	ino   uint32
+	fresh bool
+}
+
+// place is where a name stands.
+type place struct {
+	dir  node
+	name string
+}
+
+// newTxn prepares a change that sets the given blocks.
+func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source event.Source) *txn {
+	t := &txn{f: f, tid: tid, time: when, source: source, inodes: map[uint32]*change{}}
+	t.old = f.before()
+	t.new = &view{fs: f, new: blocks}
+	t.logged = make([]uint64, 0, len(blocks))
+	for b := range blocks {
+		t.logged = append(t.logged, b)
+	}
+	slices.Sort(t.logged)
+	return t
+}
+
+func (t *txn) fail(err error) {
+	if err != nil && len(t.errs) < 16 {
+		t.errs = append(t.errs, err)
+	}
+}
+
+// run works the change out. The events are in an order in which each is possible. Where a part could not be read the
+// rest is told and the error says what is missing.
+func (t *txn) run() ([]event.Event, error) {
+	t.f.reads = map[uint64][]byte{}
+	defer func() { t.f.reads = nil }()
+	t.superblock()
+	dirs := t.collect()
+	for _, d := range dirs {
+		t.fail(t.diffDir(d))
+	}
+	t.locate()
+	t.names()
+	t.attributes()
+	t.finish()
+	return t.events, t.err()
+}
+
+// collect compares the inode tables and gives the directories that may have changed: those that are gone or new, and those
+// whose inode lies in a logged block. (A change of a directory logs its inode, even where no byte of it differs: the clock of
+// the time stamps is coarse. fs/ext4/namei.c, ext4_add_entry and ext4_delete_entry.)
+func (t *txn) collect() []*change {
+	f := t.f
+	var dirs []*change
+	size := f.sb.InodeSize
+	scratch := make([]byte, f.sb.BlockSize)
+	for _, b := range t.logged {
+		group, first, ok := f.tableBlock(b)
+		if !ok {
+			continue
+		}
+		data := t.new.new[b]
+		before, err := f.current(scratch, b)
+		if err != nil {
+			t.fail(fmt.Errorf("inode table: %w", err))
+			continue
+		}
+		// What the kernel never wrote is garbage: it makes such a block of zeroes when it first uses it.
+		unused := t.unused(group)
+		for off := 0; off+size <= len(data); off += size {
+			index := first + uint32(off/size)
+			ino := group*f.sb.InodesPerGroup + index + 1
+			if ino > f.sb.Inodes || index >= f.sb.InodesPerGroup {
+				break
+			}
+			if ino < f.sb.FirstInode && ino != RootInode {
+				continue
+			}
+			was, is := before[off:off+size], data[off:off+size]
+			if raw := t.old.fc.inode(ino); raw != nil {
+				was = raw
+			} else if index >= unused {
+				was = zeroInode[:min(size, len(zeroInode))]
+			}
+			equal := bytes.Equal(was, is)
+			if equal && binary.LittleEndian.Uint16(is)&sIFMT != sIFDIR {
+				continue
+			}
+			c, err := t.parse(ino, was, is)
+			if err != nil {
+				t.fail(err)
+				continue
+			}
+			if !equal {
+				t.inodes[ino] = c
+			}
+			if live(&c.old) && c.old.IsDir() || live(&c.new) && c.new.IsDir() {
+				dirs = append(dirs, c)
+			}
+		}
+	}
+	return dirs
+}
+
+// zeroInode stands for an inode that was never written.
+var zeroInode [4096]byte
+
+func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
+	c := &change{ino: ino}
+	var err error
+	// The store that was lies in may change before the change is worked off.
+	if c.old, err = t.f.sb.ParseInode(ino, bytes.Clone(was)); err != nil {
+		return nil, err
+	}
+	c.new, err = t.f.sb.ParseInode(ino, is)
+	return c, err
+}
+
+// unused gives the index of a group's first inode that was never written.
+func (t *txn) unused(group uint32) uint32 {
+	n := t.f.sb.InodesPerGroup
+	if !t.f.sb.hasGroupFlags() {
+		return n
+	}
+	b, off := t.f.sb.GroupBlock(group)
+	data, err := t.f.current(make([]byte, t.f.sb.BlockSize), b)
+	if err != nil {
+		t.fail(err)
+		return n
+	}
+	g := t.f.sb.ParseGroup(data[off:])
+	if g.Flags&GroupInodeUninit != 0 {
+		return 0
+	}
+	return n - min(n, g.ItableUnused)
+}
+
+// tableBlock tells whether a block is of an inode table, of which group, and the index of its first inode there.
+func (f *FS) tableBlock(b uint64) (group, first uint32, ok bool) {
+	i, found := slices.BinarySearchFunc(f.tableOrder, b, func(g uint32, b uint64) int {
+		switch start := f.tables[g]; {
+		case start < b:
+			return -1
+		case start > b:
+			return 1
+		}
+		return 0
+	})
+	if !found {
+		i--
+	}
+	if i < 0 {
+		return 0, 0, false
+	}
+	group = f.tableOrder[i]
+	n := b - f.tables[group]
+	if n >= f.tableBlocks {
+		return 0, 0, false
+	}
+	return group, uint32(n) * uint32(f.sb.BlockSize/f.sb.InodeSize), true
+}
+
+// finish moves the change into the model.
+func (t *txn) finish() {
+	for b, data := range t.new.new {
+		t.fail(t.f.store.put(b, data))
+	}
+}
+
+// emit appends an event, with what all events of the change share.
+func (t *txn) emit(e event.Event) {
+	e.Time, e.TID, e.Source = t.time, t.tid, t.source
+	t.events = append(t.events, e)
+}
+
+// attrOf is what an event tells of an inode.
+func attrOf(in *Inode) *event.Attr {
+	a := in.Attr()
+	return &a
+}
