@@ -50,7 +50,7 @@ func (t *txn) names() {
 		default:
 			ino = min(gone[0].ino, come[0].ino)
 		}
-		i, j := run(gone, ino), run(come, ino)
+		i, j := leading(gone, ino), leading(come, ino)
 		ops = t.pair(ops, ino, gone[:i], come[:j])
 		gone, come = gone[i:], come[j:]
 	}
@@ -58,8 +58,8 @@ func (t *txn) names() {
 	t.sim.run()
 }
 
-// run counts the leading edits of one inode.
-func run(edits []edit, ino uint32) int {
+// leading counts the first edits of one inode.
+func leading(edits []edit, ino uint32) int {
 	n := 0
 	for n < len(edits) && edits[n].ino == ino {
 		n++
