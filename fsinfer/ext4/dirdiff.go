@@ -103,8 +103,8 @@ func within(blocks []uint64, spans []span, visit func(b uint64)) {
 	}
 }
 
-// listing gathers names of a directory. Where a name comes twice the last counts.
-type listing map[string]uint32
+// nameSet gathers names of a directory. Where a name comes twice the last counts.
+type nameSet map[string]uint32
 
 // diffDir finds the names that went from and came to a directory.
 func (t *txn) diffDir(c *change) error {
@@ -157,7 +157,7 @@ func (t *txn) diffSame(c *change) error {
 			base = Inode{}
 		}
 	}
-	var oldInline, newInline listing
+	var oldInline, newInline nameSet
 	var err error
 	if live(&base) && base.Flags&FlagInlineData != 0 {
 		if oldInline, err = t.f.inlineNames(&base); err != nil {
@@ -182,7 +182,7 @@ func (t *txn) diffSame(c *change) error {
 			}
 		}
 	}
-	was, is := listing{}, listing{}
+	was, is := nameSet{}, nameSet{}
 	for name, ino := range oldInline {
 		was[name] = ino
 	}
@@ -236,7 +236,7 @@ func (t *txn) diffSame(c *change) error {
 }
 
 // compare turns two listings of a directory into edits.
-func (t *txn) compare(d node, was, is listing) {
+func (t *txn) compare(d node, was, is nameSet) {
 	for name, ino := range was {
 		now, ok := is[name]
 		if ok && now == ino {
@@ -259,7 +259,7 @@ func (t *txn) compare(d node, was, is listing) {
 
 // diffBlock adds to the listings what differs between two states of a block. Most of a block stays as it is: the entries that
 // are alike at both ends are passed over without a look into a map.
-func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is listing) error {
+func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is nameSet) error {
 	if bytes.Equal(old, now) {
 		return nil
 	}
@@ -307,7 +307,7 @@ func (f *FS) entries(list []Dirent, dir *Inode, block []byte) ([]Dirent, error) 
 	return list, err
 }
 
-func (f *FS) namesOf(dir *Inode, block []byte, into listing) error {
+func (f *FS) namesOf(dir *Inode, block []byte, into nameSet) error {
 	return f.sb.DirentsOf(dir, block, func(d Dirent) bool {
 		if !d.IsDot() {
 			into[string(d.Name)] = d.Ino
@@ -316,8 +316,8 @@ func (f *FS) namesOf(dir *Inode, block []byte, into listing) error {
 	})
 }
 
-func (f *FS) inlineNames(in *Inode) (listing, error) {
-	names := listing{}
+func (f *FS) inlineNames(in *Inode) (nameSet, error) {
+	names := nameSet{}
 	err := f.sb.InlineDirents(in, func(d Dirent) bool {
 		if !d.IsDot() {
 			names[string(d.Name)] = d.Ino
@@ -328,8 +328,8 @@ func (f *FS) inlineNames(in *Inode) (listing, error) {
 }
 
 // list gives all names of a directory.
-func (f *FS) list(v *view, in *Inode) (listing, error) {
-	names := listing{}
+func (f *FS) list(v *view, in *Inode) (nameSet, error) {
+	names := nameSet{}
 	err := f.scan(v, in, func(d Dirent) bool {
 		names[string(d.Name)] = d.Ino
 		return true
