@@ -96,7 +96,7 @@ func (r *recovery) torn(w *walk, pos uint32, prev int64, err error) error {
 	at := w.pos
 	async := w.f.Async
 	// A checksum is wrong. If the transaction was committed nevertheless it is damage; a commit block that is older than
-	// the one before is a leftover of an earlier life of the journal, though (kernel commit 3c1a6b9dd0 and its kin).
+	// the one before is a leftover of an earlier life of the journal, though.
 	w.lax = true
 	w.start(w.tid, pos)
 	if w.run() != nil || w.tx.Time.Unix() < prev || async {

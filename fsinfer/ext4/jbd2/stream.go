@@ -199,11 +199,11 @@ func (s *Stream) rewritten(index uint32, data []byte) bool {
 
 // begin finds the index where the transaction starts whose commit block is at index.
 func (s *Stream) begin(index, tid uint32) (uint32, bool) {
-	if s.hasNext && s.next == tid {
-		return s.nextAt, true
-	}
 	if s.sb.Start != 0 && s.sb.Sequence == tid {
 		return s.sb.Start, true
+	}
+	if s.hasNext && s.next == tid {
+		return s.nextAt, true
 	}
 	// Back to the commit block before it.
 	first, found := index, false

@@ -56,6 +56,8 @@ type walk struct {
 // errEnd says that what lies at a walk's place is no part of its transaction.
 type errEnd struct{ error }
 
+func (e errEnd) Unwrap() error { return e.error }
+
 // errLong says that a transaction is longer than any can be.
 var errLong = bad("transaction too long for its journal")
 
@@ -156,6 +158,9 @@ func (w *walk) meta(block []byte) (done bool, err error) {
 			w.crc = w.crcBE(w.crc, block)
 		}
 	case Revoke:
+		if w.lax {
+			return false, nil
+		}
 		w.tx.Revoked, err = w.f.revoked(w.tx.Revoked, block)
 		return false, err
 	case Commit:
