@@ -1,0 +1,31 @@
+package block
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The calls of x/sys take slices of slices and allocate; these take the vectors as they are.
+
+func preadv(fd int, x []unix.Iovec, off int64) (int, error) {
+	return vecCall(unix.SYS_PREADV, fd, x, off, 0)
+}
+
+func pwritev(fd int, x []unix.Iovec, off int64) (int, error) {
+	return vecCall(unix.SYS_PWRITEV, fd, x, off, 0)
+}
+
+func preadvNow(fd int, x []unix.Iovec, off int64) (int, error) {
+	return vecCall(unix.SYS_PREADV2, fd, x, off, unix.RWF_NOWAIT)
+}
+
+func vecCall(nr uintptr, fd int, x []unix.Iovec, off int64, flags uintptr) (int, error) {
+	// The offset is two words, low and high: of a 64-bit host the low one has it all.
+	n, _, errno := unix.Syscall6(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(x))), uintptr(len(x)),
+		uintptr(off), 0, flags)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
