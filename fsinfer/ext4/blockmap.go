@@ -15,7 +15,7 @@ func (w *mapWalk) blockMap() error {
 	logical, span := uint64(directBlocks), uint64(1) // blocks that one pointer of the level spans
 	for level := 1; level <= 3; level++ {
 		block := uint64(le.Uint32(b[4*(directBlocks-1+level):]))
-		if block != 0 {
+		if block != 0 && logical+span*per > w.start {
 			if err := w.indirect(block, level, logical, span); err != nil || w.ended {
 				return err
 			}
@@ -36,7 +36,7 @@ func (w *mapWalk) indirect(block uint64, level int, logical, span uint64) error 
 	before := w.mapped
 	for b := buf.b; len(b) >= 4; b, logical = b[4:], logical+span {
 		ptr := uint64(le.Uint32(b))
-		if ptr == 0 {
+		if ptr == 0 || logical+span <= w.start {
 			continue
 		}
 		if level == 1 {

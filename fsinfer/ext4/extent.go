@@ -30,10 +30,16 @@ const (
 // What breaks this ends the walk with mem.ErrInconsistent. A *ChecksumError comes after all was walked. An inode without
 // blocks (a short symbolic link, a device, one with inline data) gives nothing.
 func (s *Super) Extents(r BlockReader, in *Inode, data func(Extent) bool, meta func(block uint64) bool) error {
+	return s.extentsFrom(r, in, 0, data, meta)
+}
+
+// extentsFrom is Extents without what ends before block start of the file, as far as the map lets it be passed over: an
+// extent that spans start is given whole, a few before it may be given.
+func (s *Super) extentsFrom(r BlockReader, in *Inode, start uint64, data func(Extent) bool, meta func(block uint64) bool) error {
 	if !in.hasMap() {
 		return nil
 	}
-	w := mapWalk{s: s, r: r, in: in, data: data, meta: meta}
+	w := mapWalk{s: s, r: r, in: in, start: start, data: data, meta: meta}
 	var err error
 	if in.Flags&FlagExtents != 0 {
 		err = w.root()
@@ -52,6 +58,7 @@ type mapWalk struct {
 	s     *Super
 	r     BlockReader
 	in    *Inode
+	start uint64 // block of the file from which on the map is wanted
 	data  func(Extent) bool
 	meta  func(uint64) bool
 	ended bool // a callback wants no more
@@ -147,6 +154,9 @@ func (w *mapWalk) tree(b []byte, block uint64, depth int, from, to uint64) error
 			return w.bad(block, "index %d from %d to %d, not in %d to %d", i-1, first, end, from, to)
 		}
 		from = end
+		if end <= w.start {
+			continue
+		}
 		child := uint64(le.Uint32(e[4:])) | uint64(le.Uint16(e[8:]))<<32
 		if err := w.node(buf.b, child); err != nil || w.ended {
 			return err

@@ -45,12 +45,12 @@ func (t Timestamp) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)).UTC
 // Kinds in Inode.Mode, as stat(2) calls them.
 const (
 	sIFMT   = 0xf000
-	sIFIFO   = 0x1000
-	sIFCHR   = 0x2000
-	sIFDIR    = 0x4000
+	sIFIFO  = 0x1000
+	sIFCHR  = 0x2000
+	sIFDIR  = 0x4000
 	sIFBLK  = 0x6000
-	sIFREG   = 0x8000
-	sIFLNK   = 0xa000
+	sIFREG  = 0x8000
+	sIFLNK  = 0xa000
 	sIFSOCK = 0xc000
 )
 
