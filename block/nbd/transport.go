@@ -5,7 +5,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -61,53 +64,93 @@ var errNoSendFile = errors.New("nbd: cannot send from a file here")
 
 // socket is a stream over a blocking socket: a goroutine that waits for a request waits in the kernel, which spares the
 // ways through the runtime's poller and scheduler that a request would cost otherwise.
+//
+// It goes further while requests follow each other closely: then the wait is one that the runtime is not told of, so that
+// it does not hand the goroutine's P over, and wake threads to do it, each time. Such a wait is short: it ends by the
+// socket's timeout, and by the signal with which the runtime stops a goroutine (a receive with a timeout is interrupted
+// by signals, SA_RESTART or not; signal(7)). As it keeps a P, there are never more of them than one less than there
+// are Ps.
 type socket struct {
-	f   *os.File // keeps fd open
 	fd  int
 	iov [2]unix.Iovec
+	msg unix.Msghdr
+	// hotMax is the number of Ps.
+	hotMax int32
 
 	mu     sync.Mutex // closed against drain and abort
 	closed bool
 }
 
+// hotWait is how long a goroutine waits without the runtime's knowledge.
+const hotWait = 2 * time.Millisecond
+
+// hot counts those that do.
+var hot atomic.Int32
+
 // socketBuffer is asked for on either side; the system gives what it allows.
 const socketBuffer = 4 << 20
 
-// newSocket takes conn's descriptor over.
+// newSocket takes conn's descriptor over. It is not conn.File's, which the runtime's poller would go on to watch, and be
+// woken by each request.
 func newSocket(conn interface {
 	net.Conn
-	File() (*os.File, error)
+	syscall.Conn
 }) (*socket, error) {
-	f, err := conn.File() // a duplicate
-	conn.Close()
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	fd := int(f.Fd()) // makes it blocking
+	fd := -1
+	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
-	return &socket{f: f, fd: fd}, nil
+	tv := unix.NsecToTimeval(int64(hotWait))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("setsockopt", err)
+	}
+	return &socket{fd: fd, hotMax: int32(runtime.GOMAXPROCS(0))}, nil
 }
 
 func (s *socket) recv(a, b []byte) (int, error) {
 	s.iov[0].Base = unsafe.SliceData(a)
 	s.iov[0].SetLen(len(a))
-	n := 1
+	s.msg = unix.Msghdr{Iov: &s.iov[0]}
+	s.msg.SetIovlen(1)
 	if len(b) > 0 {
 		s.iov[1].Base = unsafe.SliceData(b)
 		s.iov[1].SetLen(len(b))
-		n = 2
+		s.msg.SetIovlen(2)
 	}
 	for {
-		got, _, no := unix.Syscall(unix.SYS_READV, uintptr(s.fd), uintptr(unsafe.Pointer(&s.iov[0])), uintptr(n))
+		var n uintptr
+		var no syscall.Errno
+		if hot.Add(1) < s.hotMax {
+			n, _, no = unix.RawSyscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), 0)
+		} else {
+			n, _, no = unix.Syscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), 0)
+		}
+		hot.Add(-1)
 		switch {
 		case no == unix.EINTR:
+		case no == unix.EAGAIN: // nothing for a while
+			unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1)
 		case no != 0:
-			return 0, os.NewSyscallError("readv", no)
-		case got == 0:
+			return 0, os.NewSyscallError("recvmsg", no)
+		case n == 0:
 			return 0, io.EOF
 		default:
-			return int(got), nil
+			return int(n), nil
 		}
 	}
 }
@@ -165,6 +208,6 @@ func (s *socket) close() {
 	defer s.mu.Unlock()
 	if !s.closed {
 		s.closed = true
-		s.f.Close()
+		unix.Close(s.fd)
 	}
 }
