@@ -34,7 +34,7 @@ func Sets() []Set {
 		{Name: "ext2-1k", About: "no journal, block maps, blocks of 1 KiB", Mke2fs: []string{"-b", "1024"}, Type: "ext2"},
 		{Name: "ext2-4k", About: "no journal, block maps, blocks of 4 KiB", Mke2fs: []string{"-b", "4096"}, Type: "ext2", Kernel: "bullseye-cloud"},
 		{Name: "ext3", About: "block maps, a journal without checksums", Mke2fs: []string{"-b", "4096"}, Type: "ext3", Kernel: "bullseye-cloud"},
-		{Name: "64bit", About: "64-bit block numbers, group descriptors of 64 bytes", Mke2fs: []string{"-b", "1024", "-O", "64bit"}, Kernel: "bullseye-cloud"},
+		{Name: "desc-64bit", About: "64-bit block numbers, group descriptors of 64 bytes", Mke2fs: []string{"-b", "1024", "-O", "64bit"}, Kernel: "bullseye-cloud"},
 		{Name: "no-64bit", About: "32-bit block numbers, no checksums of metadata", Mke2fs: []string{"-b", "1024", "-O", "^64bit,^metadata_csum,uninit_bg"}, Kernel: "bullseye-cloud", Ops: fsyncs},
 		{Name: "csum-v3-32bit", About: "checksums and 32-bit block numbers", Mke2fs: []string{"-b", "2048", "-O", "^64bit,metadata_csum"}, Kernel: "trixie-cloud"},
 		{Name: "meta-bg", About: "group descriptors in their groups, no flexible groups", Mke2fs: []string{"-b", "1024", "-O", "meta_bg,^resize_inode,^flex_bg"}, Kernel: "trixie-cloud"},

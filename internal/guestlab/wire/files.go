@@ -62,7 +62,7 @@ type File struct {
 	Target     []byte  `json:"target,omitempty"` // of a symbolic link
 	Device     uint64  `json:"dev,omitempty"`    // of a device node, major<<32 | minor
 	Xattrs     []Xattr `json:"xattrs,omitempty"` // by name
-	Sum        string  `json:"sum,omitempty"`    // SHA-256 of the content, in hexadecimal
+	Sum        string  `json:"sum,omitempty"`    // start of the SHA-256 of the content, in hexadecimal
 }
 
 // Xattr is an extended attribute.
