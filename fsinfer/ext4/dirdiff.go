@@ -260,7 +260,7 @@ func (t *txn) compare(d node, was, is nameSet) {
 // diffBlock adds to the listings what differs between two states of a block. Most of a block stays as it is: the entries that
 // are alike at both ends are passed over without a look into a map.
 func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is nameSet) error {
-	if bytes.Equal(old, now) {
+	if !t.reuse && bytes.Equal(old, now) {
 		return nil
 	}
 	a, err := t.f.entries(t.f.left[:0], dir, old)

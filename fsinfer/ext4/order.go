@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vmscope/event"
 	"vmscope/mem"
@@ -25,7 +26,7 @@ type op struct {
 	from, to place
 	in       *Inode // state behind the change; of a removal, before it
 	done     bool
-	waiting  bool
+	away     bool // stands at a name of our own, to let others pass
 	lax      bool // may go though an older file of the same number is still named
 }
 
@@ -363,7 +364,10 @@ func (s *sim) unlock() bool {
 			}
 			if mark, ok := seen[o]; ok {
 				if mark == i {
-					s.exchange(chain[slices.Index(chain, o):])
+					ring := chain[slices.Index(chain, o):]
+					if !s.exchange(ring) {
+						s.detour(ring[0])
+					}
 					return true
 				}
 				break
@@ -383,6 +387,12 @@ func (s *sim) unlock() bool {
 		}
 	}
 	for _, o := range s.ops {
+		if !o.done && o.kind == opRename && !o.away {
+			s.detour(o)
+			return true
+		}
+	}
+	for _, o := range s.ops {
 		if !o.done {
 			s.t.fail(fmt.Errorf("transaction %d: no order of its changes of names is possible (inode %d): %w", s.t.tid, o.ino, mem.ErrInconsistent))
 			s.tell(o, "the order is not known")
@@ -393,8 +403,34 @@ func (s *sim) unlock() bool {
 	return false
 }
 
-// exchange tells a ring of names that change places: adjacent renames, all paths as they were before the first.
-func (s *sim) exchange(ring []*op) {
+// detour moves a name out of the way, to one that the disk never held: the guest had a name in between, too, that it took
+// back before the transaction ended.
+func (s *sim) detour(o *op) {
+	from := o.from
+	o.away = true
+	stop := *o
+	stop.to = place{node{ino: RootInode}, fmt.Sprintf(".vmscope-%d-%d", s.t.tid, o.ino)}
+	s.tell(&stop, "by way of a name that was gone before the transaction ended")
+	o.from = stop.to
+	delete(s.holds, from)
+	if o.in.IsDir() {
+		s.at[node{ino: o.ino}] = o.from
+	}
+	s.leaving[o.from.dir]++
+	s.last[o.ino] = o.from
+	s.t.f.learn(s.t, &stop)
+	s.queue = append(s.queue, o)
+	s.wake(from)
+	if s.leaving[from.dir]--; s.leaving[from.dir] == 0 {
+		s.wake(waitEmpty(from.dir))
+	}
+	// What waited for the directory to be elsewhere looks again.
+	s.wake(waitMoved(o.ino))
+}
+
+// exchange tells a ring of names that change places: adjacent renames, all paths as they were before the first. It does
+// nothing where one of the names lies below another: paths would not mean the same before and behind.
+func (s *sim) exchange(ring []*op) bool {
 	var paths [][2]string
 	for _, o := range ring {
 		from, err := s.path(o.from)
@@ -403,12 +439,20 @@ func (s *sim) exchange(ring []*op) {
 		s.t.fail(err)
 		paths = append(paths, [2]string{from, to})
 	}
+	for _, p := range paths {
+		for _, q := range paths {
+			if strings.HasPrefix(q[0], p[0]+"/") {
+				return false
+			}
+		}
+	}
 	for i, o := range ring {
 		s.t.emit(event.Event{Op: event.Rename, OldPath: paths[i][0], Path: paths[i][1], Inode: uint64(o.ino), Generation: o.in.Generation, Attr: attrOf(o.in), Detail: "exchange"})
 	}
 	for _, o := range ring {
 		s.settle(o)
 	}
+	return true
 }
 
 // tell emits the event of an operation.

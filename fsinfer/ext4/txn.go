@@ -22,6 +22,7 @@ type txn struct {
 	logged []uint64 // the blocks of the change, ascending
 
 	inodes  map[uint32]*change // inodes whose bytes changed
+	reuse   bool               // numbers of some of them went to other files
 	removed []edit
 	added   []edit
 
@@ -143,6 +144,7 @@ func (t *txn) collect() []*change {
 			}
 			if !equal {
 				t.inodes[ino] = c
+				t.reuse = t.reuse || c.replaced()
 			}
 			if live(&c.old) && c.old.IsDir() || live(&c.new) && c.new.IsDir() {
 				dirs = append(dirs, c)
