@@ -1,5 +1,7 @@
 package jbd2
 
+import "hash/maphash"
+
 // maxFC is how many bytes of a fast-commit area are held until they make a fast commit. The kernel's area has 256 blocks
 // by default, for many fast commits.
 const maxFC = 8 << 20
@@ -11,9 +13,11 @@ type FCStream struct {
 	first, end uint32 // of the area
 	read       func(p []byte, index uint32) error
 
+	// seed is for sums. They are no CRC: that of a block which ends with its own CRC does not depend on the rest.
+	seed   maphash.Seed
 	p      fcParser
 	next   uint32            // offset in the area of the next block to decode
-	sums   []uint32          // CRC-32C of the blocks before next
+	sums   []uint64          // of the blocks before next
 	wait   map[uint32][]byte // blocks that came before their turn
 	part   [][]byte          // decoded blocks without a tail yet
 	broken bool              // nothing can be decoded until the next full commit
@@ -32,7 +36,8 @@ type FCStream struct {
 // come of it. Where the area changes (Super.FastCommits), a new FCStream is needed. read gives the present content of a
 // journal block, for what was written before the first Write; it may be nil.
 func NewFCStream(sb *Super, read func(p []byte, index uint32) error) *FCStream {
-	s := &FCStream{size: int(sb.BlockSize), max: maxFC / int(sb.BlockSize), read: read, wait: make(map[uint32][]byte), early: read != nil}
+	s := &FCStream{size: int(sb.BlockSize), max: maxFC / int(sb.BlockSize), read: read, wait: make(map[uint32][]byte), early: read != nil,
+		seed: maphash.MakeSeed()}
 	s.first, s.end = sb.FastCommits()
 	return s
 }
@@ -77,7 +82,7 @@ func (s *FCStream) Write(index uint32, data []byte) ([]FastCommit, error) {
 		return nil, &Error{Index: index, Err: bad("write of %d bytes to a journal with blocks of %d", len(data), s.size)}
 	}
 	k := index - s.first
-	switch anew := k < s.next && crc32c(0, data) != s.sums[k]; {
+	switch anew := k < s.next && maphash.Bytes(s.seed, data) != s.sums[k]; {
 	case k == 0 && (anew || s.broken):
 		s.restart() // a new round, and nobody told us
 	case anew && !s.broken:
@@ -151,7 +156,7 @@ func (s *FCStream) run() error {
 			s.broken = true
 			return &Error{s.p.tid, s.first + at, err}
 		}
-		s.sums = append(s.sums, crc32c(0, b))
+		s.sums = append(s.sums, maphash.Bytes(s.seed, b))
 		s.next++
 	}
 }
@@ -187,7 +192,7 @@ func (s *FCStream) Recover(tid uint32) ([]FastCommit, error) {
 			s.out = s.out[:n]
 			break
 		}
-		s.sums = append(s.sums, crc32c(0, b))
+		s.sums = append(s.sums, maphash.Bytes(s.seed, b))
 		if len(s.out) > n {
 			good, sums = s.p, len(s.sums)
 		}
