@@ -167,23 +167,31 @@ func (s *Super) ReadGroup(r BlockReader, g uint32) (Group, error) {
 // ReadInode reads inode ino by its group's descriptor. The Inode owns its bytes. Checksums of the descriptor are not
 // looked at, that of the inode is told by ChecksumOK.
 func (s *Super) ReadInode(r BlockReader, ino uint32) (Inode, error) {
+	raw, err := s.rawInode(r, ino)
+	if err != nil {
+		return Inode{}, err
+	}
+	return s.ParseInode(ino, raw)
+}
+
+// rawInode reads the bytes of an inode, which are the caller's.
+func (s *Super) rawInode(r BlockReader, ino uint32) ([]byte, error) {
 	if ino == 0 || ino > s.Inodes {
-		return Inode{}, fmt.Errorf("ext4: inode %d of %d: %w", ino, s.Inodes, ErrNoInode)
+		return nil, fmt.Errorf("ext4: inode %d of %d: %w", ino, s.Inodes, ErrNoInode)
 	}
 	group, index := s.InodeGroup(ino)
 	g, err := s.ReadGroup(r, group)
 	if bad := (*ChecksumError)(nil); err != nil && !errors.As(err, &bad) {
-		return Inode{}, err
+		return nil, err
 	}
 	block, off, err := s.InodePlace(g, index)
 	if err != nil {
-		return Inode{}, err
+		return nil, err
 	}
 	buf := s.buffer()
 	defer buf.free()
 	if err := r.ReadBlock(buf.b, block); err != nil {
-		return Inode{}, err
+		return nil, err
 	}
-	raw := append([]byte(nil), buf.b[off:off+s.InodeSize]...)
-	return s.ParseInode(ino, raw)
+	return append([]byte(nil), buf.b[off:off+s.InodeSize]...), nil
 }

@@ -153,20 +153,36 @@ func (s *Super) seed(in *Inode) uint32 {
 
 var zero8 [8]byte
 
-func (s *Super) inodeChecksumOK(in *Inode, raw []byte) bool {
+// inodeChecksum is the checksum that an inode is to bear: 16 bits of it where the inode has no room for more.
+func (s *Super) inodeChecksum(in *Inode, raw []byte) (sum uint32, wide bool) {
 	c := crc32c(s.seed(in), raw[:124])
 	c = crc32c(c, zero8[:2])
-	want := uint32(le.Uint16(raw[124:]))
-	if len(raw) <= 128 {
-		return uint16(crc32c(c, raw[126:])) == uint16(want) || allZero(raw)
-	}
-	if in.ExtraSize < 4 {
-		return uint16(crc32c(c, raw[126:])) == uint16(want) || allZero(raw)
+	if len(raw) <= 128 || in.ExtraSize < 4 {
+		return crc32c(c, raw[126:]) & 0xffff, false
 	}
 	c = crc32c(c, raw[126:130])
 	c = crc32c(c, zero8[:2])
-	c = crc32c(c, raw[132:])
-	return c == want|uint32(le.Uint16(raw[130:]))<<16
+	return crc32c(c, raw[132:]), true
+}
+
+func (s *Super) inodeChecksumOK(in *Inode, raw []byte) bool {
+	want, wide := s.inodeChecksum(in, raw)
+	got := uint32(le.Uint16(raw[124:]))
+	if wide {
+		got |= uint32(le.Uint16(raw[130:])) << 16
+	}
+	return got == want || got == 0 && allZero(raw) // never used
+}
+
+func (s *Super) setInodeChecksum(in *Inode, raw []byte) {
+	if !s.MetadataCsum() {
+		return
+	}
+	sum, wide := s.inodeChecksum(in, raw)
+	le.PutUint16(raw[124:], uint16(sum))
+	if wide {
+		le.PutUint16(raw[130:], uint16(sum>>16))
+	}
 }
 
 func allZero(b []byte) bool {

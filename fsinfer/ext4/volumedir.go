@@ -42,14 +42,14 @@ func (v *Volume) dirents(dir *Inode, visit func(Dirent) bool) error {
 	edits := v.fast.names[dir.Number]
 	more := true
 	err := v.homeDirents(dir, func(d Dirent) bool {
-		if _, ok := edits.ino[string(d.Name)]; ok {
+		if edits.hides(d) {
 			return true
 		}
 		more = visit(d)
 		return more
 	})
 	for _, name := range edits.order {
-		if ino := edits.ino[name]; more && ino != 0 {
+		if ino := edits.names[name].ino; more && ino != 0 {
 			more = visit(Dirent{Ino: ino, Type: v.typeOf(ino), Name: []byte(name)})
 		}
 	}

@@ -76,7 +76,7 @@ func (v *Volume) replay() error {
 	}
 	seen := map[uint64]struct{}{} // no more than the journal has blocks
 	var outside error
-	_, err = jbd2.Recover(js, read, func(tx *jbd2.Tx) error {
+	last, err := jbd2.Recover(js, read, func(tx *jbd2.Tx) error {
 		for _, l := range tx.Blocks {
 			if l.Block >= uint64(v.dev.Size())>>v.sb.blockBits {
 				outside = fmt.Errorf("ext4: journal: transaction %d logs block %d: %w", tx.TID, l.Block, mem.ErrInconsistent)
@@ -97,6 +97,9 @@ func (v *Volume) replay() error {
 	})
 	v.rec.Blocks = len(seen)
 	v.rec.Needed = v.rec.Needed || v.rec.Transactions > 0
+	if err == nil {
+		err = v.replayFast(js, read, last)
+	}
 	if err == nil {
 		err = outside
 	}
