@@ -59,6 +59,11 @@ type (
 		MultiConn() bool
 	}
 
+	// ReadOnlyer tells that a device that has methods for writing does not want to be written.
+	ReadOnlyer interface {
+		ReadOnly() bool
+	}
+
 	// Filer tells that the n bytes at off are those of a file at fileOff, so that the server sends them from the page
 	// cache to the socket without a copy through its own memory. ok is false where they are not (all) in one file; ReadAt
 	// is then called. f stays the device's.

@@ -71,7 +71,7 @@ func (e *Export) caps(structured bool) caps {
 	if c.flusher, _ = e.Device.(Flusher); c.flusher != nil {
 		c.flags |= tfFlush
 	}
-	if !e.ReadOnly {
+	if r, ok := e.Device.(ReadOnlyer); !e.ReadOnly && !(ok && r.ReadOnly()) {
 		if c.payload, _ = e.Device.(PayloadWriter); c.payload == nil {
 			c.writer, _ = e.Device.(io.WriterAt)
 		}

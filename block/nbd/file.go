@@ -79,6 +79,9 @@ func (d *File) Size() int64 { return d.size }
 // MultiConn is true: all connections share the page cache.
 func (d *File) MultiConn() bool { return true }
 
+// ReadOnly tells how it was opened.
+func (d *File) ReadOnly() bool { return !d.writable }
+
 // File gives the file itself.
 func (d *File) File(off int64, n int) (*os.File, int64, bool) { return d.f, off, true }
 

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmscope/internal/guestlab"
 )
 
 // serveEnv makes the test's program a server of its own, so that it can be killed and its time measured: SOCKET, then FILE.
@@ -90,4 +92,86 @@ func socketDir(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
+}
+
+// tool finds a program that a test needs. Without it the test is skipped, or fails where all must run.
+func tool(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err == nil {
+			continue
+		}
+		guestlab.SkipOrFail(t, name+" is not installed: run scripts/deps")
+	}
+}
+
+// run runs a program that must succeed, and gives its output.
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	tool(t, name)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// serve serves exports in this process, and gives the Unix socket.
+func serve(t testing.TB, s *Server) (sock string) {
+	t.Helper()
+	sock = filepath.Join(socketDir(t), "s")
+	ln, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, s, ln)
+	return sock
+}
+
+func serveOn(t testing.TB, s *Server, ln net.Listener) {
+	done := make(chan error)
+	go func() { done <- s.Serve(context.Background(), ln) }()
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+}
+
+func unixURI(sock, export string) string {
+	return Address{Network: "unix", Addr: sock, Export: export}.URI()
+}
+
+func dialTest(t testing.TB, uri string) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), uri, Options{Timeout: 20 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// imageFile makes a file of random data with a hole in the middle.
+func imageFile(t testing.TB, size int64) (name string, content []byte) {
+	t.Helper()
+	name = filepath.Join(t.TempDir(), "image")
+	content = randomBytes(int(size))
+	hole := content[size/4 : size/2]
+	clear(hole)
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	f.Truncate(size)
+	for _, r := range [][2]int64{{0, size / 4}, {size / 2, size}} {
+		if _, err := f.WriteAt(content[r[0]:r[1]], r[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return name, content
 }

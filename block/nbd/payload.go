@@ -54,9 +54,8 @@ func (p *Payload) Next(max int) ([]byte, error) {
 	return b, nil
 }
 
-// NextMax is the most that Payload.Next gives at once. It fits in a core's cache, which makes a long payload cheaper in
-// such pieces than as a whole.
-const NextMax = 256 << 10
+// NextMax is the most that Payload.Next gives at once.
+const NextMax = 1 << 20
 
 // Discard drops all that was not taken.
 func (p *Payload) Discard() error {

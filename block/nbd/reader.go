@@ -31,7 +31,7 @@ func newReader(src source, size int) *reader {
 
 // expect tells that a payload of n bytes comes, and probably more like it.
 func (r *reader) expect(n int) {
-	if r.ahead = len(r.buf); n > len(r.buf)/8 {
+	if r.ahead = len(r.buf); n > len(r.buf)/8 { // 1 MiB holds many shorter ones
 		r.ahead = aheadLarge
 	}
 }
