@@ -20,13 +20,18 @@ Targets:
   NAME           the one running VM of that name
   qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
   /run/qmp.sock  a running QEMU by its QMP socket
-  file:PATH      a dump (ELF core of dump-guest-memory, or raw RAM); just PATH too
+  file:PATH      a dump (ELF core of dump-guest-memory, or raw RAM); just PATH too.
+                 For the commands on disks: a raw image or a block device
+
+The commands on disks also take nbd+unix:///EXPORT?socket=PATH and
+nbd://HOST/EXPORT.
 
 Exit status: 0 done; 2 not done, or only in part, with one line on stderr that
 says why; 130 interrupted.`,
 		Example: `  vmscope vms
   vmscope ps web1
   vmscope lsmod dump.elf --json | jq -r .name
+  vmscope cat web1 /etc/passwd
   vmscope read web1 --sym linux_banner --string`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -54,6 +59,7 @@ says why; 130 interrupted.`,
 	root.AddGroup(
 		&cobra.Group{ID: "see", Title: "See:"},
 		&cobra.Group{ID: "process", Title: "Look into one process:"},
+		&cobra.Group{ID: "disk", Title: "Disks:"},
 		&cobra.Group{ID: "raw", Title: "Memory, symbols and types:"},
 	)
 	for _, c := range []*cobra.Command{
@@ -64,6 +70,10 @@ says why; 130 interrupted.`,
 	}
 	for _, c := range []*cobra.Command{a.mapsCmd(), a.envCmd()} {
 		c.GroupID = "process"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
+		c.GroupID = "disk"
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{a.symCmd(), a.typeCmd(), a.readCmd(), a.writeCmd(), a.dumpCmd()} {
