@@ -56,7 +56,7 @@ func (r *Recorder) Record(ctx context.Context, kernel string, sets []Set) error 
 			return err
 		}
 		base, disk := filepath.Join(dir, "base.img"), filepath.Join(dir, "disk.img")
-		if err := guestlab.MakeExt(base, s.size(), s.mke2fs(r.Seed)...); err != nil {
+		if err := r.makeBase(base, s); err != nil {
 			return err
 		}
 		if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", base, disk).CombinedOutput(); err != nil {
@@ -79,6 +79,22 @@ func (r *Recorder) Record(ctx context.Context, kernel string, sets []Set) error 
 		}
 	}
 	return nil
+}
+
+// makeBase makes the disk that a recording starts with.
+func (r *Recorder) makeBase(path string, s Set) error {
+	if s.After == "" {
+		return guestlab.MakeExt(path, s.size(), s.mke2fs(r.Seed)...)
+	}
+	from, err := fsoracle.ReadDir(filepath.Join(r.Dir, s.After))
+	if err != nil {
+		return fmt.Errorf("%s comes after %s: %w", s.Name, s.After, err)
+	}
+	image, err := from.Image(from.Points[2].Entries*2/5 + from.Points[3].Entries*3/5) // amid the third run
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, image, 0o644)
 }
 
 func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log string) error {
@@ -117,7 +133,7 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 		return point("unmounted")
 	}
 	ops := s.Ops
-	ops.Dir, ops.Seed, ops.Count = []byte(dir), s.seed(r.Seed), r.Count
+	ops.Dir, ops.Seed, ops.Count = []byte(dir), s.seed(r.Seed), cmp.Or(ops.Count, r.Count)
 	ops.Tell = r.Tell
 	ops.Sync = cmp.Or(ops.Sync, 60)
 	run := func() error {

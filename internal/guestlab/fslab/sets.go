@@ -13,6 +13,10 @@ type Set struct {
 	MiB      int64    // size of the disk; default 64
 	Mount    string   // options to mount with
 	Ops      guestlab.FSOps
+
+	// After names a set whose guest lost its power in the middle: the disk that it left is where this one starts, with a
+	// journal to recover. It is recorded after that set.
+	After string
 }
 
 // Sets are the sets of options that inference has to cope with.
@@ -23,6 +27,7 @@ func Sets() []Set {
 		{Name: "ext4-1k", About: "blocks of 1 KiB", Mke2fs: []string{"-b", "1024"}},
 		{Name: "data-journal", About: "file data in the journal, blocks of 2 KiB", Mke2fs: []string{"-b", "2048"}, Mount: "data=journal"},
 		{Name: "async-commit", About: "commit blocks that do not wait", Mount: "journal_async_commit,data=writeback"},
+		{Name: "async-commit-v1", About: "the same with the journal's first kind of checksum", Mke2fs: []string{"-b", "1024", "-O", "^64bit,^metadata_csum"}, Mount: "journal_async_commit,data=writeback"},
 		{Name: "small-journal", About: "a journal of 1 MiB, which wraps", Mke2fs: []string{"-b", "1024", "-J", "size=1"}, Ops: guestlab.FSOps{Sync: 15}},
 		{Name: "fast-commit-6.1", About: "fast commits by fsync, of an older kernel", Mke2fs: []string{"-b", "4096", "-O", "fast_commit"}, Ops: fsyncs},
 		{Name: "fast-commit", About: "fast commits by fsync", Mke2fs: []string{"-b", "4096", "-O", "fast_commit"}, Kernel: "sid-cloud", Ops: fsyncs},
@@ -44,9 +49,15 @@ func Sets() []Set {
 		{Name: "casefold", About: "a directory that ignores case", Mke2fs: []string{"-b", "4096", "-O", "casefold"}, Extended: "encoding=utf8", Kernel: "trixie-cloud",
 			Ops: guestlab.FSOps{Prepare: []guestlab.KeptDir{{Name: "keepfold", Casefold: true}}}},
 		{Name: "encrypt", About: "an encrypted directory", Mke2fs: []string{"-b", "4096", "-O", "encrypt,stable_inodes"}, Kernel: "bullseye-cloud",
-			Ops: guestlab.FSOps{Prepare: []guestlab.KeptDir{{Name: "keepcrypt", Encrypt: true}}}},
+			Ops: guestlab.FSOps{Prepare: []guestlab.KeptDir{{Name: "keepcrypt", Encrypt: true}}, MaxFile: 1000, Count: 120}},
 		{Name: "blocks-64k", About: "blocks of 64 KiB", Mke2fs: []string{"-b", "65536"}, MiB: 512, Kernel: "sid-cloud"},
 		{Name: "lazytime", About: "times kept in memory, no delayed allocation", Mke2fs: []string{"-b", "4096"}, Mount: "lazytime,nodelalloc"},
+		{Name: "lazy-init", About: "inode tables that the guest clears while it works", Mke2fs: []string{"-b", "4096"}, Extended: "nodiscard,lazy_itable_init=1,lazy_journal_init=1",
+			Mount: "init_itable=0", Kernel: "trixie-cloud"},
 		{Name: "inode-128", About: "inodes of 128 bytes", Mke2fs: []string{"-b", "1024", "-I", "128"}, Ops: fsyncs},
+		{Name: "recover-ext4", About: "recovery of a journal", After: "ext4"},
+		{Name: "recover-small-journal", About: "recovery of a journal that wrapped", After: "small-journal"},
+		{Name: "recover-ext3", About: "recovery of a journal without checksums", After: "ext3", Type: "ext3"},
+		{Name: "recover-fast-commit", About: "recovery of fast commits", After: "fast-commit", Kernel: "sid-cloud", Ops: fsyncs},
 	}
 }

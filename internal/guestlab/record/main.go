@@ -1,18 +1,25 @@
 // Command record has real guests write to disks and records it for the tests of fsinfer/ext4; see package fsoracle for
 // what a recording holds.
 //
-//	record [-seed N] [-count N] [-dir DIR] [NAME…]   record the named sets (default: all) into DIR/NAME/
+//	record [-seed N] [-count N] [-dir DIR] [-pack DIR2] [NAME…]
+//
+// It records the named sets (default: all) into DIR/NAME, and packs them into DIR2/NAME.tar.zst. The tests' own are made by
+//
+//	go run ./internal/guestlab/record -pack fsinfer/ext4/testdata/streams
 package main
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 
+	"vmscope/internal/fsoracle"
 	"vmscope/internal/guestlab/fslab"
 )
 
@@ -28,17 +35,43 @@ func main() {
 
 func run(ctx context.Context) error {
 	r := fslab.Recorder{Say: os.Stderr}
-	flag.StringVar(&r.Dir, "dir", "streams", "directory to write to")
+	flag.StringVar(&r.Dir, "dir", filepath.Join(os.TempDir(), "streams"), "directory to write to")
 	flag.Uint64Var(&r.Seed, "seed", 1, "of the random operations")
 	flag.IntVar(&r.Count, "count", 250, "operations between two points")
+	pack := flag.String("pack", "", "directory for packed recordings")
 	flag.BoolVar(&r.Tell, "v", false, "say each operation")
 	flag.Parse()
+	var first, then []fslab.Set
+	for _, s := range fslab.Sets() {
+		switch {
+		case flag.NArg() > 0 && !slices.Contains(flag.Args(), s.Name):
+		case s.After != "":
+			then = append(then, s)
+		default:
+			first = append(first, s)
+		}
+	}
+	for _, sets := range [][]fslab.Set{first, then} {
+		if err := record(ctx, &r, sets); err != nil {
+			return err
+		}
+	}
+	if *pack == "" {
+		return nil
+	}
+	for _, s := range append(first, then...) {
+		if err := packOne(filepath.Join(r.Dir, s.Name), filepath.Join(*pack, s.Name+fsoracle.Extension)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record records the sets with one guest for each kernel.
+func record(ctx context.Context, r *fslab.Recorder, sets []fslab.Set) error {
 	byKernel := map[string][]fslab.Set{}
 	var kernels []string
-	for _, s := range fslab.Sets() {
-		if flag.NArg() > 0 && !slices.Contains(flag.Args(), s.Name) {
-			continue
-		}
+	for _, s := range sets {
 		k := cmp.Or(s.Kernel, "bookworm-cloud")
 		if byKernel[k] == nil {
 			kernels = append(kernels, k)
@@ -51,4 +84,15 @@ func run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func packOne(dir, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fsoracle.Pack(f, dir), f.Close())
 }
