@@ -76,7 +76,7 @@ func (h *hold) recv(a, b []byte) (int, error) {
 
 // serve answers requests until the connection ends.
 func (c *serverConn) serve(ss *session) error {
-	st, err := newStream(ss.conn)
+	st, err := newStream(ss.conn, ss.srv.Dedicated)
 	if err != nil {
 		return err
 	}

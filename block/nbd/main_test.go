@@ -48,7 +48,7 @@ func serveFile(sock, file string) error {
 	defer d.Close()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	s := &Server{Exports: []Export{{Device: d}}}
+	s := &Server{Exports: []Export{{Device: d}}, Dedicated: true}
 	return s.Serve(ctx, ln)
 }
 

@@ -31,12 +31,12 @@ type stream interface {
 }
 
 // newStream makes the fastest stream that conn allows, and owns it.
-func newStream(conn net.Conn) (stream, error) {
+func newStream(conn net.Conn, dedicated bool) (stream, error) {
 	switch c := conn.(type) {
 	case *net.UnixConn:
-		return newSocket(c)
+		return newSocket(c, dedicated)
 	case *net.TCPConn:
-		return newSocket(c)
+		return newSocket(c, dedicated)
 	}
 	return &connStream{conn}, nil
 }
@@ -65,16 +65,16 @@ var errNoSendFile = errors.New("nbd: cannot send from a file here")
 // socket is a stream over a blocking socket: a goroutine that waits for a request waits in the kernel, which spares the
 // ways through the runtime's poller and scheduler that a request would cost otherwise.
 //
-// It goes further while requests follow each other closely: then the wait is one that the runtime is not told of, so that
-// it does not hand the goroutine's P over, and wake threads to do it, each time. Such a wait is short: it ends by the
-// socket's timeout, and by the signal with which the runtime stops a goroutine (a receive with a timeout is interrupted
-// by signals, SA_RESTART or not; signal(7)). As it keeps a P, there are never more of them than one less than there
-// are Ps.
+// In a process that is dedicated to serving it goes further while requests follow each other closely: then the wait is
+// one that the runtime is not told of, so that it does not hand the goroutine's P over, and wake threads to do it, each
+// time. Such a wait is short: it ends by the socket's timeout, and by the signal with which the runtime stops a goroutine
+// (a receive with a timeout is interrupted by signals, SA_RESTART or not; signal(7)). As it keeps a P, there are never
+// more of them than one less than there are Ps.
 type socket struct {
 	fd  int
 	iov [2]unix.Iovec
 	msg unix.Msghdr
-	// hotMax is the number of Ps.
+	// hotMax is the number of Ps, or 0 if the runtime is to know of each wait.
 	hotMax int32
 
 	mu     sync.Mutex // closed against drain and abort
@@ -95,7 +95,7 @@ const socketBuffer = 4 << 20
 func newSocket(conn interface {
 	net.Conn
 	syscall.Conn
-}) (*socket, error) {
+}, dedicated bool) (*socket, error) {
 	defer conn.Close()
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -114,6 +114,9 @@ func newSocket(conn interface {
 	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
+	if !dedicated {
+		return &socket{fd: fd}, nil
+	}
 	tv := unix.NsecToTimeval(int64(hotWait))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		unix.Close(fd)
@@ -143,6 +146,7 @@ func (s *socket) recv(a, b []byte) (int, error) {
 		hot.Add(-1)
 		switch {
 		case no == unix.EINTR:
+			runtime.Gosched() // it was the runtime that wants this goroutine to stop
 		case no == unix.EAGAIN: // nothing for a while
 			unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1)
 		case no != 0:
