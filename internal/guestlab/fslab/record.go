@@ -49,7 +49,7 @@ func (s *Set) size() int64    { return cmp.Or(s.MiB, 64) << 20 }
 
 // Record boots one guest of the kernel with a disk for each set and records what it does with them, one after the other.
 func (r *Recorder) Record(ctx context.Context, kernel string, sets []Set) error {
-	cfg := guestlab.Config{Kernel: kernel, Modules: []string{"xts", "cts", "sha512_generic"}}
+	cfg := guestlab.Config{Kernel: kernel, Modules: cryptoModules}
 	for _, s := range sets {
 		dir := filepath.Join(r.Dir, s.Name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
