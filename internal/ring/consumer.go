@@ -9,14 +9,22 @@ import (
 	"time"
 )
 
-// Consumer reads records. Its methods are for one goroutine at a time.
+// Consumer reads records. Its methods are for one goroutine at a time, but for Wait, which may run beside Scan and At.
 type Consumer struct {
 	s    *shared
 	wake *os.File
-	tail uint64 // of the record that was given last, or of the next
-	held uint64 // size of the record that was given last and is not released
+	cur  uint64 // of the next record
+	tail uint64 // all below it was released
 	seen uint64 // how far Scan has looked
+	// kept are the positions of the records from tail to cur.
+	kept []uint64
+	// Lag is how many bytes of records that were given stay in the ring, as long as it is not half full. Set it before
+	// the first Next.
+	Lag int
 }
+
+// maxKept bounds the number of records that stay.
+const maxKept = 256
 
 // NewConsumer opens a ring for reading from where an earlier consumer was. files stay the caller's; Wake is used until
 // Close.
@@ -30,7 +38,7 @@ func NewConsumer(files Files) (*Consumer, error) {
 		s.close()
 		return nil, fmt.Errorf("position %d: %w", t, ErrDamaged)
 	}
-	return &Consumer{s: s, wake: files.Wake, tail: t, seen: t}, nil
+	return &Consumer{s: s, wake: files.Wake, cur: t, tail: t, seen: t}, nil
 }
 
 // Close unmaps the ring: data that was given is void.
@@ -41,12 +49,15 @@ func (c *Consumer) Leave() {
 	c.s.word(hdrAbsent).Store(1)
 }
 
-// Pos is the position of the record that Next gave last.
-func (c *Consumer) Pos() uint64 { return c.tail }
+// Pos is the position of the record that comes next. Positions rise, and wrap at 2^64.
+func (c *Consumer) Pos() uint64 { return c.cur }
 
-// Backlog is how much of the ring is filled: bytes, of how many.
+// Tail is the position of the oldest record that is still in the ring.
+func (c *Consumer) Tail() uint64 { return c.tail }
+
+// Backlog is how much of the ring was not read yet: bytes, of how many.
 func (c *Consumer) Backlog() (n, of int64) {
-	return int64(min(c.s.word(hdrHead).Load()-c.tail, c.s.size)), int64(c.s.size)
+	return int64(min(c.s.word(hdrHead).Load()-c.cur, c.s.size)), int64(c.s.size)
 }
 
 // Beat is when the producer last said that it lives.
@@ -76,44 +87,57 @@ func (c *Consumer) record(pos, head uint64) (r Record, state uint32, size uint64
 // top is the position behind the last record.
 func (c *Consumer) top() (uint64, error) {
 	head := c.s.word(hdrHead).Load()
-	if head%headSize != 0 || head-c.tail > c.s.size {
-		return 0, fmt.Errorf("positions %d and %d: %w", c.tail, head, ErrDamaged)
+	if head%headSize != 0 || head-c.tail > c.s.size || head-c.tail < c.cur-c.tail {
+		return 0, fmt.Errorf("positions %d, %d and %d: %w", c.tail, c.cur, head, ErrDamaged)
 	}
 	return head, nil
 }
 
-// release frees the record that was given last.
-func (c *Consumer) release() {
-	if c.held > 0 {
-		c.tail += c.held
-		c.held = 0
-		c.s.word(hdrTail).Store(c.tail)
+// release frees what need not stay.
+func (c *Consumer) release(head uint64) {
+	lag := uint64(max(c.Lag, 0))
+	if head-c.tail > c.s.size/2 {
+		lag = 0
 	}
+	n := 0
+	for n < len(c.kept) && (c.cur-c.kept[n] > lag || len(c.kept)-n > maxKept) {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	c.tail = c.cur
+	if n < len(c.kept) {
+		c.tail = c.kept[n]
+	}
+	c.kept = c.kept[:copy(c.kept, c.kept[n:])]
+	c.s.word(hdrTail).Store(c.tail)
 }
 
-// Poll gives the next record if it is there. The one before it is void.
+// Poll gives the next record if it is there. The one before it is void, unless Lag keeps it.
 func (c *Consumer) Poll() (r Record, ok bool, err error) {
-	c.release()
-	for {
-		head, err := c.top()
-		if err != nil || head == c.tail {
-			return Record{}, false, err
-		}
-		r, state, size, err := c.record(c.tail, head)
+	head, err := c.top()
+	if err != nil {
+		return Record{}, false, err
+	}
+	c.release(head)
+	for c.cur != head {
+		r, state, size, err := c.record(c.cur, head)
 		if err != nil {
 			return Record{}, false, err
 		}
-		switch state {
-		case busy:
+		if state == busy {
 			return Record{}, false, nil
-		case void:
-			c.held = size
-			c.release()
+		}
+		c.kept = append(c.kept, c.cur)
+		c.cur += size
+		if state == void {
+			c.release(head)
 			continue
 		}
-		c.held = size
 		return r, true, nil
 	}
+	return Record{}, false, nil
 }
 
 // Next waits for the next record. When ctx ends, the error is its; Next may be called again with another.
@@ -123,20 +147,20 @@ func (c *Consumer) Next(ctx context.Context) (Record, error) {
 		if ok || err != nil {
 			return r, err
 		}
-		if err := c.sleep(ctx); err != nil {
+		if err := c.Wait(ctx); err != nil {
 			return Record{}, err
 		}
 	}
 }
 
-// sleep returns when there may be a record.
-func (c *Consumer) sleep(ctx context.Context) error {
+// Wait returns when there may be a record, or when ctx has ended, with its error.
+func (c *Consumer) Wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	w := c.s.word(hdrWaiting)
 	w.Store(1)
-	if head := c.s.word(hdrHead).Load(); head != c.tail && (head-c.tail > c.s.size || c.s.state(c.tail).Load() != busy) {
+	if head := c.s.word(hdrHead).Load(); head != c.cur && c.s.state(c.cur).Load() != busy {
 		w.Store(0)
 		return nil
 	}
@@ -147,22 +171,22 @@ func (c *Consumer) sleep(ctx context.Context) error {
 	_, err := c.wake.Read(b[:])
 	w.Store(0)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return nil // an earlier context's
+		return ctx.Err() // nil: it was an earlier context's
 	}
 	return err
 }
 
-// Scan calls f for every record ahead that Scan has not seen yet, also those that are not ready to be given: f may keep
-// nothing of r but its position. It may be called between two Next.
+// Wake makes a Wait return.
+func (c *Consumer) Wake() { c.wake.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
+// Scan calls f for every record that Scan has not seen yet, up to the newest, also those that are not ready to be given: f
+// may keep nothing of r but its position. It may be called between two Next.
 func (c *Consumer) Scan(f func(pos uint64, r Record)) error {
 	head, err := c.top()
 	if err != nil {
 		return err
 	}
-	if c.seen-c.tail > c.s.size { // consumed meanwhile
+	if c.seen-c.tail > c.s.size { // released meanwhile
 		c.seen = c.tail
 	}
 	if head-c.seen > c.s.size {
@@ -173,10 +197,11 @@ func (c *Consumer) Scan(f func(pos uint64, r Record)) error {
 		if err != nil {
 			return err
 		}
-		if state == ready || state == busy && r.Kind != PreImage {
+		if state == busy && r.Kind == PreImage {
+			return nil // nobody's write waits on it yet
+		}
+		if state != void {
 			f(c.seen, r)
-		} else if state == busy {
-			return nil // a pre-image that is being written: nobody's write waits on it yet
 		}
 		c.seen += size
 	}

@@ -110,6 +110,27 @@ func (p *Producer) Append(r Record) bool {
 	return true
 }
 
+// AppendAll makes whole records that follow on each other directly, or none of them.
+func (p *Producer) AppendAll(list []Record) bool {
+	var sum uint64
+	for i := range list {
+		sum += total(len(list[i].Data))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.room(sum) || !p.tellLost(sum) {
+		p.lose(1, Overflow)
+		return false
+	}
+	for i := range list {
+		s := p.put(list[i], len(list[i].Data))
+		copy(s.Data, list[i].Data)
+		s.state.Store(ready)
+	}
+	p.signal()
+	return true
+}
+
 // Lose says that n writes are missing from here on.
 func (p *Producer) Lose(n uint64, why Reason) {
 	p.mu.Lock()

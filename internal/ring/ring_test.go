@@ -166,6 +166,32 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// Records that were given stay as long as there is room.
+func TestLag(t *testing.T) {
+	p, c, _ := pair(t, small, 0)
+	c.Lag = small / 4
+	p.Append(Record{Kind: PreImage, Len: 3, Data: []byte("old")})
+	for range 3 {
+		p.Append(Record{Kind: Write, Len: 64, Data: make([]byte, 64)})
+		c.Poll()
+	}
+	if r, err := c.At(0); err != nil || string(r.Data) != "old" {
+		t.Errorf("%v, %v", r, err)
+	}
+	for range small / 2 / 128 {
+		p.Append(Record{Kind: Write, Len: 64, Data: make([]byte, 64)})
+	}
+	if c.Poll(); c.Tail() == 0 {
+		t.Error("kept though the ring fills")
+	}
+	if !p.AppendAll([]Record{{Kind: PreImage, Len: 1, Data: []byte("x")}, {Kind: Write}}) {
+		t.Error("no room")
+	}
+	if p.AppendAll(make([]Record, small/headSize)) {
+		t.Error("more than fits")
+	}
+}
+
 func TestNextWaits(t *testing.T) {
 	p, c, _ := pair(t, small, 0)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -300,7 +326,7 @@ func FuzzHostile(f *testing.F) {
 		clear(c.s.at(0, small))
 		copy(c.s.at(0, small), b)
 		tail &^= headSize - 1
-		c.tail, c.seen, c.held = tail, tail, 0
+		c.tail, c.cur, c.seen, c.kept = tail, tail, tail, nil
 		c.s.word(hdrHead).Store(head)
 		steps := 0
 		scanned := 0

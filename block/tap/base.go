@@ -1,0 +1,39 @@
+package tap
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"vmscope/block"
+	"vmscope/block/nbd"
+)
+
+// content makes the disk's content readable, and says how: through an export of QEMU's, else in the image itself.
+func (m *mirror) content(ctx context.Context) (message, error) {
+	socket, err := m.export(ctx)
+	if err == nil {
+		return message{Kind: msgAttached, PID: os.Getpid(), Socket: socket, Export: m.ID}, nil
+	}
+	if m.Raw != "" && ctx.Err() == nil {
+		// A raw image holds what QEMU has written by now: it is the same host's page cache.
+		if f, ferr := block.OpenFile(m.Raw); ferr == nil {
+			defer f.Close()
+			if f.Size() >= m.Size {
+				return message{Kind: msgAttached, PID: os.Getpid(), File: m.Raw}, nil
+			}
+		}
+	}
+	return message{}, err
+}
+
+// dialBase opens what an "attached" message tells.
+func dialBase(ctx context.Context, m message) (base, error) {
+	if m.Socket == "" {
+		return block.OpenFile(m.File)
+	}
+	return nbd.DialAddress(ctx, nbd.Address{Network: "unix", Addr: m.Socket, Export: m.Export}, nbd.Options{Timeout: readPatience})
+}
+
+// readPatience bounds a read of the disk's content: a guest that is stopped in the middle of a drain does not answer.
+const readPatience = 20 * time.Second

@@ -1,0 +1,209 @@
+package tap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"vmscope/internal/qmp"
+	"vmscope/vm/qemu"
+)
+
+// Disk is a disk of a running machine. All strings come from its command line or its manager.
+type Disk struct {
+	Name     string // as a Linux guest would call it: "vda", "sdb", "nvme0n1"; a guess by the kind and order of devices
+	ID       string // of the device or drive; "" if nobody gave it one
+	Node     string // block node that the guest's device uses
+	QDev     string // path of the device in QEMU's object tree
+	Format   string // driver of the node: "raw", "qcow2", …
+	File     string // what is below, as QEMU writes it
+	Size     int64  // bytes, as the guest sees it
+	ReadOnly bool
+}
+
+func (d Disk) String() string {
+	if d.ID == "" || d.ID == d.Name {
+		return fmt.Sprintf("disk %q", d.Name)
+	}
+	return fmt.Sprintf("disk %q (%q)", d.Name, d.ID)
+}
+
+// ErrNoDisk says that a machine has no such disk.
+var ErrNoDisk = errors.New("no such disk")
+
+// Disks lists the disks of a running QEMU (a name, a PID or a QMP socket's path, as of qemu.Find) that hold a medium.
+// CD-ROMs and floppy disks are among them.
+func Disks(ctx context.Context, target string) ([]Disk, error) {
+	p, err := qemu.Find(target)
+	if err != nil {
+		return nil, err
+	}
+	m, err := p.Monitor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	return disks(ctx, m)
+}
+
+// disks asks a monitor.
+func disks(ctx context.Context, m qmp.Monitor) ([]Disk, error) {
+	var reply []blockInfo
+	if err := qmp.Query(ctx, m, "query-block", nil, &reply); err != nil {
+		return nil, err
+	}
+	types := map[string]string{}
+	for _, b := range reply {
+		if path, ok := device(b.QDev); ok {
+			var s string
+			if qmp.Query(ctx, m, "qom-get", map[string]string{"path": path, "property": "type"}, &s) == nil {
+				types[b.QDev] = s
+			}
+		}
+	}
+	return list(reply, types), nil
+}
+
+// blockInfo is what is used of QEMU's BlockInfo (qapi/block-core.json).
+type blockInfo struct {
+	Device   string `json:"device"`
+	QDev     string `json:"qdev"`
+	Inserted *struct {
+		Node  string `json:"node-name"`
+		Drv   string `json:"drv"`
+		File  string `json:"file"`
+		RO    bool   `json:"ro"`
+		Image struct {
+			Size int64 `json:"virtual-size"`
+		} `json:"image"`
+	} `json:"inserted"`
+}
+
+// device gives the object of a device: of virtio disks query-block names a part of it.
+func device(qdev string) (string, bool) {
+	return strings.TrimSuffix(qdev, "/virtio-backend"), strings.HasPrefix(qdev, "/")
+}
+
+// list makes disks of an answer; types are the devices' types by their path.
+func list(reply []blockInfo, types map[string]string) []Disk {
+	var out []Disk
+	count := map[string]int{}
+	for _, b := range reply {
+		if b.Inserted == nil || b.Inserted.Node == "" || b.Inserted.Image.Size <= 0 {
+			continue
+		}
+		d := Disk{
+			Node: b.Inserted.Node, QDev: b.QDev, Format: b.Inserted.Drv, File: file(b.Inserted.File),
+			Size: b.Inserted.Image.Size, ReadOnly: b.Inserted.RO,
+		}
+		path, _ := device(b.QDev)
+		if id, ok := strings.CutPrefix(path, "/machine/peripheral/"); ok && !strings.Contains(id, "/") {
+			d.ID = id
+		} else if !strings.HasPrefix(b.QDev, "/") {
+			d.ID = b.QDev // older QEMUs give the id itself
+		}
+		if d.ID == "" {
+			d.ID = b.Device
+		}
+		d.Name = guess(types[b.QDev], b.QDev, count)
+		out = append(out, d)
+	}
+	return out
+}
+
+// guess names a disk as Linux would, if its devices come in the order in which they were made.
+func guess(typ, qdev string, count map[string]int) string {
+	prefix := "sd"
+	switch {
+	case strings.HasSuffix(typ, "-cd"):
+		prefix = "sr"
+	case strings.Contains(typ, "floppy"):
+		prefix = "fd"
+	case strings.HasPrefix(typ, "virtio-blk"), strings.HasPrefix(typ, "vhost-user-blk"), strings.HasSuffix(qdev, "/virtio-backend"):
+		prefix = "vd"
+	case strings.HasPrefix(typ, "nvme"):
+		prefix = "nvme"
+	}
+	n := count[prefix]
+	count[prefix]++
+	switch prefix {
+	case "nvme":
+		return "nvme" + strconv.Itoa(n) + "n1"
+	case "sr", "fd":
+		return prefix + strconv.Itoa(n)
+	}
+	return prefix + letters(n)
+}
+
+// letters counts as Linux does: a, …, z, aa, ab, …
+func letters(n int) string {
+	s := ""
+	for n++; n > 0; n = (n - 1) / 26 {
+		s = string(rune('a'+(n-1)%26)) + s
+	}
+	return s
+}
+
+// file makes a path of what QEMU says of a node's file: a JSON description where a path does not tell all.
+func file(s string) string {
+	j, ok := strings.CutPrefix(s, "json:")
+	if !ok {
+		return s
+	}
+	var d struct {
+		Filename string `json:"filename"`
+		File     struct {
+			Filename string `json:"filename"`
+		} `json:"file"`
+	}
+	if json.Unmarshal([]byte(j), &d) != nil {
+		return s
+	}
+	for _, f := range []string{d.Filename, d.File.Filename} {
+		if f != "" {
+			return f
+		}
+	}
+	return s
+}
+
+// choose finds a disk by its id, node, device path, or guessed name, in this order. "" is the only one that can be
+// written.
+func choose(all []Disk, name string) (Disk, error) {
+	if name == "" {
+		var w []Disk
+		for _, d := range all {
+			if !d.ReadOnly {
+				w = append(w, d)
+			}
+		}
+		if len(w) == 1 {
+			return w[0], nil
+		}
+		return Disk{}, fmt.Errorf("%w: which of %d? %s", ErrNoDisk, len(w), names(w))
+	}
+	for _, key := range []func(Disk) string{
+		func(d Disk) string { return d.ID }, func(d Disk) string { return d.Node }, func(d Disk) string { return d.QDev },
+		func(d Disk) string { return d.Name }, func(d Disk) string { return "/dev/" + d.Name },
+	} {
+		if i := slices.IndexFunc(all, func(d Disk) bool { return key(d) == name }); i >= 0 {
+			return all[i], nil
+		}
+	}
+	return Disk{}, fmt.Errorf("%w: %q; there are: %s", ErrNoDisk, name, names(all))
+}
+
+func names(all []Disk) string {
+	if len(all) == 0 {
+		return "none"
+	}
+	var s []string
+	for _, d := range all {
+		s = append(s, d.String())
+	}
+	return strings.Join(s, ", ")
+}

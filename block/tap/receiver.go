@@ -1,0 +1,252 @@
+package tap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"vmscope/block/nbd"
+	"vmscope/internal/ring"
+)
+
+// spec says what a receiver is to do. It goes to the helper processes as JSON.
+type spec struct {
+	Mirror *mirror `json:"mirror,omitempty"`
+	Size   int64   `json:"size"` // of the disk, bytes
+	// Again counts the receivers that were started before.
+	Again int `json:"again,omitempty"`
+}
+
+// receiver takes the writes of one disk: it puts them into the ring and answers at once. It runs in a process of its own,
+// so that neither what reads the ring nor who stops it holds up the guest; in the program itself only where that cannot be.
+type receiver struct {
+	spec spec
+	ctl  control
+	feed *feed
+
+	mu     sync.Mutex
+	base   *message // the "attached" message: how to reach the disk's content
+	reason error    // why the context was ended
+	stop   context.CancelFunc
+}
+
+// newReceiver opens the ring. files and ctl stay the caller's.
+func newReceiver(s spec, files ring.Files, ctl *os.File) (*receiver, error) {
+	p, err := ring.NewProducer(files)
+	if err != nil {
+		return nil, err
+	}
+	if s.Again > 0 {
+		p.Lose(1, ring.Restarted)
+	}
+	return &receiver{spec: s, ctl: control{ctl}, feed: newFeed(p, s.Size)}, nil
+}
+
+// errReaderGone says that whoever read the ring has ended.
+var errReaderGone = errors.New("the reader of the tap has ended")
+
+// run works until the reader is gone, or somebody asks for the disk, or it fails for good; what it says then is what it
+// told the reader. It leaves nothing behind in QEMU.
+func (r *receiver) run(ctx context.Context) error {
+	ctx, r.stop = context.WithCancel(ctx)
+	defer r.stop()
+	done := make(chan struct{})
+	defer close(done)
+	go r.feed.beat(done)
+	r.ctl.send(message{Kind: msgReceiver, PID: os.Getpid()})
+	go r.listen()
+	err := r.work(ctx)
+	r.mu.Lock()
+	if r.reason != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = r.reason
+	}
+	r.mu.Unlock()
+	r.ctl.send(pack(msgEnded, err))
+	return err
+}
+
+func (r *receiver) work(ctx context.Context) error {
+	switch {
+	case r.spec.Mirror != nil:
+		return r.mirror(ctx, r.spec.Mirror)
+	}
+	return errors.New("nothing to receive from")
+}
+
+// end makes run end, and says why.
+func (r *receiver) end(why error) {
+	r.mu.Lock()
+	if r.reason == nil {
+		r.reason = why
+	}
+	r.mu.Unlock()
+	r.stop()
+}
+
+// listen does what the reader says.
+func (r *receiver) listen() {
+	buf := make([]byte, maxMessage)
+	for {
+		m, err := r.ctl.receive(buf)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return
+		case errors.Is(err, errGone):
+			r.feed.ring.Desert()
+			r.end(errReaderGone)
+			return
+		case err != nil:
+			continue
+		}
+		switch m.Kind {
+		case msgDetach:
+			why := unpack(m)
+			if why == nil {
+				why = errReaderGone
+			}
+			r.end(why)
+		}
+	}
+}
+
+// Patience with QEMU's monitor, which others may be using for a moment.
+const (
+	attachPatience = 15 * time.Second
+	detachPatience = 8 * time.Second
+)
+
+// mirror receives from a mirror job.
+func (r *receiver) mirror(ctx context.Context, m *mirror) error {
+	left, err := m.offer(r.end)
+	if err != nil {
+		return err
+	}
+	defer left()
+	srv := &nbd.Server{Exports: []nbd.Export{{Device: &sink{r.feed, m.Size}, MaxConns: 1}}}
+	defer srv.Close()
+	for again := false; ; again = true {
+		if again {
+			r.feed.ring.Lose(1, ring.Restarted)
+		}
+		ended := make(chan error, 1)
+		err := r.attach(ctx, m, func(c net.Conn) {
+			go func() { ended <- srv.ServeConn(context.Background(), c) }()
+		})
+		if err == nil {
+			err = r.watch(ctx, m, ended)
+		}
+		if err == nil {
+			continue // the job is still there but not the connection: make it anew
+		}
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
+		derr := retry(dctx, func() error { return m.detach(dctx) })
+		cancel()
+		if derr != nil && !errors.Is(derr, ErrGuestEnded) && ctx.Err() == nil {
+			err = errors.Join(err, derr)
+		}
+		return err
+	}
+}
+
+// attach attaches and tells the reader.
+func (r *receiver) attach(ctx context.Context, m *mirror, serve func(net.Conn)) error {
+	actx, cancel := context.WithTimeout(ctx, attachPatience)
+	defer cancel()
+	if err := m.attach(actx, serve); err != nil {
+		return err
+	}
+	base, err := m.content(actx)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.base = &base
+	r.mu.Unlock()
+	return r.ctl.send(base)
+}
+
+// checkEvery is how often a disk that is not written to is looked at: a job that somebody cancelled leaves its connection
+// open.
+const checkEvery = 3 * time.Second
+
+// watch waits for the end of the job, and says what it means. nil: try again.
+func (r *receiver) watch(ctx context.Context, m *mirror, ended <-chan error) error {
+	t := time.NewTicker(checkEvery)
+	defer t.Stop()
+	last := r.feed.taken.Load()
+	for {
+		select {
+		case err := <-ended:
+			return r.broken(ctx, m, err)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+		if n := r.feed.taken.Load(); n != last {
+			last = n
+			continue
+		}
+		qctx, cancel := context.WithTimeout(ctx, checkEvery)
+		there, err := m.attached(qctx)
+		cancel()
+		switch {
+		case errors.Is(err, ErrGuestEnded):
+			return err
+		case err == nil && !there:
+			return m.cancelled()
+		}
+	}
+}
+
+// cancelled says that the job is gone and that it was not us.
+func (m *mirror) cancelled() error {
+	return fmt.Errorf("%s: %w: the mirror job was cancelled", m.Name, ErrDetached)
+}
+
+// broken says what it means that the job's connection has ended. nil: try again.
+func (r *receiver) broken(ctx context.Context, m *mirror, served error) error {
+	// A QEMU that ends closes its disks first.
+	for range 40 {
+		if _, err := m.process(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+		there, err := m.attached(ctx)
+		if errors.Is(err, ErrGuestEnded) {
+			return err
+		}
+		if err == nil && there {
+			return nil
+		}
+		if err == nil && served == nil { // QEMU took its leave: the job was cancelled
+			break
+		}
+	}
+	if served != nil && !errors.Is(served, nbd.ErrShutdown) {
+		return nil
+	}
+	return m.cancelled()
+}
+
+// retry repeats f until it does not fail or ctx ends.
+func retry(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
