@@ -195,24 +195,38 @@ func (f Format) commit(block []byte) (c commitInfo, err error) {
 	return c, nil
 }
 
-// dataSeed is the checksum that the blocks of a transaction go on from.
-func (f Format) dataSeed(tid uint32) uint32 {
-	return crc32c(f.Seed, binary.BigEndian.AppendUint32(nil, tid))
+// dataShift makes the checksum of a block of the transaction tid from that of the block alone, by exclusive or. CRCs are
+// linear: what comes before a block changes the sum in the same way, whatever the block holds.
+func (f Format) dataShift(tid uint32) uint32 {
+	seed := f.Seed
+	for shift := 24; shift >= 0; shift -= 8 {
+		seed = castagnoli[byte(seed)^byte(tid>>shift)] ^ seed>>8
+	}
+	return crc32c(seed, zeros[:f.BlockSize])
 }
 
-// matches verifies a logged block, as it lies in the journal, against its tag.
-func (f Format) matches(t Tag, seed uint32, data []byte) bool {
+// matches verifies the checksum of a logged block, as it lies in the journal, against its tag.
+func (f Format) matches(t Tag, sum uint32) bool {
 	switch f.Csum {
 	case 2:
-		return uint16(crc32c(seed, data)) == uint16(t.Checksum)
+		return uint16(sum) == uint16(t.Checksum)
 	case 3:
-		return crc32c(seed, data) == t.Checksum
+		return sum == t.Checksum
 	}
 	return true
 }
 
+// sum is the checksum of a block alone, where tags have checksums.
+func (f Format) sum(block []byte) uint32 {
+	if f.Csum < 2 {
+		return 0
+	}
+	return crc32c(0, block)
+}
+
+var zeros [65536]byte
+
 // crcWithout is the CRC-32C of b with the four bytes at off taken as zero.
 func crcWithout(seed uint32, b []byte, off int) uint32 {
-	var zero [4]byte
-	return crc32c(crc32c(crc32c(seed, b[:off]), zero[:]), b[off+4:])
+	return crc32c(crc32c(crc32c(seed, b[:off]), zeros[:4]), b[off+4:])
 }

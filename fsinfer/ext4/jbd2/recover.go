@@ -57,7 +57,7 @@ type recovery struct {
 
 // scan finds the end of the log: the tid behind the last transaction.
 func (r *recovery) scan() (end uint32, err error) {
-	src := &scratch{read: r.read, p: make([]byte, r.sb.BlockSize)}
+	src := &scratch{f: r.sb.Format(), read: r.read, p: make([]byte, r.sb.BlockSize)}
 	var w walk
 	w.setUp(r.sb, src)
 	tid, pos := r.sb.Sequence, r.sb.Start
@@ -107,7 +107,7 @@ func (r *recovery) torn(w *walk, pos uint32, prev int64, err error) error {
 
 // replay applies the transactions before end.
 func (r *recovery) replay(end uint32, apply func(*Tx) error) error {
-	src := &keeper{read: r.read, size: int(r.sb.BlockSize)}
+	src := &keeper{f: r.sb.Format(), read: r.read}
 	var w walk
 	w.setUp(r.sb, src)
 	pos := r.sb.Start
@@ -154,25 +154,30 @@ func (r *recovery) unchanged() error {
 
 // scratch is a source for those who need one block at a time.
 type scratch struct {
+	f    Format
 	read func(p []byte, index uint32) error
 	p    []byte
 }
 
-func (s *scratch) block(index uint32) ([]byte, error) { return s.p, s.read(s.p, index) }
+func (s *scratch) block(index uint32) ([]byte, uint32, error) {
+	err := s.read(s.p, index)
+	return s.p, s.f.sum(s.p), err
+}
 
 // keeper is a source whose blocks stay until used is set back.
 type keeper struct {
+	f    Format
 	read func(p []byte, index uint32) error
-	size int
 	bufs [][]byte
 	used int
 }
 
-func (k *keeper) block(index uint32) ([]byte, error) {
+func (k *keeper) block(index uint32) ([]byte, uint32, error) {
 	if k.used == len(k.bufs) {
-		k.bufs = append(k.bufs, make([]byte, k.size))
+		k.bufs = append(k.bufs, make([]byte, k.f.BlockSize))
 	}
 	p := k.bufs[k.used]
 	k.used++
-	return p, k.read(p, index)
+	err := k.read(p, index)
+	return p, k.f.sum(p), err
 }

@@ -28,6 +28,7 @@ type Stream struct {
 	// early is set until the first commit is seen: parts of its transaction may have been written before we watched, and
 	// are read from the disk.
 	early bool
+	blank bool // and cannot be read; nothing was seen yet
 
 	w    walk
 	held bool // w waits for blocks of a commit that came before them, which is at index heldAt
@@ -39,6 +40,7 @@ type slot struct {
 	data []byte
 	kind Kind
 	tid  uint32
+	sum  uint32 // Format.sum of data
 }
 
 // NewStream makes a Stream for a journal whose superblock is sb. read gives the present content of a journal block; it is
@@ -47,7 +49,7 @@ func NewStream(sb *Super, read func(p []byte, index uint32) error) (*Stream, err
 	if err := sb.validate(); err != nil {
 		return nil, err
 	}
-	s := &Stream{read: read, slots: make(map[uint32]slot), early: read != nil}
+	s := &Stream{read: read, slots: make(map[uint32]slot), early: read != nil, blank: read == nil}
 	s.use(sb)
 	return s, nil
 }
@@ -64,6 +66,10 @@ func (s *Stream) Super() *Super { return &s.sb }
 func (s *Stream) Skip(tid uint32) {
 	if !s.known || newer(tid, s.last) {
 		s.known, s.last, s.told = true, tid, true
+	}
+	if s.held && !newer(s.w.tid, s.last) {
+		s.held = false
+		s.seen(s.heldAt, s.w.tid)
 	}
 }
 
@@ -111,6 +117,9 @@ func (s *Stream) put(index uint32, data []byte, kind Kind, tid uint32) (*Tx, err
 	}
 	copy(sl.data, data)
 	sl.kind, sl.tid = kind, tid
+	if kind == Data { // now, while it is in the processor's cache
+		sl.sum = s.w.f.sum(sl.data)
+	}
 	s.slots[index] = sl
 	if s.held {
 		if index == s.w.pos {
@@ -211,24 +220,18 @@ func (s *Stream) begin(index, tid uint32) (uint32, bool) {
 		if i--; i < s.w.first {
 			i = s.w.end - 1
 		}
-		b, err := s.w.src.block(i)
+		b, _, err := s.w.src.block(i)
 		if err != nil {
 			break
 		}
 		switch kind, t := KindOf(b); {
-		case kind == Commit && t != tid:
+		case kind == Commit && t == tid-1: // any other one may lie there since the last lap
 			return after(i, s.w.first, s.w.end), true
 		case kind != Data && t == tid:
 			first, found = i, true
 		}
 	}
-	switch {
-	case s.hasNext: // the tid is not the one that was due, but the place may be
-		return first, first == s.nextAt
-	case s.early:
-		return first, first == s.sb.Start
-	}
-	return first, found // nothing is known of what was before
+	return first, found && s.blank // nothing else can be known of what was before
 }
 
 // done notes that the transaction was given out.
@@ -241,23 +244,17 @@ func (s *Stream) done(tx *Tx) {
 
 // seen notes that a commit block came which is not given out: it is known, or not believed.
 func (s *Stream) seen(index, tid uint32) {
-	ahead := false // blocks of a transaction behind it are there already
-	for _, sl := range s.slots {
-		ahead = ahead || sl.kind != Data && newer(sl.tid, tid)
-	}
-	if ahead {
-		s.release(index)
+	if s.known && newer(s.last, tid) && !s.told {
+		s.release(index) // an old one again: what is held is not of its transaction
 		return
 	}
 	s.drop()
 	s.advance(index, tid)
 }
 
+// advance notes where the log goes on.
 func (s *Stream) advance(index, tid uint32) {
-	s.early = false
-	if s.known && newer(s.last, tid) {
-		return
-	}
+	s.early, s.blank = false, false
 	if !s.known || newer(tid, s.last) {
 		s.known, s.last, s.told = true, tid, false
 	}
@@ -282,12 +279,13 @@ func (s *Stream) super(data []byte) error {
 	// Moving the tail on says nothing of what is being written. But recovery passes over the tid of what was left without
 	// a commit, so that those blocks belong to nothing any more.
 	empty := sb.Start == 0
-	if empty || any && newer(sb.Sequence, newest) || sb.First != s.sb.First || sb.LogEnd() != s.sb.LogEnd() {
+	another := sb.First != s.w.first || sb.LogEnd() != s.w.end || sb.Format() != s.w.f
+	if empty || another || any && newer(sb.Sequence, newest) {
 		if s.held {
 			err = s.giveUp(ErrMissing)
 		}
 		s.drop()
-		s.hasNext = false
+		s.hasNext, s.blank = false, false
 	}
 	// A file system checker may begin with any tid. What Skip told holds until something newer is seen.
 	if prev := sb.Sequence - 1; empty && (!s.known || !s.told || newer(prev, s.last)) {
@@ -300,22 +298,26 @@ func (s *Stream) super(data []byte) error {
 // streamSource gives the blocks that were written; before the first commit also what lay there before.
 type streamSource Stream
 
-func (ss *streamSource) block(index uint32) ([]byte, error) {
+func (ss *streamSource) block(index uint32) ([]byte, uint32, error) {
 	s := (*Stream)(ss)
 	if sl, ok := s.slots[index]; ok {
-		return sl.data, nil
+		if sl.kind != Data && s.w.next < len(s.w.tags) {
+			sl.sum = s.w.f.sum(sl.data) // data after all: the magic was not escaped
+		}
+		return sl.data, sl.sum, nil
 	}
 	if !s.early || len(s.slots) >= int(s.w.max) {
-		return nil, ErrMissing
+		return nil, 0, ErrMissing
 	}
 	b := s.buffer()
 	if err := s.read(b, index); err != nil {
 		s.spare = append(s.spare, b)
-		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
+		return nil, 0, fmt.Errorf("%w: %w", ErrMissing, err)
 	}
 	kind, tid := KindOf(b)
-	s.slots[index] = slot{b, kind, tid}
-	return b, nil
+	sum := s.w.f.sum(b)
+	s.slots[index] = slot{b, kind, tid, sum}
+	return b, sum, nil
 }
 
 func (s *Stream) buffer() []byte {

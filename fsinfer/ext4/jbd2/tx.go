@@ -25,9 +25,9 @@ type Logged struct {
 }
 
 // A source gives the content of journal blocks to a walk. What it gives is the walk's to change, and stays until the walk
-// is over, unless only the header is looked at.
+// is over, unless nobody looks at it any more; sum is its Format.sum.
 type source interface {
-	block(index uint32) ([]byte, error)
+	block(index uint32) (data []byte, sum uint32, err error)
 }
 
 // walk goes through one transaction of the log, from its first block to its commit block. It can be stopped by a block
@@ -41,7 +41,7 @@ type walk struct {
 	pos   uint32 // index of the next block
 	steps uint32 // blocks passed
 	max   uint32 // how many there may be
-	seed  uint32 // of the checksums of data
+	shift uint32 // from the checksum of a block to that of its tag
 	crc   uint32 // of all so far (checksum version 1)
 	tags  []Tag  // of the descriptor at hand
 	next  int    // tag whose data is at pos
@@ -64,9 +64,9 @@ var errLong = bad("transaction too long for its journal")
 // start makes the walk ready for the transaction tid whose first block is at pos.
 func (w *walk) start(tid, pos uint32) {
 	w.tid, w.pos, w.steps, w.last = tid, pos, 0, false
-	w.seed, w.crc = 0, ^uint32(0)
+	w.shift, w.crc = 0, ^uint32(0)
 	if w.f.Csum >= 2 {
-		w.seed = w.f.dataSeed(tid)
+		w.shift = w.f.dataShift(tid)
 	}
 	w.tags, w.next = w.tags[:0], 0
 	w.tx = Tx{TID: tid, Blocks: w.tx.Blocks[:0], Revoked: w.tx.Revoked[:0]}
@@ -105,12 +105,12 @@ func behind(a, b, first, end uint32) uint32 {
 // block that is not there or not right, and run can be called again when that has changed.
 func (w *walk) run() error {
 	for w.steps < w.max {
-		block, err := w.src.block(w.pos)
+		block, sum, err := w.src.block(w.pos)
 		if err != nil {
 			return err
 		}
 		if w.next < len(w.tags) {
-			if err := w.data(block); err != nil {
+			if err := w.data(block, sum); err != nil {
 				return err
 			}
 		} else if done, err := w.meta(block); done || err != nil {
@@ -122,9 +122,9 @@ func (w *walk) run() error {
 	return errLong
 }
 
-func (w *walk) data(block []byte) error {
+func (w *walk) data(block []byte, sum uint32) error {
 	t := w.tags[w.next]
-	if !w.lax && !w.f.matches(t, w.seed, block) {
+	if !w.lax && !w.f.matches(t, sum^w.shift) {
 		return ErrChecksum
 	}
 	if w.f.Csum == 1 {
