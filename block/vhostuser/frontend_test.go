@@ -177,7 +177,7 @@ func (fe *frontEnd) inflight(queues int) (desc []byte, fd int) {
 	fe.t.Helper()
 	b := make([]byte, 16)
 	b = le.AppendUint16(b, uint16(queues))
-	fe.send(getInflightFD, 0, le.AppendUint16(b, ringSize))
+	fe.send(getInflightFD, 0, append(le.AppendUint16(b, ringSize), 0, 0, 0, 0)) // padded, as QEMU's is
 	desc, fd = fe.recv(getInflightFD)
 	if fd < 0 {
 		fe.t.Fatal("no in-flight memory")

@@ -184,7 +184,7 @@ func (w *wire) fill(p []byte, m *message) error {
 			return fmt.Errorf("%w: more than %d descriptors in a message", ErrProtocol, maxFDs)
 		case n > 0:
 			done += n
-		case err == nil || err == io.EOF:
+		case err == nil || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
 			if done > 0 {
 				return io.ErrUnexpectedEOF
 			}

@@ -44,12 +44,11 @@ type op struct {
 // start reads the request's header. ok is false where the answer is known at once.
 func (o *op) start(size int64) (status byte, ok bool) {
 	o.status = nil
-	if o.bad != nil {
-		return statusIOErr, false
+	if !o.noEnd {
+		o.status = o.last()
 	}
-	o.status = o.last()
 	var header [16]byte
-	if o.status == nil || !o.take(header[:]) {
+	if o.bad != nil || o.status == nil || !o.take(header[:]) {
 		return statusIOErr, false
 	}
 	o.kind = binary.LittleEndian.Uint32(header[:])

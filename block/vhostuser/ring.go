@@ -136,8 +136,10 @@ type chain struct {
 	head  uint16
 	read  [][]byte // what the device reads, in order
 	write [][]byte // what the device writes
-	// bad says that a piece of it lies outside of the guest's memory; the rest is there.
-	bad error
+	// bad says that a piece of it lies outside of the guest's memory; the rest is there. noEnd: the last piece that the
+	// device writes is such.
+	bad   error
+	noEnd bool
 	// indirect is the copy of an indirect table. The arrays behind read and write are kept for the next request.
 	indirect              []byte
 	readArray, writeArray [][]byte
@@ -149,7 +151,7 @@ const maxPieces = 2 * maxChain
 // gather follows the chain at head. An error means that the ring itself makes no sense. Memory that is not there is no
 // such error: it is noted in c.bad.
 func (c *chain) gather(r *ring, t *table, head uint16) error {
-	c.head, c.bad = head, nil
+	c.head, c.bad, c.noEnd = head, nil, false
 	c.read, c.write = c.readArray[:0], c.writeArray[:0]
 	defer func() { c.readArray, c.writeArray = c.read, c.write }()
 	table, size := r.desc, r.num
@@ -206,10 +208,14 @@ func (c *chain) add(t *table, d descriptor) error {
 	} else if len(c.write) > 0 {
 		return fmt.Errorf("vhost-user: chain from %d on is read again behind what is written: %w", c.head, mem.ErrInconsistent)
 	}
+	if d.flags&descWrite != 0 && d.len > 0 {
+		c.noEnd = false
+	}
 	for addr, n := d.addr, uint64(d.len); n > 0; {
 		b := t.slice(addr, n)
 		if b == nil {
 			c.bad = fmt.Errorf("vhost-user: %d bytes at %#x: %w", n, addr, errMemory)
+			c.noEnd = c.noEnd || d.flags&descWrite != 0
 			return nil
 		}
 		if len(c.read)+len(c.write) >= maxPieces {

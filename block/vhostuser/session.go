@@ -340,12 +340,14 @@ func (s *session) newInflight(m *message) error {
 		return err
 	}
 	defer x.release()
-	return s.w.reply(m.req, x.describe(), x.file)
+	payload := make([]byte, len(m.data)) // as long as what was sent
+	copy(payload, x.describe())
+	return s.w.reply(m.req, payload, x.file)
 }
 
 // inflightShape reads {u64 size, u64 offset, u16 queues, u16 queue size}.
 func inflightShape(m *message) (queues, queueSize int, err error) {
-	if len(m.data) != 20 {
+	if len(m.data) != 20 && len(m.data) != 24 { // QEMU's structure ends with padding
 		return 0, 0, m.badSize()
 	}
 	le := binary.LittleEndian
