@@ -63,6 +63,7 @@ func Open(path string) (*Recording, error) {
 	for t := tar.NewReader(z); ; {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
+			r.plain()
 			return &r, nil
 		}
 		if err != nil {

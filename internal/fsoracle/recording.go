@@ -16,7 +16,8 @@ type Recording struct {
 	Base []byte // the whole disk before the first write
 	Log  []byte // the writes, in the format of dm-log-writes, sectors of 512 bytes
 	// Points are the trees at certain places of the log, in its order. The first one is that of the file system just
-	// mounted; the last was unmounted and hence has the tree of the one before it.
+	// mounted; the last was unmounted and hence has the tree of the one before it. Of encrypted files they tell what
+	// WithoutDirHash leaves of what the guest said without the key.
 	Points []Point
 }
 
@@ -66,8 +67,11 @@ func ReadDir(dir string) (*Recording, error) {
 	if r.Base, err = os.ReadFile(filepath.Join(dir, baseFile)); err != nil {
 		return nil, err
 	}
-	r.Log, err = os.ReadFile(filepath.Join(dir, logFile))
-	return &r, err
+	if r.Log, err = os.ReadFile(filepath.Join(dir, logFile)); err != nil {
+		return nil, err
+	}
+	r.plain()
+	return &r, nil
 }
 
 // WriteTold writes the two files of a recording's directory that are not disk images or logs.
@@ -82,4 +86,10 @@ func (r *Recording) WriteTold(dir string) error {
 		}
 	}
 	return nil
+}
+
+func (r *Recording) plain() {
+	for i := range r.Points {
+		r.Points[i].Tree = WithoutDirHash(r.Points[i].Tree)
+	}
 }

@@ -39,9 +39,10 @@ func (g *Guest) FSOps(ctx context.Context, ops FSOps) (list string, err error) {
 }
 
 // FSTree tells all files below a directory, by the guest's own system calls: each directory before what is in it, names
-// in byte order. With content, the hash of each regular file is told as well.
-func (g *Guest) FSTree(ctx context.Context, dir string, content bool) ([]File, error) {
-	out, err := g.call(ctx, &wire.Request{FSTree: &wire.FSTree{Dir: []byte(dir), Content: content}})
+// in byte order, with the hash of each regular file's content. Locked takes the key of encrypted directories away for
+// that while, so that the names are those that the kernel makes up from the encrypted ones.
+func (g *Guest) FSTree(ctx context.Context, dir string, locked bool) ([]File, error) {
+	out, err := g.call(ctx, &wire.Request{FSTree: &wire.FSTree{Dir: []byte(dir), Content: true, Locked: locked}})
 	if err != nil {
 		return nil, err
 	}

@@ -108,11 +108,12 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 		Mke2fs: s.mke2fs(r.Seed), Size: s.size(), Type: s.fstype(), Options: s.Mount,
 	}}
 	var tree []guestlab.File
+	locked := s.encrypts()
 	point := func(what string) error {
 		var err error
 		if what == "unmounted" {
 			rec.Points = append(rec.Points, fsoracle.Point{What: what, Tree: tree})
-		} else if tree, err = g.FSTree(ctx, dir, true); err == nil {
+		} else if tree, err = g.FSTree(ctx, dir, locked); err == nil {
 			rec.Points = append(rec.Points, fsoracle.Point{What: what, Tree: tree})
 		}
 		if err == nil {
@@ -130,6 +131,7 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 		if err := g.Unmount(ctx, dir); err != nil {
 			return err
 		}
+		locked = false // from now on there is no key
 		return point("unmounted")
 	}
 	ops := s.Ops

@@ -15,11 +15,13 @@ const (
 	sysLgetxattr      = 192
 	sysLlistxattr     = 195
 	sysLremovexattr   = 198
+	sysStatx          = 332
 	sysLinkat         = 265
 
-	atFDCWD         = ^uintptr(99) // -100
-	atSymlinkFollow = 0x400
-	oTmpfile        = 0o20000000 | syscall.O_DIRECTORY
+	atFDCWD           = ^uintptr(99) // -100
+	atSymlinkFollow   = 0x400
+	atSymlinkNoFollow = 0x100
+	oTmpfile          = 0o20000000 | syscall.O_DIRECTORY
 
 	renameNoReplace = 1
 	renameExchange  = 2
@@ -31,11 +33,9 @@ const (
 	fallocZeroRange     = 16
 	fallocInsertRange   = 32
 
-	fsIOCGetFlags            = 0x80086601
-	fsIOCSetFlags            = 0x40086602
-	fsIOCAddEncryptionKey    = 0xc0506617
-	fsIOCSetEncryptionPolicy = 0x800c6613
-	flagCasefold             = 0x40000000
+	fsIOCGetFlags = 0x80086601
+	fsIOCSetFlags = 0x40086602
+	flagCasefold  = 0x40000000
 )
 
 func errnoOr(e syscall.Errno) error {
@@ -121,4 +121,15 @@ func generation(path string) (uint32, error) {
 func ioctl(fd int, request uintptr, arg []byte) error {
 	_, _, e := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(unsafe.SliceData(arg))))
 	return errnoOr(e)
+}
+
+// isEncrypted asks statx for STATX_ATTR_ENCRYPTED, which is known without opening the file.
+func isEncrypted(path string) (bool, error) {
+	p, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return false, err
+	}
+	var st [256]byte // struct statx
+	_, _, e := syscall.Syscall6(sysStatx, atFDCWD, uintptr(unsafe.Pointer(p)), atSymlinkNoFollow, 0, uintptr(unsafe.Pointer(&st)), 0)
+	return binary.LittleEndian.Uint64(st[8:])&0x800 != 0, errnoOr(e)
 }

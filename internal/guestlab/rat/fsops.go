@@ -25,6 +25,7 @@ type player struct {
 	step  int    // number of the operation
 	last  string // path that the operation touched last
 	held  []int  // open files whose names are gone
+	names []string
 	stamp uint64 // goes into what is written: no two writes are alike
 }
 
@@ -45,6 +46,7 @@ var passed = []syscall.Errno{
 
 func fsops(req *wire.FSOps) ([]byte, error) {
 	p := &player{req: req, root: string(req.Dir), step: req.First, stamp: req.Seed<<32 | uint64(req.First)<<8}
+	p.names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return req.MaxName > 0 && len(name) > req.MaxName })
 	req.MaxFile = cmp.Or(req.MaxFile, 64<<10)
 	req.MaxXattr = cmp.Or(req.MaxXattr, 3000)
 	defer func() {
@@ -178,7 +180,7 @@ func (p *player) dir() string {
 
 // fresh is a path whose last name may or may not exist.
 func (p *player) fresh() string {
-	p.last = p.dir() + "/" + pick(p, names)
+	p.last = p.dir() + "/" + pick(p, p.names)
 	return p.last
 }
 
@@ -255,26 +257,6 @@ func (p *player) prepare(d wire.KeptDir) error {
 	}
 	if d.Encrypt {
 		return encrypt(fd)
-	}
-	return nil
-}
-
-// encrypt sets a version 2 policy on an empty directory (struct fscrypt_add_key_arg and fscrypt_policy_v2,
-// include/uapi/linux/fscrypt.h).
-func encrypt(fd int) error {
-	var key [80 + 64]byte
-	binary.LittleEndian.PutUint32(key[0:], 2) // FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER
-	binary.LittleEndian.PutUint32(key[40:], 64)
-	for i := range 64 {
-		key[80+i] = byte(i*7 + 1)
-	}
-	if err := ioctl(fd, fsIOCAddEncryptionKey, key[:]); err != nil {
-		return fmt.Errorf("add an encryption key: %w", err)
-	}
-	// AES-256-XTS for contents, AES-256-CTS for names, names padded to 32 bytes.
-	policy := append([]byte{2, 1, 4, 3, 0, 0, 0, 0}, key[8:24]...)
-	if err := ioctl(fd, fsIOCSetEncryptionPolicy, policy); err != nil {
-		return fmt.Errorf("set an encryption policy: %w", err)
 	}
 	return nil
 }

@@ -50,7 +50,12 @@ func fstree(req *wire.FSTree) ([]byte, error) {
 		}
 		return nil
 	}
-	err := walk("")
+	all := func() error { return walk("") }
+	if req.Locked {
+		err := withoutKey(string(req.Dir), all)
+		return out.Bytes(), err
+	}
+	err := all()
 	return out.Bytes(), err
 }
 
@@ -74,6 +79,9 @@ func describe(path string, content bool) (wire.File, error) {
 	var err error
 	if f.Generation, err = generation(path); err != nil {
 		return f, fmt.Errorf("handle of %q: %w", path, err)
+	}
+	if f.Encrypted, err = isEncrypted(path); err != nil {
+		return f, fmt.Errorf("statx %q: %w", path, err)
 	}
 	switch f.Kind {
 	case "symlink":

@@ -24,6 +24,8 @@ type FSOps struct {
 	Sync     int `json:"sync,omitempty"`
 	// Many is how many names a large directory gets; 0: there is none.
 	Many int `json:"many,omitempty"`
+	// MaxName leaves out names that are longer; 0: none.
+	MaxName int `json:"max_name,omitempty"`
 	// MaxFile bounds the bytes of a file that are written at once, MaxXattr the value of an extended attribute.
 	MaxFile  int `json:"max_file,omitempty"`  // default 64 KiB
 	MaxXattr int `json:"max_xattr,omitempty"` // default 3000
@@ -46,6 +48,7 @@ type KeptDir struct {
 type FSTree struct {
 	Dir     []byte `json:"dir"`
 	Content bool   `json:"content,omitempty"` // with a hash of each regular file's content
+	Locked  bool   `json:"locked,omitempty"`  // without the key of KeptDir.Encrypt: as one sees it who knows the disk alone
 }
 
 // File is a name in a file system, and its inode as the guest's system calls describe it.
@@ -59,10 +62,11 @@ type File struct {
 	GID        uint32  `json:"gid"`
 	Size       int64   `json:"size"`
 	Nlink      uint32  `json:"nlink"`
-	Target     []byte  `json:"target,omitempty"` // of a symbolic link
-	Device     uint64  `json:"dev,omitempty"`    // of a device node, major<<32 | minor
-	Xattrs     []Xattr `json:"xattrs,omitempty"` // by name
-	Sum        string  `json:"sum,omitempty"`    // start of the SHA-256 of the content, in hexadecimal
+	Target     []byte  `json:"target,omitempty"`    // of a symbolic link
+	Device     uint64  `json:"dev,omitempty"`       // of a device node, major<<32 | minor
+	Xattrs     []Xattr `json:"xattrs,omitempty"`    // by name
+	Encrypted  bool    `json:"encrypted,omitempty"` // its content, its target, or the names in it
+	Sum        string  `json:"sum,omitempty"`       // start of the SHA-256 of the content, in hexadecimal
 }
 
 // Xattr is an extended attribute.
