@@ -43,10 +43,8 @@ func (v *Volume) replayFast(js *jbd2.Super, read func(p []byte, index uint32) er
 	commits, err := jbd2.NewFCStream(js, read).Recover(last + 1)
 	f := &fastLook{inodes: map[uint32][]byte{}, names: map[uint32]*nameEdits{}, edits: map[uint32][]Extent{}, ranges: map[uint32][]Extent{}}
 	for i := range commits {
-		for j := range commits[i].Ops {
-			if bad := v.fastOp(f, &commits[i].Ops[j]); bad != nil && err == nil {
-				err = fmt.Errorf("ext4: fast commit of transaction %d: %w", commits[i].TID, bad)
-			}
+		if bad := v.fastCommit(f, commits[i].Ops); bad != nil && err == nil {
+			err = fmt.Errorf("ext4: fast commit of transaction %d: %w", commits[i].TID, bad)
 		}
 		v.rec.FastCommits++
 	}
@@ -60,36 +58,83 @@ func (v *Volume) replayFast(js *jbd2.Super, read func(p []byte, index uint32) er
 	return err
 }
 
+// fastCommit takes a fast commit. It gives the first of what is wrong with it, and takes the rest.
+func (v *Volume) fastCommit(f *fastLook, ops []jbd2.FCOp) error {
+	var first error
+	note := func(err error) {
+		if first == nil {
+			first = err
+		}
+	}
+	told := map[uint32]bool{} // inodes that records tell, with the links that they have in the end
+	var counted []linkEdit
+	for i := range ops {
+		op := &ops[i]
+		links, err := v.fastOp(f, op)
+		note(err)
+		if links.delta != 0 {
+			counted = append(counted, links)
+		}
+		if op.Tag == jbd2.FCInode {
+			told[op.Ino] = true
+		}
+	}
+	for _, c := range counted {
+		raw, err := v.fastRaw(f, c.ino)
+		note(err)
+		if err != nil {
+			continue
+		}
+		target := c.ino
+		if c.dir || !c.old && le.Uint16(raw)&sIFMT == sIFDIR {
+			target = c.parent
+		}
+		if !told[target] {
+			note(v.fastLinks(f, target, c.delta))
+		}
+	}
+	return first
+}
+
+// linkEdit is a name of ino that came to a directory or went. What a name that came leads to is known at the end of the
+// commit only, since the inode's record comes behind. One that was there before led to what the inode was then: dir says
+// whether that was a directory. The number may be another file's by the end.
+type linkEdit struct {
+	ino, parent uint32
+	delta       int
+	old, dir    bool
+}
+
 // fastOp takes one record of a fast commit.
-func (v *Volume) fastOp(f *fastLook, op *jbd2.FCOp) error {
+func (v *Volume) fastOp(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) {
 	if op.Ino == 0 || op.Ino > v.sb.Inodes {
-		return fmt.Errorf("record %d: inode %d of %d: %w", op.Tag, op.Ino, v.sb.Inodes, mem.ErrInconsistent)
+		return links, fmt.Errorf("record %d: inode %d of %d: %w", op.Tag, op.Ino, v.sb.Inodes, mem.ErrInconsistent)
 	}
 	switch op.Tag {
 	case jbd2.FCCreat, jbd2.FCLink, jbd2.FCUnlink:
 		if op.Parent == 0 || op.Parent > v.sb.Inodes {
-			return fmt.Errorf("record %d: inode %d in directory %d: %w", op.Tag, op.Ino, op.Parent, mem.ErrInconsistent)
+			return links, fmt.Errorf("record %d: inode %d in directory %d: %w", op.Tag, op.Ino, op.Parent, mem.ErrInconsistent)
 		}
 		return v.fastName(f, op)
 	case jbd2.FCInode:
-		return v.fastInode(f, op)
+		return links, v.fastInode(f, op)
 	case jbd2.FCAddRange, jbd2.FCDelRange:
 		e := Extent{Logical: uint64(op.Block), Physical: op.Start, Len: op.Len, Unwritten: op.Unwritten}
 		if op.Tag == jbd2.FCDelRange {
 			e.Physical = 0
 		} else if !v.sb.rangeValid(e.Physical, uint64(e.Len)) {
-			return fmt.Errorf("inode %d: %d blocks at %d: %w", op.Ino, e.Len, e.Physical, mem.ErrInconsistent)
+			return links, fmt.Errorf("inode %d: %d blocks at %d: %w", op.Ino, e.Len, e.Physical, mem.ErrInconsistent)
 		}
 		if e.Len == 0 || e.Logical+uint64(e.Len) > 1<<32 {
-			return fmt.Errorf("inode %d: %d blocks of the file from %d: %w", op.Ino, e.Len, e.Logical, mem.ErrInconsistent)
+			return links, fmt.Errorf("inode %d: %d blocks of the file from %d: %w", op.Ino, e.Len, e.Logical, mem.ErrInconsistent)
 		}
 		f.edits[op.Ino] = append(f.edits[op.Ino], e)
 	}
-	return nil
+	return links, nil
 }
 
-// fastName takes a name that came or went. The records tell no directories' inodes, so that their links are counted here.
-func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) error {
+// fastName takes a name that came or went, and says whose links are to be counted: no record tells a directory's inode.
+func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) {
 	e := f.names[op.Parent]
 	if e == nil {
 		e = &nameEdits{names: map[string]nameEdit{}}
@@ -97,15 +142,22 @@ func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) error {
 	}
 	name := string(op.Name)
 	if !validName(op.Name) && !v.encryptedDir(f, op.Parent) {
-		return fmt.Errorf("inode %d: name %q: %w", op.Ino, name, mem.ErrInconsistent)
+		return links, fmt.Errorf("inode %d: name %q: %w", op.Ino, name, mem.ErrInconsistent)
 	}
 	edit, known := e.names[name]
-	delta := 1
+	links = linkEdit{ino: op.Ino, parent: op.Parent, delta: 1}
 	if op.Tag == jbd2.FCUnlink {
 		if known && edit.ino != op.Ino {
-			return nil // the name is another's by now
+			return linkEdit{}, nil // the name is another's by now
 		}
-		edit.ino, edit.gone, delta = 0, op.Ino, -1
+		if !known {
+			raw, err := v.fastRaw(f, op.Ino)
+			if err != nil {
+				return linkEdit{}, err
+			}
+			links.old, links.dir = true, le.Uint16(raw)&sIFMT == sIFDIR
+		}
+		edit.ino, edit.gone, links.delta = 0, op.Ino, -1
 	} else {
 		edit.ino = op.Ino
 		if !edit.listed {
@@ -114,17 +166,7 @@ func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) error {
 		}
 	}
 	e.names[name] = edit
-	raw, err := v.fastRaw(f, op.Ino)
-	if err != nil {
-		return err
-	}
-	target := op.Ino
-	if le.Uint16(raw)&sIFMT == sIFDIR {
-		target = op.Parent
-	} else if op.Tag == jbd2.FCCreat {
-		return nil // the inode was told before, with its one link
-	}
-	return v.fastLinks(f, target, delta)
+	return links, nil
 }
 
 func (v *Volume) encryptedDir(f *fastLook, ino uint32) bool {
