@@ -1,8 +1,262 @@
 package tap
 
-// capture catches what blocks hold before transactions change them.
-type capture struct{}
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
 
-func (c *capture) covers(off, n int64) bool      { return false }
-func (c *capture) logged(off int64, data []byte) {}
-func (c *capture) overwritten(off, n int64)      {}
+	"vmscope/block"
+	"vmscope/internal/ring"
+)
+
+// capture catches what blocks hold before transactions change them. A journalled file system writes a block to its home
+// only when the transaction that changes it is committed, that is, when the commit block was answered. So the homes
+// that a descriptor or revoke block names are read as soon as that block comes, and the commit block is not answered before
+// they are in the ring.
+//
+// A block that was captured is not captured again until its home was written: until then the reader of the ring has what
+// the transactions made of it. To capture once too often does no harm, so what is remembered of that may be forgotten.
+type capture struct {
+	gen  uint32
+	logs []*logReader
+	ring *ring.Producer
+	read func(ctx context.Context, p []byte, off int64) error // of the disk as it is now
+	most int64                                                // bytes of one transaction's images
+
+	mu     sync.Mutex
+	have   marks
+	asked  map[int64]*piece // of the transaction that is being written, by offset
+	bytes  int64            // of asked
+	full   bool             // asked is not complete
+	flight sync.WaitGroup   // of reads that were begun
+	slots  chan struct{}    // bounds the reads at one time
+}
+
+// piece is one block that is being read.
+type piece struct {
+	block.Range
+	data []byte // once it was read
+	err  error
+}
+
+// A commit is held up for at most capturePatience: for a guest that drains its disk just now nothing can be read. One
+// read is at most readMost bytes; readsAtOnce are under way together.
+const (
+	capturePatience = 250 * time.Millisecond
+	readMost        = 256 << 10
+	readsAtOnce     = 16
+)
+
+func newCapture(gen uint32, journals []Journal, p *ring.Producer, most int64, read func(context.Context, []byte, int64) error) (*capture, error) {
+	c := &capture{gen: gen, ring: p, read: read, most: most, asked: map[int64]*piece{}, slots: make(chan struct{}, readsAtOnce)}
+	for _, j := range journals {
+		l, err := newLogReader(j)
+		if err != nil {
+			return nil, err
+		}
+		c.logs = append(c.logs, l)
+	}
+	return c, nil
+}
+
+// covers reports whether a write reaches a journal: logged wants to see its content then.
+func (c *capture) covers(off, n int64) bool {
+	for _, l := range c.logs {
+		if len(l.within(off, n)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// logged looks at what is written to a journal. When it returns, the guest may be told that this was written. Calls come one
+// after the other.
+func (c *capture) logged(off int64, data []byte) {
+	if c.ring.Losing() { // whoever reads the ring begins anew behind the loss
+		c.mu.Lock()
+		c.have = nil
+		c.mu.Unlock()
+	}
+	var need []*piece
+	for _, l := range c.logs {
+		l.read(off, data, func(r block.Range) {
+			if p := c.want(r); p != nil {
+				need = append(need, p)
+			}
+		}, func() {
+			c.fetch(need)
+			need = nil
+			c.commit()
+		})
+	}
+	c.fetch(need)
+}
+
+// want notes a block that is to be read; nil if it need not be.
+func (c *capture) want(r block.Range) *piece {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked[r.Off] != nil || c.have.all(r) {
+		return nil
+	}
+	if c.bytes+r.Len > c.most {
+		c.full = true
+		return nil
+	}
+	c.bytes += r.Len
+	p := &piece{Range: r}
+	c.asked[r.Off] = p
+	return p
+}
+
+// fetch begins to read. Neighbours are read together.
+func (c *capture) fetch(need []*piece) {
+	slices.SortFunc(need, func(a, b *piece) int { return cmp.Compare(a.Off, b.Off) })
+	for len(need) > 0 {
+		n, end := 1, need[0].End()
+		for n < len(need) && need[n].Off == end && need[n].End()-need[0].Off <= readMost {
+			end = need[n].End()
+			n++
+		}
+		list := need[:n]
+		need = need[n:]
+		c.flight.Add(1)
+		go func() {
+			defer c.flight.Done()
+			c.slots <- struct{}{}
+			defer func() { <-c.slots }()
+			ctx, cancel := context.WithTimeout(context.Background(), 4*capturePatience)
+			defer cancel()
+			b := make([]byte, end-list[0].Off)
+			err := c.read(ctx, b, list[0].Off)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for _, p := range list {
+				p.data, p.err = b[p.Off-list[0].Off:][:p.Len:p.Len], err
+			}
+		}()
+	}
+}
+
+// commit puts the images of the transaction into the ring.
+func (c *capture) commit() {
+	c.mu.Lock()
+	none := len(c.asked) == 0 && !c.full
+	c.mu.Unlock()
+	if none {
+		return
+	}
+	done := make(chan struct{})
+	go func() { c.flight.Wait(); close(done) }()
+	t := time.NewTimer(capturePatience)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []ring.Record
+	whole := !c.full
+	now := time.Now().UnixNano()
+	for _, p := range c.asked {
+		if whole = whole && p.data != nil && p.err == nil; !whole {
+			break
+		}
+		list = append(list, ring.Record{Kind: ring.PreImage, Time: now, Off: p.Off, Len: p.Len, Data: p.data})
+	}
+	if !whole {
+		c.ring.Lose(1, ring.NotCaught)
+		c.have = nil
+	} else if c.ring.AppendAll(list) {
+		for _, p := range c.asked {
+			c.have = c.have.set(p.Range)
+		}
+	}
+	clear(c.asked)
+	c.bytes, c.full = 0, false
+}
+
+// overwritten is told of each write that has reached the disk outside of the journals.
+func (c *capture) overwritten(off, n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.have.clear(block.Range{Off: off, Len: n})
+}
+
+// marks is a set of bytes of a disk, in units of 1 KiB: bits by chunks of 32 MiB of the disk.
+type marks map[int64]*[512]uint64
+
+const (
+	markUnit  = 1 << 10
+	markChunk = 512 * 64 // units
+	maxMarks  = 4096     // chunks, 4 KiB each
+)
+
+// each calls f for the words of a range: its chunk, index, and the bits. Without all, chunks that are not there are passed
+// over.
+func (m marks) each(r block.Range, f func(chunk, word int64, bits uint64) bool) bool {
+	from, to := r.Off/markUnit, (r.End()+markUnit-1)/markUnit
+	for u := from; u < to; {
+		n := min(to-u, 64-u%64)
+		bits := ^uint64(0)
+		if n < 64 {
+			bits = 1<<n - 1
+		}
+		if !f(u/markChunk, u%markChunk/64, bits<<(u%64)) {
+			return false
+		}
+		u += n
+	}
+	return true
+}
+
+// all reports whether all of a range is in the set.
+func (m marks) all(r block.Range) bool {
+	return m.each(r, func(c, w int64, bits uint64) bool { p := m[c]; return p != nil && p[w]&bits == bits })
+}
+
+// set adds a range and gives the set. One that has become too large is begun anew.
+func (m marks) set(r block.Range) marks {
+	if m == nil || len(m) >= maxMarks {
+		m = marks{}
+	}
+	m.each(r, func(c, w int64, bits uint64) bool {
+		if m[c] == nil {
+			m[c] = new([512]uint64)
+		}
+		m[c][w] |= bits
+		return true
+	})
+	return m
+}
+
+// clear takes a range out.
+func (m marks) clear(r block.Range) {
+	if len(m) == 0 || r.Len <= 0 {
+		return
+	}
+	first, last := r.Off/markUnit/markChunk, (r.End()-1)/markUnit/markChunk
+	for c := first; c <= last; c++ {
+		if last-first > int64(len(m)) { // most of the disk is discarded
+			for c := range m {
+				if c >= first && c <= last {
+					m.clearIn(c, r)
+				}
+			}
+			return
+		}
+		if m[c] != nil {
+			m.clearIn(c, r)
+		}
+	}
+}
+
+// clearIn takes the part of a range out that lies in a chunk.
+func (m marks) clearIn(c int64, r block.Range) {
+	const size = markChunk * markUnit
+	from, to := max(r.Off, c*size), min(r.End(), (c+1)*size)
+	m.each(block.Range{Off: from, Len: to - from}, func(c, w int64, bits uint64) bool { m[c][w] &^= bits; return true })
+}

@@ -1,6 +1,11 @@
 package tap
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sort"
+
 	"vmscope/block"
 	"vmscope/fsinfer/ext4/jbd2"
 )
@@ -12,6 +17,103 @@ type Journal struct {
 	Disk int
 	// Volume is where the file system's volume lies, as block.Map has it. Homes on other disks are not captured.
 	Volume []block.Segment
-	// Extents are the journal's blocks in the journal's order, in bytes of the volume.
+	// Extents are where the journal's blocks lie, in bytes of the volume; their order does not matter.
 	Extents []block.Range
+}
+
+// logReader reads what is written to a journal: it is what a capture knows of journals.
+type logReader struct {
+	format jbd2.Format
+	disk   int
+	volume *block.Map
+	areas  []block.Range // of the disk, sorted: where the journal lies
+	tags   []jbd2.Tag
+	blocks []uint64
+}
+
+func newLogReader(j Journal) (*logReader, error) {
+	if bs := j.Format.BlockSize; bs < 1024 || bs > 64<<10 || bs&(bs-1) != 0 {
+		return nil, fmt.Errorf("journal with blocks of %d bytes", bs)
+	}
+	m, err := block.NewMap(j.Volume)
+	if err != nil {
+		return nil, err
+	}
+	l := &logReader{format: j.Format, disk: j.Disk, volume: m}
+	const most = 1 << 20 // pieces: a journal dealt out over stripes of 64 KiB has 2^14 a GiB
+	for _, e := range j.Extents {
+		if e.Off < 0 || e.Len < 0 || e.Off > m.Size() || e.Len > m.Size()-e.Off {
+			return nil, fmt.Errorf("%w: journal at %d, %d bytes, of %d", block.ErrOutOfRange, e.Off, e.Len, m.Size())
+		}
+		for e.Len > 0 && len(l.areas) < most {
+			p := m.Locate(e.Off)
+			n := min(p.Len, e.Len)
+			if !p.Zero && p.Disk == j.Disk {
+				l.areas = append(l.areas, block.Range{Off: p.Off, Len: n})
+			}
+			e.Off, e.Len = e.Off+n, e.Len-n
+		}
+	}
+	slices.SortFunc(l.areas, func(a, b block.Range) int { return cmp.Compare(a.Off, b.Off) })
+	return l, nil
+}
+
+// within gives the areas that overlap a range.
+func (l *logReader) within(off, n int64) []block.Range {
+	i := sort.Search(len(l.areas), func(i int) bool { return l.areas[i].End() > off })
+	k := i
+	for k < len(l.areas) && l.areas[k].Off < off+n {
+		k++
+	}
+	return l.areas[i:k]
+}
+
+// read goes through what was written at off: need is called with each place on the disk that a transaction will change, and
+// commit where one is complete. Blocks that make no sense are passed over: nothing is replayed from them either.
+func (l *logReader) read(off int64, data []byte, need func(block.Range), commit func()) {
+	bs := int64(l.format.BlockSize)
+	for _, a := range l.within(off, int64(len(data))) {
+		// Blocks are aligned in their area: an extent begins with one.
+		at := a.Off
+		if off > at {
+			at += (off - at + bs - 1) / bs * bs
+		}
+		for ; at+bs <= min(a.End(), off+int64(len(data))); at += bs {
+			b := data[at-off : at-off+bs]
+			kind, _ := jbd2.KindOf(b)
+			switch kind {
+			case jbd2.Descriptor:
+				l.tags, _ = l.format.AppendTags(l.tags[:0], b)
+				for _, t := range l.tags {
+					l.home(t.Block, need)
+				}
+			case jbd2.Revoke:
+				l.blocks, _ = l.format.AppendRevoked(l.blocks[:0], b)
+				for _, n := range l.blocks {
+					l.home(n, need)
+				}
+			case jbd2.Commit:
+				commit()
+			}
+		}
+	}
+}
+
+// home says where a block of the file system lies. On stripes it may lie in pieces.
+func (l *logReader) home(n uint64, need func(block.Range)) {
+	bs := int64(l.format.BlockSize)
+	if n >= uint64(l.volume.Size()/bs) {
+		return
+	}
+	for off, left := int64(n)*bs, bs; left > 0; {
+		p := l.volume.Locate(off)
+		k := min(p.Len, left)
+		if k <= 0 {
+			return
+		}
+		if !p.Zero && p.Disk == l.disk {
+			need(block.Range{Off: p.Off, Len: k})
+		}
+		off, left = off+k, left-k
+	}
 }

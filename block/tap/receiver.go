@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"vmscope/block"
 	"vmscope/block/nbd"
 	"vmscope/internal/ring"
 )
@@ -30,6 +31,7 @@ type receiver struct {
 
 	mu     sync.Mutex
 	base   *message // the "attached" message: how to reach the disk's content
+	conn   base     // to it, for what is captured
 	reason error    // why the context was ended
 	stop   context.CancelFunc
 }
@@ -65,6 +67,9 @@ func (r *receiver) run(ctx context.Context) error {
 		err = r.reason
 	}
 	r.mu.Unlock()
+	if r.conn != nil {
+		r.conn.Close()
+	}
 	r.ctl.send(pack(msgEnded, err))
 	return err
 }
@@ -103,12 +108,83 @@ func (r *receiver) listen() {
 			continue
 		}
 		switch m.Kind {
+		case msgCapture:
+			r.caught(m)
 		case msgDetach:
 			why := unpack(m)
 			if why == nil {
 				why = errReaderGone
 			}
 			r.end(why)
+		}
+	}
+}
+
+// caught begins to capture, and says so: in the ring, where what is captured begins, and to the reader.
+func (r *receiver) caught(m message) {
+	var c *capture
+	if len(m.Journals) > 0 {
+		var err error
+		if c, err = newCapture(m.Gen, m.Journals, r.feed.ring, r.feed.ring.Size()/2, r.readNow); err != nil {
+			answer := pack(msgCapturing, err)
+			answer.Gen = m.Gen
+			r.ctl.send(answer)
+			return
+		}
+	}
+	r.feed.capture.Store(c)
+	go func() {
+		for !r.feed.ring.Append(ring.Record{Kind: ring.Marker, Extra: m.Gen}) {
+			if r.feed.ring.Deserted() {
+				return
+			}
+			time.Sleep(10 * time.Millisecond) // the ring is full: the loss is told first
+		}
+		r.ctl.send(message{Kind: msgCapturing, Gen: m.Gen})
+	}()
+}
+
+// readNow reads what the disk holds.
+func (r *receiver) readNow(ctx context.Context, p []byte, off int64) error {
+	c, err := r.source(ctx)
+	if err != nil {
+		return err
+	}
+	if n, ok := c.(*nbd.Client); ok {
+		_, err = n.ReadContext(ctx, p, off)
+	} else {
+		err = block.ReadFull(c, p, off)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.mu.Lock()
+		if r.conn == c {
+			r.conn = nil
+			defer c.Close()
+		}
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// source connects to the disk's content.
+func (r *receiver) source(ctx context.Context) (base, error) {
+	for {
+		r.mu.Lock()
+		if r.conn != nil {
+			defer r.mu.Unlock()
+			return r.conn, nil
+		}
+		if r.base != nil {
+			defer r.mu.Unlock()
+			var err error
+			r.conn, err = dialBase(ctx, *r.base)
+			return r.conn, err
+		}
+		r.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }

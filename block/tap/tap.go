@@ -21,6 +21,7 @@ import (
 	"iter"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -65,7 +66,7 @@ type Tap struct {
 	attached message // the last
 	pids     [2]int  // receiver, guard
 	gen      uint32
-	caught   uint32 // as the receiver said
+	caught   message // as the receiver said
 	journals []Journal
 	release  func() // makes the receiver go; waits
 }
@@ -190,7 +191,7 @@ func (t *Tap) listen() {
 		switch m.Kind {
 		case msgReceiver:
 			t.pids[0] = m.PID
-			if len(t.journals) > 0 { // it knows nothing of what the one before was told
+			if t.gen > 0 { // it knows nothing of what the one before was told
 				t.ctl.send(message{Kind: msgCapture, Gen: t.gen, Journals: t.journals})
 			}
 		case msgGuard:
@@ -198,7 +199,7 @@ func (t *Tap) listen() {
 		case msgAttached:
 			t.attached = m
 		case msgCapturing:
-			t.caught = m.Gen
+			t.caught = m
 		}
 		close(t.state)
 		t.state = make(chan struct{})
@@ -286,6 +287,29 @@ func (t *Tap) Interest(r block.Range, wanted bool) {
 		i.Set(r.Off, r.Len, wanted)
 		i.Select(true)
 	}
+}
+
+// Capture tells the receiver of the journals on the disk, all of them; what it was told before is void. It returns when
+// pre-images are being captured. From which write on, a *CapturingError with the same number says in the stream.
+func (t *Tap) Capture(ctx context.Context, journals []Journal) (gen uint32, err error) {
+	t.mu.Lock()
+	t.gen++
+	gen = t.gen
+	t.journals = slices.Clone(journals)
+	m := message{Kind: msgCapture, Gen: gen, Journals: t.journals}
+	err = t.ctl.send(m)
+	t.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	var refused error
+	err = t.await(ctx, func() bool {
+		if t.caught.Gen == gen {
+			refused = unpack(t.caught)
+		}
+		return t.caught.Gen == gen || t.gen != gen
+	})
+	return gen, errors.Join(refused, err)
 }
 
 // CapturingError is no failure: it marks the place in the stream from which on pre-images are captured for the journals

@@ -147,6 +147,9 @@ func (p *Producer) Tick() {
 	p.tellLost(0)
 }
 
+// Size is how many bytes of records the ring takes.
+func (p *Producer) Size() int64 { return int64(p.s.size) }
+
 // Losing reports whether writes are being dropped.
 func (p *Producer) Losing() bool { return p.s.word(hdrLost).Load() != 0 }
 
