@@ -110,18 +110,17 @@ func (s *scanner) group(name string, vg *section, disk int) error {
 	if lvs == nil {
 		lvs = &section{}
 	}
-	// What stands behind a snapshot is no volume to be read for itself.
-	cow := map[string]bool{}
+	// A snapshot bears the name of the volume that keeps what was overwritten; what is visible in the text is a volume of
+	// LVM's own, which joins that to its origin.
+	snapshots := map[string]*section{}
 	for _, key := range lvs.keys {
-		if lv := lvs.section(key); lv != nil {
-			if seg := lv.section("segment1"); seg != nil && seg.text("type") == "snapshot" {
-				cow[seg.text("cow_store")] = true
-			}
+		if seg := snapshot(lvs.section(key)); seg != nil {
+			snapshots[seg.text("cow_store")] = seg
 		}
 	}
 	for _, key := range lvs.keys {
 		lv := lvs.section(key)
-		if lv == nil || !lv.has("status", "VISIBLE") {
+		if lv == nil || snapshot(lv) != nil || !lv.has("status", "VISIBLE") && snapshots[key] == nil {
 			continue
 		}
 		if !lvmName(key) {
@@ -133,14 +132,28 @@ func (s *scanner) group(name string, vg *section, disk int) error {
 			s.problem(disk, fmt.Errorf("%s: %w", v.Name, err))
 			v.Segments, v.Unmapped = nil, "its metadata contradict themselves"
 		}
-		if cow[key] {
+		if seg := snapshots[key]; seg != nil {
 			v.Segments, v.Unmapped = nil, "snapshot"
+			if n := seg.number("extent_count"); n > 0 && n < 1<<60/g.Extent {
+				v.Size = n * g.Extent
+			}
 		}
 		s.identifyLogical(&v, disk)
 		g.Volumes = append(g.Volumes, v.Name)
 		s.layout.Volumes = append(s.layout.Volumes, v)
 	}
 	s.layout.Groups = append(s.layout.Groups, g.Group)
+	return nil
+}
+
+// snapshot gives the segment of a volume that makes a snapshot; nil if it is none.
+func snapshot(lv *section) *section {
+	if lv == nil {
+		return nil
+	}
+	if seg := lv.section("segment1"); seg != nil && seg.text("type") == "snapshot" {
+		return seg
+	}
 	return nil
 }
 

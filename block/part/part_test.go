@@ -246,7 +246,7 @@ func TestLVMText(t *testing.T) {
 		{"hidden", strings.ReplaceAll(plain("a_rimage_0", "pv0", 0, 4), `, "VISIBLE"`, ""), "", 0},
 		{"raid", seg(`type = "raid1" device_count = 2 raids = ["a", "b"]`), "vg0/v:raid1", 0},
 		{"thin", seg(`type = "thin" thin_pool = "p" device_id = 1`), "vg0/v:thin", 0},
-		{"snapshot", plain("o", "pv0", 0, 4) + plain("s", "pv0", 8, 4) + `snapshot0 { status = ["READ"] segment_count = 1 segment1 { start_extent = 0 extent_count = 4 type = "snapshot" chunk_size = 8 origin = "o" cow_store = "s" } }`,
+		{"snapshot", plain("o", "pv0", 0, 4) + strings.ReplaceAll(plain("s", "pv0", 8, 4), `, "VISIBLE"`, "") + `snapshot0 { status = ["VISIBLE"] segment_count = 1 segment1 { start_extent = 0 extent_count = 4 type = "snapshot" chunk_size = 8 origin = "o" cow_store = "s" } }`,
 			"vg0/o:262144 vg0/s:snapshot", 0},
 		{"stripes", seg(`type = "striped" stripe_count = 2 stripe_size = 8 stripes = ["pv0", 0, "pv1", 0]`), "vg0/v:262144", 0},
 		{"zero", seg(`type = "zero"`), "vg0/v:262144", 0},

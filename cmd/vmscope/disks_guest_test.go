@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vmscope/internal/guestlab"
+	"vmscope/internal/qmp"
+	"vmscope/vm/qemu"
+)
+
+// madeInQEMU lists exports and servers that are in a QEMU.
+func madeInQEMU(t *testing.T, g *guestlab.Guest) (exports int, server bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	p, err := qemu.Find(itoa(g.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := p.Monitor(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	var list []json.RawMessage
+	if err := qmp.Query(ctx, m, "query-block-exports", nil, &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) > 0 {
+		return len(list), true
+	}
+	_, err = m.Run(ctx, "nbd-server-stop", nil)
+	var refused *qmp.Error
+	return 0, !errors.As(err, &refused)
+}
+
+// TestLiveDisks looks at the disks of a running guest: a raw one, and a qcow2
+// one that QEMU has to export. QEMU is left as it was found.
+func TestLiveDisks(t *testing.T) {
+	image := makeDisk(t)
+	raw, cow := filepath.Join(filepath.Dir(image), "raw"), filepath.Join(filepath.Dir(image), "cow")
+	guestlab.MakeFS(t, raw, 64<<20, "-t", "ext4", "-L", "cow")
+	if out, err := exec.Command("qemu-img", "convert", "-O", "qcow2", raw, cow).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v\n%s", err, out)
+	}
+	g := guestlab.Boot(t, guestlab.Config{
+		Kernel: guestlab.TestKernels(t)[0], MemoryMiB: 256, Disk: image, Disks: []guestlab.Disk{{ID: "cow", Path: cow, Format: "qcow2"}}, Modules: []string{"ext4"},
+	})
+	inGuest := func(script string) {
+		if _, err := g.Run(t.Context(), script); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dev, dir := range map[string]string{"/dev/vda2": "/mnt/raw", "/dev/vdb": "/mnt/cow"} {
+		if err := g.Mount(t.Context(), dev, dir, "ext4", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := g.Name()
+	out, stderr, status := run(t, "disks", name)
+	for _, w := range []string{"vda2", "vdb", "ext4", "qcow2"} {
+		if status != 0 || !strings.Contains(out, w) {
+			t.Errorf("disks lacks %q, status %d, %q:\n%s", w, status, stderr, out)
+		}
+	}
+	for i := range 5 {
+		for _, c := range []struct{ fs, dir string }{{"vda2", "/mnt/raw"}, {"LABEL=cow", "/mnt/cow"}} {
+			inGuest(fmt.Sprintf("mkdir %s/d%d; echo round %d >%s/d%d/f; sync", c.dir, i, i, c.dir, i))
+			if out, stderr, status := run(t, "cat", name, "--fs", c.fs, fmt.Sprintf("/d%d/f", i)); out != fmt.Sprintf("round %d\n", i) || status != 0 {
+				t.Errorf("%s, round %d: %q, %q", c.fs, i, out, stderr)
+			}
+		}
+	}
+	failed(t, []string{"ls", name}, "several", "vda2", "vdb", "cow")
+	failed(t, []string{"ls", name, "--disk", "cow-dev", "/nope"}, "/nope", "does not exist")
+	if out, _, status := run(t, "ls", name, "--disk", "cow-dev"); status != 0 || !strings.Contains(out, "d4\n") {
+		t.Errorf("--disk cow-dev: %q", out)
+	}
+	if n, server := madeInQEMU(t, g); n != 0 || server {
+		t.Errorf("%d exports are left in QEMU, server %v", n, server)
+	}
+
+	// What a killed look left goes with the next one.
+	inGuest("dd if=/dev/zero of=/mnt/cow/big bs=1M count=20; sync")
+	c := vmscopeCmd("cat", name, "--fs", "vdb", "/big")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	c.Stdout, c.Stderr = w, os.Stderr
+	if err := errors.Join(c.Start(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); err != nil { // it has begun, and now waits for us
+		t.Error(err)
+	}
+	c.Process.Kill()
+	c.Wait()
+	if n, _ := madeInQEMU(t, g); n != 1 {
+		t.Errorf("%d exports of a killed look", n)
+	}
+	if _, stderr, status := run(t, "disks", name); status != 0 {
+		t.Errorf("disks after a killed look: %q", stderr)
+	}
+	if n, server := madeInQEMU(t, g); n != 0 || server {
+		t.Errorf("%d exports are left in QEMU after a killed look, server %v", n, server)
+	}
+	inGuest("echo alive >/mnt/cow/alive; sync")
+}
+
+// TestNBDTarget looks into an image of another format by way of qemu-nbd.
+func TestNBDTarget(t *testing.T) {
+	image := makeDisk(t)
+	if _, err := exec.LookPath("qemu-nbd"); err != nil {
+		guestlab.SkipOrFail(t, "no qemu-nbd here: see scripts/deps")
+	}
+	dir := t.TempDir()
+	cow, sock := filepath.Join(dir, "cow"), filepath.Join(dir, "sock")
+	if out, err := exec.Command("qemu-img", "convert", "-O", "qcow2", image, cow).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v\n%s", err, out)
+	}
+	server := exec.Command("qemu-nbd", "-r", "-t", "-k", sock, "-f", "qcow2", cow)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		server.Process.Kill()
+		server.Wait()
+	})
+	for range 500 {
+		if _, err := os.Stat(sock); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	target := "nbd+unix:///?socket=" + sock
+	if out, stderr, status := run(t, "cat", target, "/etc/passwd"); out != "root:x:0:0\n" || status != 0 {
+		t.Errorf("cat: %q, %q", out, stderr)
+	}
+	if out, stderr, _ := run(t, "disks", target); !strings.Contains(out, "disk0p2") {
+		t.Errorf("disks: %q, %q", out, stderr)
+	}
+	failed(t, []string{"ls", "nbd+unix:///?socket=" + filepath.Join(dir, "none")}, "no such file")
+	failed(t, []string{"ls", "nbd+unix:///nope?socket=" + sock}, "nope")
+	// The image itself is raw bytes, whatever they look like.
+	if out, _, _ := run(t, "disks", cow); !strings.Contains(out, "unknown") {
+		t.Errorf("disks of a qcow2 image: %q", out)
+	}
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"vmscope/internal/guestlab"
+)
+
+// putPrograms copies programs of the host, with the libraries that they need, to
+// /host of a guest, and gives the words that start one there.
+func putPrograms(t *testing.T, g *guestlab.Guest, names ...string) (start string) {
+	t.Helper()
+	library := regexp.MustCompile(`(/\S+) \(0x`)
+	put := func(from, to string) {
+		data, err := os.ReadFile(from)
+		if err == nil {
+			err = g.Put(t.Context(), to, data, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]bool{}
+	loader := ""
+	if _, err := g.Run(t.Context(), "mkdir -p /host/lib /host/bin"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			guestlab.SkipOrFail(t, "no "+name+" here: see scripts/deps")
+		}
+		put(path, "/host/bin/"+name)
+		out, err := exec.Command("ldd", path).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range library.FindAllStringSubmatch(string(out), -1) {
+			base := filepath.Base(m[1])
+			if strings.HasPrefix(base, "ld-") {
+				loader = "/host/lib/" + base
+			}
+			if !seen[base] {
+				seen[base] = true
+				put(m[1], "/host/lib/"+base)
+			}
+		}
+	}
+	return loader + " --library-path /host/lib /host/bin/"
+}
+
+// TestLVMGuest looks into volumes that the guest's own LVM made and its kernel
+// wrote to.
+func TestLVMGuest(t *testing.T) {
+	if testing.Short() {
+		guestlab.Skip(t, "boots a guest; not under -short")
+	}
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	dir := t.TempDir()
+	var disks []guestlab.Disk
+	for _, id := range []string{"one", "two"} {
+		path := filepath.Join(dir, id)
+		guestlab.MakeImage(t, path, "raw", 96<<20)
+		disks = append(disks, guestlab.Disk{ID: id, Path: path})
+	}
+	g := guestlab.Boot(t, guestlab.Config{
+		Kernel: "bookworm-cloud", Disks: disks, Modules: []string{"ext4", "dm_mod", "dm_snapshot", "dm_thin_pool", "dm_raid", "raid1", "dm_mirror"},
+	})
+	start := putPrograms(t, g, "lvm", "mke2fs")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	script := `set -e
+export LVM_SUPPRESS_FD_WARNINGS=1
+lvm() {
+	` + start + `lvm "$@" --config 'devices { use_devicesfile=0 } activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 } backup { backup=0 archive=0 } global { use_lvmpolld=0 event_activation=0 thin_check_executable="" }' >/dev/null
+}
+mke2fs() { ` + start + `mke2fs -q "$@"; }
+mkdir -p /run/lock/lvm /mnt/s /mnt/l
+lvm pvcreate -y /dev/vda
+lvm pvcreate -y /dev/vdb
+lvm vgcreate -s 1M vg0 /dev/vda /dev/vdb
+lvm lvcreate -y -Wn -Zn -i 2 -I 16k -L 32M -n striped vg0
+lvm lvcreate -y -Wn -Zn -l 50 -n linear vg0
+lvm lvextend -l +20 vg0/linear /dev/vdb
+lvm lvextend -l +4 vg0/linear /dev/vda
+mke2fs -t ext4 -L stripes /dev/mapper/vg0-striped
+mke2fs -t ext4 -b 1024 -L lines /dev/mapper/vg0-linear
+mount -t ext4 /dev/mapper/vg0-striped /mnt/s
+mount -t ext4 /dev/mapper/vg0-linear /mnt/l
+for d in s l; do
+	i=0; while [ $i -lt 40 ]; do mkdir /mnt/$d/d$i; echo $d $i >/mnt/$d/d$i/f; i=$((i+1)); done
+	dd if=/dev/urandom of=/mnt/$d/big bs=64k count=150 2>/dev/null
+done
+lvm lvcreate -y -s -L 4M -n snap vg0/linear
+lvm lvcreate -y -Wn -Zn --type raid1 -m 1 --nosync -L 4M -n mirrored vg0 || echo no raid1
+lvm lvcreate -y --type thin-pool -L 4M -n pool vg0 && lvm lvcreate -y -Wn -V 16M --thinpool pool -n thin vg0 || echo no thin pool
+sync
+md5sum /mnt/s/big /mnt/l/big
+`
+	out, err := g.Run(ctx, script)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	name := g.Name()
+	table, stderr, status := run(t, "disks", name, "--json")
+	if status != 0 {
+		t.Errorf("disks: %q", stderr)
+	}
+	got := map[string]diskRow{}
+	for line := range strings.Lines(table) {
+		var r diskRow
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatal(err)
+		}
+		got[r.Name] = r
+	}
+	for volume, want := range map[string]string{"vda": "LVM2_member ", "vdb": "LVM2_member ", "vg0/striped": "ext4 ", "vg0/linear": "ext4 ", "vg0/snap": "unknown snapshot",
+		"vg0/mirrored": "unknown raid1", "vg0/pool": "unknown thin-pool", "vg0/thin": "unknown thin"} {
+		if kind := strings.TrimPrefix(volume, "vg0/"); kind == "mirrored" && strings.Contains(out, "no raid1") || (kind == "pool" || kind == "thin") && strings.Contains(out, "no thin pool") {
+			continue
+		}
+		if r, ok := got[volume]; !ok || r.Content+" "+string(r.Unmapped) != want {
+			t.Errorf("%s: %+v, want %q", volume, r, want)
+		}
+	}
+	for fs, d := range map[string]string{"vg0/striped": "s", "vg0/linear": "l"} {
+		find, stderr, status := run(t, "find", name, "--fs", fs, "--name", "f", "--type", "f")
+		if n := strings.Count(find, "\n"); n != 40 || status != 0 {
+			t.Errorf("%s: %d files, %q", fs, n, stderr)
+		}
+		if text, _, _ := run(t, "cat", name, "--fs", fs, "/d17/f"); text != d+" 17\n" {
+			t.Errorf("%s: /d17/f is %q", fs, text)
+		}
+		big, stderr, _ := run(t, "cat", name, "--fs", fs, "/big")
+		if sum := fmt.Sprintf("%x", md5.Sum([]byte(big))); len(big) != 150<<16 || !strings.Contains(out, sum+"  /mnt/"+d+"/big") {
+			t.Errorf("%s: /big has %d bytes and sum %s, %q", fs, len(big), sum, stderr)
+		}
+	}
+}
