@@ -263,6 +263,58 @@ func TestFastCommitAttach(t *testing.T) {
 	}
 }
 
+// The disk is rounds ahead of the stream when we attach.
+func TestFastCommitAttachBehind(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 10))
+		j := fcJournal(1024)
+		first, _ := j.sb.FastCommits()
+		a := &area{size: 1024, tid: 5, old: seed%2 == 0}
+		stale := append(slices.Clone(a.round(r, 5, 10).blocks), a.round(r, 5, 10).blocks...)
+		at, begin := make([]int, len(stale)), 0
+		for k := range at {
+			if stale[k][0] == fcHead {
+				begin = k
+			}
+			at[k] = k - begin
+		}
+		d := a.round(r, 6, 10)
+		write := func(k int, b []byte) { j.disk[int(first)+k] = b }
+		for k, b := range stale {
+			write(at[k], b)
+		}
+		ahead := r.IntN(len(d.blocks) + 1)
+		for k, b := range d.blocks[:ahead] {
+			write(k, b)
+		}
+		s := NewFCStream(&j.sb, j.read)
+		got, err := s.Recover(d.tid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := d.check(t, got, 0)
+		from := r.IntN(len(stale))
+		for k, b := range stale[from:] {
+			if got, err := s.Write(first+uint32(at[from+k]), b); err != nil || len(got) > 0 {
+				t.Fatalf("seed %d: %d fast commits of an old round, %v", seed, len(got), err)
+			}
+		}
+		for k, b := range d.blocks {
+			if k >= ahead {
+				write(k, b)
+			}
+			got, err := s.Write(first+uint32(k), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n = d.check(t, got, n)
+		}
+		if n != len(d.want) {
+			t.Fatalf("seed %d: %d fast commits, want %d", seed, n, len(d.want))
+		}
+	}
+}
+
 func TestFastCommitUntoldRound(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 8))
 	j := fcJournal(1024)
@@ -311,7 +363,10 @@ func TestFastCommitDamage(t *testing.T) {
 		for good < 3 && d.ends[good] <= hurt {
 			good++
 		}
-		if n != good || failed != 1 {
+		if hurt > 0 && failed != 1 { // a head may look like an old one
+			t.Fatalf("damage in block %d: %d errors", hurt, failed)
+		}
+		if n != good || failed > 1 {
 			t.Fatalf("damage in block %d: %d fast commits, want %d; %d errors", hurt, n, good, failed)
 		}
 		s.Committed(d.tid)

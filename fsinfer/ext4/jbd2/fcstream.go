@@ -1,6 +1,10 @@
 package jbd2
 
-import "hash/maphash"
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/maphash"
+)
 
 // maxFC is how many bytes of a fast-commit area are held until they make a fast commit. The kernel's area has 256 blocks
 // by default, for many fast commits.
@@ -13,15 +17,19 @@ type FCStream struct {
 	first, end uint32 // of the area
 	read       func(p []byte, index uint32) error
 
-	// seed is for sums. They are no CRC: that of a block which ends with its own CRC does not depend on the rest.
+	p    fcParser
+	base uint32            // offset in the area behind the last fast commit that is complete
+	next uint32            // of the next block to decode
+	wait map[uint32][]byte // blocks that came before their turn
+	part [][]byte          // decoded blocks from base on
+	// sums tell the blocks before base. They are no CRC: that of a block which ends with its own CRC does not depend on the
+	// rest.
+	sums   []uint64
 	seed   maphash.Seed
-	p      fcParser
-	next   uint32            // offset in the area of the next block to decode
-	sums   []uint64          // of the blocks before next
-	wait   map[uint32][]byte // blocks that came before their turn
-	part   [][]byte          // decoded blocks without a tail yet
-	broken bool              // nothing can be decoded until the next full commit
-	early  bool              // blocks of this round may have been written before we watched
+	broken bool // nothing can be decoded until the next full commit
+	// early is set until the first full commit is seen. Blocks of the round may have been written before we watched, and
+	// blocks of older rounds than that which Recover found may still come.
+	early bool
 
 	known bool
 	last  uint32 // tid of the last full commit
@@ -65,7 +73,7 @@ func (s *FCStream) restart() {
 		s.free(b)
 	}
 	s.part = s.part[:0]
-	s.next, s.sums, s.broken = 0, s.sums[:0], false
+	s.base, s.next, s.sums, s.broken = 0, 0, s.sums[:0], false
 	s.p = fcParser{ops: s.p.ops[:0]}
 }
 
@@ -82,27 +90,63 @@ func (s *FCStream) Write(index uint32, data []byte) ([]FastCommit, error) {
 		return nil, &Error{Index: index, Err: bad("write of %d bytes to a journal with blocks of %d", len(data), s.size)}
 	}
 	k := index - s.first
-	switch anew := k < s.next && maphash.Bytes(s.seed, data) != s.sums[k]; {
+	switch anew := k < s.base && maphash.Bytes(s.seed, data) != s.sums[k]; {
+	case k == 0 && s.stale(data):
+		return nil, nil
 	case k == 0 && (anew || s.broken):
 		s.restart() // a new round, and nobody told us
-	case anew && !s.broken:
+	case s.broken || k < s.base && (!anew || s.early):
+		return nil, nil
+	case anew:
 		s.broken = true
 		return nil, &Error{s.p.tid, index, bad("fast-commit block written anew")}
 	}
-	if k < s.next || s.broken {
-		return nil, nil
-	}
-	if k > s.next && s.early {
-		s.fill(k)
+	if k < s.next {
+		if bytes.Equal(s.part[k-s.base], data) {
+			return nil, nil
+		}
+		s.rewind()
 	}
 	if err := s.keep(k, data); err != nil {
 		return nil, err
 	}
-	err := s.run()
-	if s.early && err != nil {
-		err = nil // what was there before us need not fit
+	if k > s.next && s.early {
+		s.fill(k)
 	}
+	err := s.run()
+	if err != nil && s.early { // what was there before us need not fit, and may be written yet
+		s.rewind()
+		err = nil
+	}
+	s.broken = s.broken || err != nil
 	return s.out, err
+}
+
+// headOf gives the transaction of a round that begins with this block.
+func headOf(b []byte) (tid uint32, ok bool) {
+	le := binary.LittleEndian
+	if le.Uint16(b) != fcHead || le.Uint16(b[2:]) < 8 {
+		return 0, false
+	}
+	return le.Uint32(b[8:]), true
+}
+
+// stale reports whether the block begins a round from before the last full commit.
+func (s *FCStream) stale(b []byte) bool {
+	tid, head := headOf(b)
+	return head && s.known && !newer(tid, s.last)
+}
+
+// rewind takes back what was decoded since the last complete fast commit.
+func (s *FCStream) rewind() {
+	for i, b := range s.part {
+		s.wait[s.base+uint32(i)] = b
+	}
+	s.part, s.next = s.part[:0], s.base
+	s.p.ops, s.p.crc = s.p.ops[:s.given], 0
+	if s.base == 0 {
+		s.p.head = false
+	}
 }
 
 // keep copies a block until its turn.
@@ -143,21 +187,19 @@ func (s *FCStream) run() error {
 			return nil
 		}
 		delete(s.wait, s.next)
-		s.part = append(s.part, b)
-		err := s.p.block(b, s.tail)
-		if err == nil && s.known && s.p.head && !newer(s.p.tid, s.last) {
-			// Left from before the last full commit: the round's own first block comes in its place.
-			s.out = nil
-			s.restart()
+		if s.next == 0 && s.stale(b) {
+			s.free(b)
 			return nil
 		}
-		if err != nil {
-			at := s.next
-			s.broken = true
-			return &Error{s.p.tid, s.first + at, err}
-		}
-		s.sums = append(s.sums, maphash.Bytes(s.seed, b))
+		s.part = append(s.part, b)
 		s.next++
+		tails := len(s.out)
+		if err := s.p.block(b, s.tail); err != nil {
+			return &Error{s.p.tid, s.first + s.next - 1, err}
+		}
+		if len(s.out) > tails {
+			s.complete()
+		}
 	}
 }
 
@@ -166,8 +208,17 @@ func (s *FCStream) tail() {
 	n := len(s.p.ops)
 	s.out = append(s.out, FastCommit{TID: s.p.tid, Ops: s.p.ops[s.given:n:n]})
 	s.given = n
+}
+
+// complete notes that the last decoded block ended a fast commit.
+func (s *FCStream) complete() {
+	for _, b := range s.part {
+		s.sums = append(s.sums, maphash.Bytes(s.seed, b))
+	}
 	s.old = append(s.old, s.part...)
-	s.part = s.part[:0]
+	s.part, s.base = s.part[:0], s.next
+	// A tail ends its block. What a liar puts behind it is passed over.
+	s.p.ops, s.p.crc = s.p.ops[:s.given], 0
 }
 
 // Recover reads the whole area and gives the fast commits in it that follow the full commit before tid: what recovery at
@@ -179,41 +230,34 @@ func (s *FCStream) Recover(tid uint32) ([]FastCommit, error) {
 	if s.read == nil {
 		return nil, nil
 	}
-	var good fcParser
-	var sums int
 	for k := uint32(0); k < min(s.end-s.first, uint32(s.max)); k++ {
 		b := s.buffer()
 		if err := s.read(b, s.first+k); err != nil {
+			s.rewind()
 			return s.out, &Error{tid, s.first + k, err}
 		}
-		s.part = append(s.part, b)
-		n := len(s.out)
-		if s.p.block(b, s.tail) != nil || s.p.tid != tid {
-			s.out = s.out[:n]
+		if now, head := headOf(b); k == 0 && (!head || now != tid) {
 			break
 		}
-		s.sums = append(s.sums, maphash.Bytes(s.seed, b))
-		if len(s.out) > n {
-			good, sums = s.p, len(s.sums)
+		s.wait[k] = b
+		if s.run() != nil {
+			break
 		}
 	}
 	// What is behind the last tail may be new, or left from another round.
-	s.old, s.part = append(s.old, s.part...), s.part[:0]
-	good.crc, good.ops = 0, s.p.ops[:s.given]
-	s.p, s.sums, s.next = good, s.sums[:sums], uint32(sums)
+	s.rewind()
+	for k, b := range s.wait {
+		s.free(b)
+		delete(s.wait, k)
+	}
 	return s.out, nil
 }
 
 // recycle takes back what the last call gave.
 func (s *FCStream) recycle() {
 	s.out = s.out[:0]
-	if s.given > 0 {
-		left := copy(s.p.ops, s.p.ops[s.given:])
-		s.p.ops, s.given = s.p.ops[:left], 0
-		if left > 0 {
-			s.old = s.old[:0] // records behind a tail in its block: their bytes are still needed
-		}
-	}
+	left := copy(s.p.ops, s.p.ops[s.given:])
+	s.p.ops, s.given = s.p.ops[:left], 0
 	for _, b := range s.old {
 		s.free(b)
 	}

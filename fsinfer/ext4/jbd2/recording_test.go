@@ -42,7 +42,7 @@ type player struct {
 	counts struct{ tx, blocks, revoked, fc, ops, home, recovered int }
 }
 
-func playRecording(t *testing.T, dir string) {
+func playRecording(t *testing.T, dir string) *player {
 	base, err := block.OpenFile(filepath.Join(dir, "base.img"))
 	if err != nil {
 		t.Fatal(err)
@@ -95,6 +95,7 @@ func playRecording(t *testing.T, dir string) {
 		}
 	}
 	t.Logf("%+v", p.counts)
+	return p
 }
 
 func (p *player) read(b []byte, index uint32) error {
