@@ -47,38 +47,47 @@ var ErrNoDisk = errors.New("no such disk")
 //
 // An image is raw, whatever it looks like: its content belongs to a guest, which
 // could make it look like any format. Close each disk.
-func OpenDisks(ctx context.Context, target string) ([]*Disk, error) {
+//
+// Of the options, Paused counts: a running machine's vCPUs stand still until all
+// disks are closed, so that all that is read is of one moment.
+func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, error) {
+	var o options
+	for _, f := range opts {
+		f(&o)
+	}
 	scheme, rest, ok := strings.Cut(target, ":")
 	switch {
 	case target == "":
 		return nil, fmt.Errorf("%w: it is empty; 'vmscope vms' lists the running VMs", ErrTarget)
 	case ok && scheme == "file":
-		return openImage(rest)
+		return openImage(rest, o)
+	case ok && o.paused && strings.HasPrefix(scheme, "nbd"):
+		return nil, fmt.Errorf("pause %s: %w: an export does not run", target, errors.ErrUnsupported)
 	case ok && (scheme == "nbd" || scheme == "nbds" || strings.HasPrefix(scheme, "nbd+") || strings.HasPrefix(scheme, "nbds+")):
 		return openNBD(ctx, target)
 	case ok && scheme == "qemu":
-		return openMachineDisks(ctx, rest)
+		return openMachineDisks(ctx, rest, o)
 	}
 	st, err := os.Stat(target)
 	switch {
 	case err == nil && st.Mode()&os.ModeSocket != 0:
-		return openMachineDisks(ctx, target)
+		return openMachineDisks(ctx, target, o)
 	case err == nil && st.IsDir():
 		return nil, fmt.Errorf("%w: %q is a directory", ErrTarget, target)
 	case err == nil:
-		return openImage(target)
+		return openImage(target, o)
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
 		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, file: and nbd:", ErrTarget, scheme)
 	}
-	return openMachineDisks(ctx, target)
+	return openMachineDisks(ctx, target, o)
 }
 
 // OpenDisk opens one disk of target: by its name, by its id, or, if name is "",
 // the only one.
-func OpenDisk(ctx context.Context, target, name string) (*Disk, error) {
-	all, err := OpenDisks(ctx, target)
+func OpenDisk(ctx context.Context, target, name string, opts ...Option) (*Disk, error) {
+	all, err := OpenDisks(ctx, target, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +144,10 @@ func ScanDisks(ctx context.Context, all []*Disk) (*part.Layout, error) {
 	return part.Scan(ctx, list...)
 }
 
-func openImage(path string) ([]*Disk, error) {
+func openImage(path string, o options) ([]*Disk, error) {
+	if o.paused {
+		return nil, fmt.Errorf("pause %s: %w: an image does not run", path, errors.ErrUnsupported)
+	}
 	f, err := block.OpenFile(path)
 	if err != nil {
 		return nil, err

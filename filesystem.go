@@ -35,8 +35,12 @@ var ErrNoFileSystem = errors.New("no such file system")
 // choose, if there are several: the disk's name or id, and the volume's name
 // ("vda1", "vg0/root"), the UUID or the label of the file system, or the UUID or
 // the label of its partition.
-func OpenFileSystem(ctx context.Context, target, disk, name string) (*FileSystem, error) {
-	disks, err := OpenDisks(ctx, target)
+//
+// A running guest writes on meanwhile, so a look that takes long may find parts
+// that are of different moments, and says then that they contradict themselves:
+// Paused avoids that.
+func OpenFileSystem(ctx context.Context, target, disk, name string, opts ...Option) (*FileSystem, error) {
+	disks, err := OpenDisks(ctx, target, opts...)
 	if err != nil {
 		return nil, err
 	}

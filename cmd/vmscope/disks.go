@@ -73,7 +73,7 @@ order of the machine's.
   vmscope disks 'nbd+unix:///?socket=/run/export.sock' --json | jq -r 'select(.content=="ext4").name'`,
 		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			disks, err := vmscope.OpenDisks(cmd.Context(), args[0])
+			disks, err := vmscope.OpenDisks(cmd.Context(), args[0], a.options()...)
 			if err != nil {
 				return err
 			}
@@ -227,8 +227,8 @@ func completeDisks(words func(diskRow) []string) cobra.CompletionFunc {
 }
 
 // open opens the file system, and says on which disk it is if it cannot.
-func (f *fileSystem) open(cmd *cobra.Command, target string) (*vmscope.FileSystem, error) {
-	fs, err := vmscope.OpenFileSystem(cmd.Context(), target, f.disk, f.fs)
+func (f *fileSystem) open(cmd *cobra.Command, target string, opts []vmscope.Option) (*vmscope.FileSystem, error) {
+	fs, err := vmscope.OpenFileSystem(cmd.Context(), target, f.disk, f.fs, opts...)
 	if errors.Is(err, vmscope.ErrNoFileSystem) {
 		err = fmt.Errorf("%w; 'vmscope disks %s' lists all", err, kernel.Text(target))
 	}

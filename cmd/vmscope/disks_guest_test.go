@@ -89,6 +89,26 @@ func TestLiveDisks(t *testing.T) {
 		t.Errorf("%d exports are left in QEMU, server %v", n, server)
 	}
 
+	// A look that stands still finds nothing that contradicts itself, whatever the guest does.
+	inGuest(`for d in raw cow; do
+	(cd /mnt/$d; i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); mkdir s$((i%7)) 2>/dev/null; echo $i >s$((i%7))/f$((i%50)); mv s$((i%7))/f$((i%50)) s$(((i+3)%7))/ 2>/dev/null
+	[ $((i%20)) = 0 ] && { rm -rf s$((i%7)); sync; }; done) >/dev/null 2>&1 &
+done`)
+	torn := 0
+	for range 3 {
+		for _, fs := range []string{"vda2", "vdb"} {
+			if out, stderr, status := run(t, "find", name, "--fs", fs, "--pause"); status != 0 || !strings.Contains(out, "/d4/f\n") {
+				t.Errorf("find --pause --fs %s: status %d, %q, %d bytes", fs, status, stderr, len(out))
+			}
+			if _, stderr, status := run(t, "find", name, "--fs", fs); status != 0 {
+				torn++
+				t.Log(stderr)
+			}
+		}
+	}
+	t.Log(torn, "of 6 looks at a guest that ran contradicted themselves")
+	inGuest("touch /tmp/stop")
+
 	// What a killed look left goes with the next one.
 	inGuest("dd if=/dev/zero of=/mnt/cow/big bs=1M count=20; sync")
 	c := vmscopeCmd("cat", name, "--fs", "vdb", "/big")

@@ -138,7 +138,7 @@ func (a *app) files(use, short, long, example string, paths func(*vmscope.FileSy
 	c := &cobra.Command{
 		Use: use, Short: short, Long: long + "\n\n" + diskTargets, Example: example, Args: check, ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := where.open(cmd, args[0])
+			v, err := where.open(cmd, args[0], a.options())
 			if err != nil {
 				return err
 			}
