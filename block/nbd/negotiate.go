@@ -109,8 +109,10 @@ func (s *session) readOption(fixed bool) (uint32, []byte, error) {
 		return 0, nil, errAnswered
 	}
 	data := make([]byte, n)
-	_, err := io.ReadFull(s.conn, data)
-	return opt, data, err
+	if _, err := io.ReadFull(s.conn, data); err != nil {
+		return 0, nil, unexpected(err)
+	}
+	return opt, data, nil
 }
 
 // option handles an option that is not special. done: the handshake is over.

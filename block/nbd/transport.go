@@ -145,9 +145,9 @@ func (s *socket) recv(a, b []byte) (int, error) {
 		}
 		hot.Add(-1)
 		switch {
-		case no == unix.EINTR:
-			runtime.Gosched() // it was the runtime that wants this goroutine to stop
-		case no == unix.EAGAIN: // nothing for a while
+		case no == unix.EINTR && s.hotMax == 0:
+		case no == unix.EINTR || no == unix.EAGAIN:
+			// The runtime wants this goroutine to stop, or nothing came for a while. This wait is one that it knows of.
 			unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1)
 		case no != 0:
 			return 0, os.NewSyscallError("recvmsg", no)
