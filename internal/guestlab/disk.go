@@ -39,8 +39,8 @@ func (d *Disk) withDefaults(n int) error {
 	if d.Bus == "" {
 		d.Bus = buses[0]
 	}
-	if first := d.ID[0]; first|0x20 < 'a' || first|0x20 > 'z' {
-		return fmt.Errorf("guestlab: disk %q: QEMU wants an identifier that starts with a letter", d.ID)
+	if first := d.ID[0]; first|0x20 < 'a' || first|0x20 > 'z' || len(d.ID+"-logged") > 31 {
+		return fmt.Errorf("guestlab: disk %q: QEMU wants an identifier that starts with a letter and has at most 24 bytes", d.ID)
 	}
 	if d.Path == "" || !slices.Contains(buses, d.Bus) || strings.ContainsAny(d.ID, ",=/\n") || strings.ContainsAny(d.Path+d.Log+d.Format, ",\n") {
 		return fmt.Errorf("guestlab: disk %+v would be misread on QEMU's command line", *d)
