@@ -29,7 +29,8 @@ func (f Finding) String() string {
 // What it holds against events, beside what stands in CONTRACT.md: an inode number that is linked somewhere is not made
 // anew; inode, generation and kind are those of the name; hard links share what they are; the attributes that events
 // of a transaction carry are those that the inodes have when the transaction has been told, with the number of links
-// counted from the tree's shape. An operation changes only what its name says: CHMOD the mode and nothing else.
+// counted from the tree's shape. An operation changes only what its name says: CHMOD the mode and
+// nothing else. A CHMOD or CHOWN changes something.
 type Replayer struct {
 	root   *node
 	inodes map[uint64]*inode // those that have a name
@@ -286,8 +287,14 @@ func (a *applying) change() {
 		}
 		i.attr.Size, i.wrote = e.Attr.Size, true
 	case event.Chmod:
+		if i.attr.Mode == e.Attr.Mode {
+			a.wrong("the mode is %o already", e.Attr.Mode)
+		}
 		i.attr.Mode = e.Attr.Mode
 	case event.Chown:
+		if i.attr.UID == e.Attr.UID && i.attr.GID == e.Attr.GID {
+			a.wrong("the owner is %d:%d already", e.Attr.UID, e.Attr.GID)
+		}
 		i.attr.UID, i.attr.GID = e.Attr.UID, e.Attr.GID
 	case event.Xattr:
 		i.xattr = true

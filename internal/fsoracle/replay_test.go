@@ -97,6 +97,8 @@ func TestReplay(t *testing.T) {
 		{"a size that nothing tells", []event.Event{ev(event.Chmod, "/d/f", 14, attr(event.File, 0o600, 6, 2))}, "size 6 at the end", ""},
 		{"a mode before the last", []event.Event{ev(event.Chmod, "/d/f", 14, attr(event.File, 0o600, 5, 2)), ev(event.Chmod, "/e/g", 14, attr(event.File, 0o604, 5, 2))}, "",
 			"/ /d /d/f /d/sub /e /e/g /x"},
+		{"a mode that was so", []event.Event{ev(event.Chmod, "/d/f", 14, attr(event.File, 0o644, 5, 2))}, "the mode is 644 already", ""},
+		{"an owner that was so", []event.Event{ev(event.Chown, "/d/f", 14, attr(event.File, 0o644, 5, 2))}, "the owner is 0:0 already", ""},
 		{"links of a directory", []event.Event{ev(event.Chmod, "/d", 12, attr(event.Dir, 0o711, 4096, 4)), ev(event.MkDir, "/d/new", 20, newDir)}, "", "/ /d /d/f /d/new /d/sub /e /e/g /x"},
 		{"links of a directory that nothing tells", []event.Event{ev(event.Chmod, "/d", 12, attr(event.Dir, 0o711, 4096, 4))}, "4 links at the end", ""},
 		{"loss", []event.Event{{Op: event.Lost, Detail: "slow"}}, "events were lost: slow", ""},
