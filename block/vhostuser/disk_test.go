@@ -94,7 +94,10 @@ func TestDiskErrors(t *testing.T) {
 	fe.negotiate(someFeatures)
 	q := fe.newQueue(0)
 	q.start(0)
-	d.fail = errors.New("platter fell off")
+	fault := errors.New("platter fell off")
+	d.mu.Lock()
+	d.fail = fault
+	d.mu.Unlock()
 	for _, kind := range []uint32{typeIn, typeOut, typeFlush} {
 		var data []piece
 		if kind != typeFlush {
@@ -104,6 +107,8 @@ func TestDiskErrors(t *testing.T) {
 			t.Errorf("request %d: status %d", kind, status)
 		}
 	}
+	x.srv.order.Lock()
+	defer x.srv.order.Unlock()
 	if len(rec.seen()) != 1 || rec.abandoned != 1 { // the flush, which is told before it is done
 		t.Errorf("seen %v, %d abandoned", rec.seen(), rec.abandoned)
 	}
@@ -113,7 +118,7 @@ func TestDiskErrors(t *testing.T) {
 	}
 	for _, err := range errs {
 		var re *RequestError
-		if !errors.As(err, &re) || !errors.Is(err, d.fail) {
+		if !errors.As(err, &re) || !errors.Is(err, fault) {
 			t.Error(err)
 		}
 	}

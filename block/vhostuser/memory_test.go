@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"bytes"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,8 +23,8 @@ func region1(gpa, size, user, off uint64) []byte {
 
 // The memory table changes while requests come and go, at once and in steps.
 func TestMemoryChanges(t *testing.T) {
-	changes := 0
-	x, q := newFixture(t, Options{MemoryChanged: func() { changes++ }}, someFeatures)
+	var changes atomic.Int64
+	x, q := newFixture(t, Options{MemoryChanged: func() { changes.Add(1) }}, someFeatures)
 	fd := int(x.mem.f.Fd())
 	high := region1(highAt, guestRAM-lowSize, userBase+lowSize, lowSize)
 	more := region1(8<<30, 1<<20, userBase+1<<40, 0)
@@ -52,8 +53,8 @@ func TestMemoryChanges(t *testing.T) {
 		x.must(remMemReg, more, fd) // with a descriptor, as some send it
 	}
 	close(halt)
-	if n := <-done; n == 0 || changes < 80 {
-		t.Errorf("%d requests, %d changes", n, changes)
+	if n := <-done; n == 0 || changes.Load() < 80 {
+		t.Errorf("%d requests, %d changes", n, changes.Load())
 	}
 	x.sendTable()
 	if status, _ := q.do(typeIn, 1, piece{highAt, 512, true}); status != statusOK {
@@ -186,6 +187,8 @@ func TestMemoryCut(t *testing.T) {
 			if len(errs) != 1 || !errors.Is(errs[0], mem.ErrUnreachable) {
 				t.Errorf("reported %v", errs)
 			}
+			x.srv.order.Lock()
+			defer x.srv.order.Unlock()
 			if tt.size > 0 && rec.abandoned != 1 {
 				t.Error("the observer's memory was not given back")
 			}

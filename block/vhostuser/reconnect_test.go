@@ -105,14 +105,14 @@ func TestReconnect(t *testing.T) {
 	}
 	used := q.used
 	x.c.Close()
-	// The guest goes on meanwhile.
-	q.put(3, typeOut, 4, piece{dataAt, 512, false})
-	q.ringBell()
 	for gone := false; !gone; time.Sleep(time.Millisecond) {
 		x.srv.mu.Lock()
 		gone = x.srv.session == nil
 		x.srv.mu.Unlock()
 	}
+	// The guest goes on meanwhile.
+	q.put(3, typeOut, 4, piece{dataAt, 512, false})
+	q.ringBell()
 	d.taken()
 	d.setGate(nil)
 	close(gate)
