@@ -278,3 +278,6 @@ func isZero(p []byte) bool {
 	}
 	return true
 }
+
+// Index is the number of entries that were read.
+func (r *Reader) Index() uint64 { return r.index }

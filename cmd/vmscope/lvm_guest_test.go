@@ -5,10 +5,7 @@ import (
 	"crypto/md5"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -16,56 +13,12 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// putPrograms copies programs of the host, with the libraries that they need, to
-// /host of a guest, and gives the words that start one there.
-func putPrograms(t *testing.T, g *guestlab.Guest, names ...string) (start string) {
-	t.Helper()
-	library := regexp.MustCompile(`(/\S+) \(0x`)
-	put := func(from, to string) {
-		data, err := os.ReadFile(from)
-		if err == nil {
-			err = g.Put(t.Context(), to, data, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	seen := map[string]bool{}
-	loader := ""
-	if _, err := g.Run(t.Context(), "mkdir -p /host/lib /host/bin"); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			guestlab.SkipOrFail(t, "no "+name+" here: see scripts/deps")
-		}
-		put(path, "/host/bin/"+name)
-		out, err := exec.Command("ldd", path).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range library.FindAllStringSubmatch(string(out), -1) {
-			base := filepath.Base(m[1])
-			if strings.HasPrefix(base, "ld-") {
-				loader = "/host/lib/" + base
-			}
-			if !seen[base] {
-				seen[base] = true
-				put(m[1], "/host/lib/"+base)
-			}
-		}
-	}
-	return loader + " --library-path /host/lib /host/bin/"
-}
-
 // TestLVMGuest looks into volumes that the guest's own LVM made and its kernel
 // wrote to.
 func TestLVMGuest(t *testing.T) {
 	if testing.Short() {
 		guestlab.Skip(t, "boots a guest; not under -short")
 	}
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
 	dir := t.TempDir()
 	var disks []guestlab.Disk
 	for _, id := range []string{"one", "two"} {
@@ -76,7 +29,7 @@ func TestLVMGuest(t *testing.T) {
 	g := guestlab.Boot(t, guestlab.Config{
 		Kernel: "bookworm-cloud", Disks: disks, Modules: []string{"ext4", "dm_mod", "dm_snapshot", "dm_thin_pool", "dm_raid", "raid1", "dm_mirror"},
 	})
-	start := putPrograms(t, g, "lvm", "mke2fs")
+	start := g.PutPrograms(t.Context(), t, "lvm", "mke2fs")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	script := `set -e
