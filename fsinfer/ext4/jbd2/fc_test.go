@@ -342,7 +342,9 @@ func TestFastCommitDamage(t *testing.T) {
 	j := fcJournal(1024)
 	first, _ := j.sb.FastCommits()
 	s := NewFCStream(&j.sb, nil)
-	a := &area{size: 1024}
+	a := &area{size: 1024, tid: 5}
+	s.Committed(4)
+	s.Committed(5)
 	for range 200 {
 		d := a.round(r, 3, 10)
 		hurt := r.IntN(len(d.blocks))

@@ -15,6 +15,7 @@ const maxFC = 8 << 20
 type FCStream struct {
 	size, max  int    // of a block in bytes; blocks that are held
 	first, end uint32 // of the area
+	off        bool   // there is none at the moment
 	read       func(p []byte, index uint32) error
 
 	p    fcParser
@@ -41,24 +42,36 @@ type FCStream struct {
 }
 
 // NewFCStream makes a stream for the fast-commit area of the journal that sb describes; if that has none, nothing will
-// come of it. Where the area changes (Super.FastCommits), a new FCStream is needed. read gives the present content of a
+// come of it until Follow tells of one. read gives the present content of a
 // journal block, for what was written before the first Write; it may be nil.
 func NewFCStream(sb *Super, read func(p []byte, index uint32) error) *FCStream {
-	s := &FCStream{size: int(sb.BlockSize), max: maxFC / int(sb.BlockSize), read: read, wait: make(map[uint32][]byte), early: read != nil,
+	s := &FCStream{size: int(sb.BlockSize), max: maxFC / int(sb.BlockSize), read: read, wait: make(map[uint32][]byte), early: true,
 		seed: maphash.MakeSeed()}
 	s.first, s.end = sb.FastCommits()
 	return s
 }
 
+// Follow takes a superblock that the journal has now: mounting turns fast commits on, unmounting turns them off.
+func (s *FCStream) Follow(sb *Super) {
+	first, end := sb.FastCommits()
+	if s.off = first == end; !s.off && (first != s.first || end != s.end) {
+		s.first, s.end = first, end
+		s.restart()
+	}
+}
+
 // Committed says that the transaction tid was committed in full. What the area holds for it, or for older ones, counts no
-// more, and the next fast commit begins at the area's start.
+// more, and the next fast commit begins at the area's start. The first call, where Recover was not called, tells where the
+// log is when the stream begins.
 func (s *FCStream) Committed(tid uint32) {
+	if s.known && newer(tid, s.last) {
+		s.early = false
+	}
 	if !s.known || newer(tid, s.last) {
 		s.known, s.last = true, tid
 	}
 	if !s.p.head || !newer(s.p.tid, s.last) {
 		s.restart()
-		s.early = false
 	}
 }
 
@@ -83,7 +96,7 @@ func (s *FCStream) restart() {
 // full commit holds all that it would have told.
 func (s *FCStream) Write(index uint32, data []byte) ([]FastCommit, error) {
 	s.recycle()
-	if index < s.first || index >= s.end {
+	if s.off || index < s.first || index >= s.end {
 		return nil, nil
 	}
 	if len(data) != s.size {
@@ -166,7 +179,7 @@ func (s *FCStream) keep(k uint32, data []byte) error {
 
 // fill reads the blocks before k that were not written since we watch.
 func (s *FCStream) fill(k uint32) {
-	for i := s.next; i < k && len(s.wait)+len(s.part) < s.max; i++ {
+	for i := s.next; s.read != nil && i < k && len(s.wait)+len(s.part) < s.max; i++ {
 		if s.wait[i] != nil {
 			continue
 		}

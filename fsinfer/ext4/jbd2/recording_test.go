@@ -56,9 +56,8 @@ type player struct {
 	disk  [][]byte         // the journal
 	s     *Stream
 	fc    *FCStream
-	fcs   struct{ first, end uint32 } // fc's area
-	over  map[uint64][]byte           // logged and not yet home
-	round int                         // fast commits since the last full one
+	over  map[uint64][]byte // logged and not yet home
+	round int               // fast commits since the last full one
 	count struct{ tx, blocks, revoked, fc, ops, home, recovered int }
 }
 
@@ -162,7 +161,6 @@ func (p *player) attach(ahead func()) (last uint32, fcs int) {
 	}
 	p.s.Skip(last)
 	p.fc = NewFCStream(sb, p.read)
-	p.fcs.first, p.fcs.end = sb.FastCommits()
 	found, err := p.fc.Recover(last + 1)
 	if err != nil {
 		p.t.Fatal(err)
@@ -176,9 +174,8 @@ func (p *player) write(index uint32, data []byte) (*Tx, []FastCommit) {
 	if err != nil {
 		p.t.Errorf("%v", err)
 	}
-	if first, end := p.s.Super().FastCommits(); first != p.fcs.first || end != p.fcs.end {
-		p.fc = NewFCStream(p.s.Super(), nil)
-		p.fcs.first, p.fcs.end = first, end
+	if index == 0 {
+		p.fc.Follow(p.s.Super())
 	}
 	if tx != nil {
 		p.fc.Committed(tx.TID)
