@@ -4,8 +4,7 @@ const directBlocks = 12
 
 // blockMap walks the map of ext2 and ext3: 12 blocks in the inode, then one of three levels of indirect blocks each.
 // Neighbours are joined to ranges, up to the length of an extent.
-func (w *mapWalk) blockMap() error {
-	b := w.in.Block[:]
+func (w *mapWalk) blockMap(b []byte) error {
 	for i := range uint64(directBlocks) {
 		if err := w.mapBlock(0, i, uint64(le.Uint32(b[4*i:]))); err != nil || w.ended {
 			return err

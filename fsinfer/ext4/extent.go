@@ -39,12 +39,12 @@ func (s *Super) extentsFrom(r BlockReader, in *Inode, start uint64, data func(Ex
 	if !in.hasMap() {
 		return nil
 	}
-	w := mapWalk{s: s, r: r, in: in, start: start, data: data, meta: meta}
+	w := mapWalk{s: s, r: r, ino: in.Number, seed: s.seed(in), start: start, data: data, meta: meta}
 	var err error
 	if in.Flags&FlagExtents != 0 {
-		err = w.root()
+		err = w.root(in.Block[:])
 	} else {
-		err = w.blockMap()
+		err = w.blockMap(in.Block[:])
 	}
 	if err == nil && !w.ended {
 		w.flush()
@@ -53,11 +53,12 @@ func (s *Super) extentsFrom(r BlockReader, in *Inode, start uint64, data func(Ex
 	return err
 }
 
-// mapWalk is one walk over the map of an inode.
+// mapWalk is one walk over the map of an inode. It does not hold the inode, so that the caller's may stay on the stack.
 type mapWalk struct {
 	s     *Super
 	r     BlockReader
-	in    *Inode
+	ino   uint32
+	seed  uint32 // of checksums
 	start uint64 // block of the file from which on the map is wanted
 	data  func(Extent) bool
 	meta  func(uint64) bool
@@ -74,7 +75,7 @@ func (w *mapWalk) bad(block uint64, format string, args ...any) error {
 	if block != 0 {
 		where = fmt.Sprintf("block %d", block)
 	}
-	return fmt.Errorf("ext4: map of inode %d, %s: %s: %w", w.in.Number, where, fmt.Sprintf(format, args...), mem.ErrInconsistent)
+	return fmt.Errorf("ext4: map of inode %d, %s: %s: %w", w.ino, where, fmt.Sprintf(format, args...), mem.ErrInconsistent)
 }
 
 // count accounts for n more mapped blocks. A walk is bounded by this: each leaf maps something.
@@ -102,13 +103,12 @@ func (w *mapWalk) node(buf []byte, block uint64) error {
 		return nil
 	}
 	if err := w.r.ReadBlock(buf, block); err != nil {
-		return fmt.Errorf("ext4: map of inode %d: %w", w.in.Number, err)
+		return fmt.Errorf("ext4: map of inode %d: %w", w.ino, err)
 	}
 	return nil
 }
 
-func (w *mapWalk) root() error {
-	b := w.in.Block[:]
+func (w *mapWalk) root(b []byte) error {
 	if le.Uint16(b) != extentMagic {
 		return w.bad(0, "magic %#x", le.Uint16(b))
 	}
@@ -116,25 +116,43 @@ func (w *mapWalk) root() error {
 	if depth > maxExtentDepth {
 		return w.bad(0, "depth %d", depth)
 	}
-	return w.tree(b, 0, depth, 0, 1<<32)
+	if depth == 0 {
+		n, err := w.header(b, 0, 0)
+		if err != nil {
+			return err
+		}
+		return w.leaf(b[extentSize:extentSize*(n+1)], 0, 0, 1<<32)
+	}
+	buf := w.s.buffer()
+	defer buf.free()
+	return w.tree(buf.b[:copy(buf.b, b)], 0, depth, 0, 1<<32)
+}
+
+// header checks the header of a node and gives the number of its entries.
+func (w *mapWalk) header(b []byte, block uint64, depth int) (int, error) {
+	n, most := int(le.Uint16(b[2:])), int(le.Uint16(b[4:]))
+	switch {
+	case le.Uint16(b) != extentMagic:
+		return 0, w.bad(block, "magic %#x", le.Uint16(b))
+	case int(le.Uint16(b[6:])) != depth:
+		return 0, w.bad(block, "depth %d, want %d", le.Uint16(b[6:]), depth)
+	case n > most || most > len(b)/extentSize-1:
+		return 0, w.bad(block, "%d entries of %d", n, most)
+	}
+	return n, nil
 }
 
 // tree walks a node whose entries lie in [from, to) of the file. Since these ranges of siblings do not overlap and no
 // node but a few leaves is empty, no block can take part twice.
 func (w *mapWalk) tree(b []byte, block uint64, depth int, from, to uint64) error {
-	n, most := int(le.Uint16(b[2:])), int(le.Uint16(b[4:]))
-	switch {
-	case le.Uint16(b) != extentMagic:
-		return w.bad(block, "magic %#x", le.Uint16(b))
-	case int(le.Uint16(b[6:])) != depth:
-		return w.bad(block, "depth %d, want %d", le.Uint16(b[6:]), depth)
-	case n > most || most > len(b)/extentSize-1:
-		return w.bad(block, "%d entries of %d", n, most)
+	n, err := w.header(b, block, depth)
+	if err != nil {
+		return err
 	}
 	if block != 0 {
-		w.sum(b, block, most)
+		w.sum(b, block, int(le.Uint16(b[4:])))
 	}
-	if n == 0 && (block != 0 || depth > 0) {
+	if n == 0 {
 		if w.empty++; depth > 0 || w.empty > maxEmptyLeaves {
 			return w.bad(block, "no entries at depth %d", depth)
 		}
@@ -196,7 +214,7 @@ func (w *mapWalk) sum(b []byte, block uint64, most int) {
 	if w.badSum != nil || !w.s.MetadataCsum() || end+4 > len(b) {
 		return
 	}
-	if crc32c(w.s.seed(w.in), b[:end]) != le.Uint32(b[end:]) {
-		w.badSum = &ChecksumError{What: "extent tree", Inode: w.in.Number, Block: block}
+	if crc32c(w.seed, b[:end]) != le.Uint32(b[end:]) {
+		w.badSum = &ChecksumError{What: "extent tree", Inode: w.ino, Block: block}
 	}
 }

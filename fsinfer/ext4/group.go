@@ -142,14 +142,23 @@ type BlockReader interface {
 	ReadBlock(p []byte, block uint64) error
 }
 
+// groupPlace is GroupBlock for a group and a block that have to be there.
+func (s *Super) groupPlace(g uint32) (block uint64, off int, err error) {
+	if g >= s.Groups {
+		return 0, 0, fmt.Errorf("ext4: group %d of %d: %w", g, s.Groups, mem.ErrInconsistent)
+	}
+	block, off = s.GroupBlock(g)
+	if !s.BlockValid(block) {
+		return 0, 0, fmt.Errorf("ext4: descriptor of group %d in block %d of %d: %w", g, block, s.Blocks, mem.ErrInconsistent)
+	}
+	return block, off, nil
+}
+
 // ReadGroup reads the descriptor of group g. A wrong checksum is a *ChecksumError beside the Group.
 func (s *Super) ReadGroup(r BlockReader, g uint32) (Group, error) {
-	if g >= s.Groups {
-		return Group{}, fmt.Errorf("ext4: group %d of %d: %w", g, s.Groups, mem.ErrInconsistent)
-	}
-	block, off := s.GroupBlock(g)
-	if block >= s.Blocks {
-		return Group{}, fmt.Errorf("ext4: descriptor of group %d in block %d of %d: %w", g, block, s.Blocks, mem.ErrInconsistent)
+	block, off, err := s.groupPlace(g)
+	if err != nil {
+		return Group{}, err
 	}
 	buf := s.buffer()
 	defer buf.free()
@@ -167,31 +176,22 @@ func (s *Super) ReadGroup(r BlockReader, g uint32) (Group, error) {
 // ReadInode reads inode ino by its group's descriptor. The Inode owns its bytes. Checksums of the descriptor are not
 // looked at, that of the inode is told by ChecksumOK.
 func (s *Super) ReadInode(r BlockReader, ino uint32) (Inode, error) {
-	raw, err := s.rawInode(r, ino)
-	if err != nil {
-		return Inode{}, err
-	}
-	return s.ParseInode(ino, raw)
-}
-
-// rawInode reads the bytes of an inode, which are the caller's.
-func (s *Super) rawInode(r BlockReader, ino uint32) ([]byte, error) {
 	if ino == 0 || ino > s.Inodes {
-		return nil, fmt.Errorf("ext4: inode %d of %d: %w", ino, s.Inodes, ErrNoInode)
+		return Inode{}, fmt.Errorf("ext4: inode %d of %d: %w", ino, s.Inodes, ErrNoInode)
 	}
 	group, index := s.InodeGroup(ino)
 	g, err := s.ReadGroup(r, group)
 	if bad := (*ChecksumError)(nil); err != nil && !errors.As(err, &bad) {
-		return nil, err
+		return Inode{}, err
 	}
 	block, off, err := s.InodePlace(g, index)
 	if err != nil {
-		return nil, err
+		return Inode{}, err
 	}
 	buf := s.buffer()
 	defer buf.free()
 	if err := r.ReadBlock(buf.b, block); err != nil {
-		return nil, err
+		return Inode{}, err
 	}
-	return append([]byte(nil), buf.b[off:off+s.InodeSize]...), nil
+	return s.ParseInode(ino, append([]byte(nil), buf.b[off:off+s.InodeSize]...))
 }

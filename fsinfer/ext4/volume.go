@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"vmscope/block"
 	"vmscope/mem"
@@ -25,6 +26,7 @@ type Volume struct {
 	rec  Recovery
 	fast *fastLook // what fast commits changed; nil if nothing
 
+	last  atomic.Pointer[lastGroup]
 	mu    sync.Mutex
 	cache [cacheBlocks]cached
 }
@@ -121,31 +123,68 @@ func (v *Volume) ReadBlock(p []byte, b uint64) error {
 const cacheBlocks = 64
 
 type cached struct {
-	block uint64 // 0: nothing; no such block is asked for
+	block uint64 // 0: nothing; descriptors and inodes lie behind block 0
 	data  []byte
 }
 
-// metaReader reads through the cache.
-type metaReader struct{ v *Volume }
-
-func (m metaReader) ReadBlock(p []byte, b uint64) error {
-	v := m.v
+// cachedBytes copies len(p) bytes from off on of a block, which is kept.
+func (v *Volume) cachedBytes(p []byte, b uint64, off int) error {
 	c := &v.cache[b%cacheBlocks]
 	v.mu.Lock()
-	if c.data != nil && c.block == b {
-		copy(p, c.data)
-		v.mu.Unlock()
-		return nil
+	defer v.mu.Unlock()
+	if c.block != b {
+		c.block = 0
+		if c.data == nil {
+			c.data = make([]byte, v.sb.BlockSize)
+		}
+		if err := v.ReadBlock(c.data, b); err != nil {
+			return err
+		}
+		c.block = b
 	}
-	v.mu.Unlock()
-	if err := v.ReadBlock(p, b); err != nil {
-		return err
-	}
-	v.mu.Lock()
-	c.data = append(c.data[:0], p[:v.sb.BlockSize]...)
-	c.block = b
-	v.mu.Unlock()
+	copy(p, c.data[off:])
 	return nil
+}
+
+// group reads a group's descriptor; the last one is kept.
+func (v *Volume) group(g uint32) (Group, error) {
+	if last := v.last.Load(); last != nil && last.index == g {
+		return last.Group, nil
+	}
+	block, off, err := v.sb.groupPlace(g)
+	if err != nil {
+		return Group{}, err
+	}
+	b := make([]byte, v.sb.DescSize)
+	if err := v.cachedBytes(b, block, off); err != nil {
+		return Group{}, err
+	}
+	last := &lastGroup{g, v.sb.ParseGroup(b)}
+	v.last.Store(last)
+	return last.Group, nil
+}
+
+type lastGroup struct {
+	index uint32
+	Group
+}
+
+// homeInode reads the bytes of an inode as they lie in its table. They are the caller's.
+func (v *Volume) homeInode(ino uint32) ([]byte, error) {
+	if ino == 0 || ino > v.sb.Inodes {
+		return nil, fmt.Errorf("ext4: inode %d of %d: %w", ino, v.sb.Inodes, ErrNoInode)
+	}
+	g, index := v.sb.InodeGroup(ino)
+	group, err := v.group(g)
+	if err != nil {
+		return nil, err
+	}
+	block, off, err := v.sb.InodePlace(group, index)
+	if err != nil {
+		return nil, err
+	}
+	raw := make([]byte, v.sb.InodeSize)
+	return raw, v.cachedBytes(raw, block, off)
 }
 
 // Inode reads an inode by its number, in use or not.
@@ -155,7 +194,11 @@ func (v *Volume) Inode(ino uint32) (Inode, error) {
 			return v.sb.ParseInode(ino, raw)
 		}
 	}
-	return v.sb.ReadInode(metaReader{v}, ino)
+	raw, err := v.homeInode(ino)
+	if err != nil {
+		return Inode{Number: ino}, err
+	}
+	return v.sb.ParseInode(ino, raw)
 }
 
 // used reads an inode that a name leads to.

@@ -196,7 +196,7 @@ func (v *Volume) fastRaw(f *fastLook, ino uint32) ([]byte, error) {
 	if raw, ok := f.inodes[ino]; ok {
 		return raw, nil
 	}
-	return v.sb.rawInode(metaReader{v}, ino)
+	return v.homeInode(ino)
 }
 
 // fastInode takes an inode as a record tells it. Of what a record does not hold, extended attributes and the map (which
