@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"vmscope/block"
 	"vmscope/block/part"
@@ -24,16 +25,16 @@ type Disk struct {
 	ReadOnly bool   // for the guest
 
 	close func() error
+	once  sync.Once
 }
 
-// Close gives the disk back; the machine is left as it was found.
+// Close gives the disk back; the machine is left as it was found. It may be
+// called at any time, and more than once: it returns when that is done. Reads
+// that are under way may fail.
 func (d *Disk) Close() error {
-	if d.close == nil {
-		return nil
-	}
-	f := d.close
-	d.close = nil
-	return f()
+	var err error
+	d.once.Do(func() { err = d.close() })
+	return err
 }
 
 // ErrNoDisk says that a target has no such disk.

@@ -21,7 +21,8 @@ type FileSystem struct {
 	disks []*Disk
 }
 
-// Close gives back what the look holds.
+// Close gives back what the look holds. It may be called at any time, and more
+// than once, as that of a Disk.
 func (f *FileSystem) Close() error {
 	err := f.Volume.Close()
 	return errors.Join(err, CloseDisks(f.disks))

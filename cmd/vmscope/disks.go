@@ -73,6 +73,9 @@ order of the machine's.
   vmscope disks 'nbd+unix:///?socket=/run/export.sock' --json | jq -r 'select(.content=="ext4").name'`,
 		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
+			cmd.SetContext(ctx)
 			disks, err := vmscope.OpenDisks(cmd.Context(), args[0], a.options()...)
 			if err != nil {
 				return err

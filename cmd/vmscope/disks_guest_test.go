@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,23 +111,41 @@ done`)
 	t.Log(torn, "of 6 looks at a guest that ran contradicted themselves")
 	inGuest("touch /tmp/stop")
 
-	// What a killed look left goes with the next one.
+	// A look that is ended leaves nothing; what a killed one left goes with the next one.
 	inGuest("dd if=/dev/zero of=/mnt/cow/big bs=1M count=20; sync")
-	c := vmscopeCmd("cat", name, "--fs", "vdb", "/big")
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
+	ended := func(how func(c *exec.Cmd, r *os.File)) {
+		t.Helper()
+		c := vmscopeCmd("cat", name, "--fs", "vdb", "/big")
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		var stderr strings.Builder
+		c.Stdout, c.Stderr = w, &stderr
+		if err := errors.Join(c.Start(), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Read(make([]byte, 1)); err != nil { // it has begun, and now waits for us
+			t.Error(err)
+		}
+		how(c, r)
+		c.Wait()
+		if stderr.Len() > 0 {
+			t.Logf("stderr: %q", stderr.String())
+		}
 	}
-	defer r.Close()
-	c.Stdout, c.Stderr = w, os.Stderr
-	if err := errors.Join(c.Start(), w.Close()); err != nil {
-		t.Fatal(err)
+	for what, how := range map[string]func(c *exec.Cmd, r *os.File){
+		"a closed pipe": func(_ *exec.Cmd, r *os.File) { r.Close() },
+		"SIGINT":        func(c *exec.Cmd, _ *os.File) { c.Process.Signal(syscall.SIGINT) },
+		"SIGHUP":        func(c *exec.Cmd, r *os.File) { c.Process.Signal(syscall.SIGHUP); io.Copy(io.Discard, r) },
+	} {
+		ended(how)
+		if n, server := madeInQEMU(t, g); n != 0 || server {
+			t.Errorf("after %s %d exports are left in QEMU, server %v", what, n, server)
+		}
 	}
-	if _, err := r.Read(make([]byte, 1)); err != nil { // it has begun, and now waits for us
-		t.Error(err)
-	}
-	c.Process.Kill()
-	c.Wait()
+	ended(func(c *exec.Cmd, _ *os.File) { c.Process.Kill() })
 	if n, _ := madeInQEMU(t, g); n != 1 {
 		t.Errorf("%d exports of a killed look", n)
 	}

@@ -126,6 +126,12 @@ func TestDiskCommands(t *testing.T) {
 			t.Errorf("cat %q: %d bytes, %q, status %d", args, len(out), stderr, status)
 		}
 	}
+	if out, _, _ := run(t, "__complete", "cat", image, "/etc/pa"); !strings.HasPrefix(out, "/etc/passwd\n:") {
+		t.Errorf("completion: %q", out)
+	}
+	if out, _, _ := run(t, "__complete", "cat", image, ""); !strings.Contains(out, "/etc/\n") || strings.Contains(out, "evil") {
+		t.Errorf("completion: %q", out)
+	}
 	if out, _, _ := run(t, "__complete", "ls", image, "--fs", ""); !strings.Contains(out, "disk0p2\n") || strings.Contains(out, "\x1b") {
 		t.Errorf("completion: %q", out)
 	}

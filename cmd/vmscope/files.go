@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os/signal"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -136,12 +138,18 @@ func (a *app) files(use, short, long, example string, paths func(*vmscope.FileSy
 		check = targetAnd(-1, "PATH")
 	}
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long + "\n\n" + diskTargets, Example: example, Args: check, ValidArgsFunction: a.completeTarget,
+		Use: use, Short: short, Long: long + "\n\n" + diskTargets, Example: example, Args: check, ValidArgsFunction: a.completePath(&where),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			whole := cmd.Context()
+			ctx, stop := untilHangup(whole)
+			defer stop()
+			cmd.SetContext(ctx)
 			v, err := where.open(cmd, args[0], a.options())
 			if err != nil {
 				return err
 			}
+			// Also if we hang in writing to a pipe that nobody reads: nothing stays in the machine.
+			defer context.AfterFunc(ctx, func() { v.Close() })()
 			if err := v.Recovery().Err; err != nil {
 				a.note = oneLine(fmt.Errorf("%s: the journal could be applied only in part: %w", v.Where.Name, err))
 			}
@@ -149,11 +157,62 @@ func (a *app) files(use, short, long, example string, paths func(*vmscope.FileSy
 			if len(list) == 0 {
 				list = []string{"/"}
 			}
-			return errors.Join(paths(v, cmd, list), v.Close())
+			err = errors.Join(paths(v, cmd, list), v.Close())
+			switch {
+			case whole.Err() != nil:
+				return whole.Err() // what came of closing it is not worth a word
+			case ctx.Err() != nil:
+				return errors.New("interrupted")
+			case errors.Is(err, syscall.EPIPE):
+				return errQuiet
+			}
+			return err
 		},
 	}
 	where.flags(c)
 	return c
+}
+
+// completePath completes targets, and then paths on their disks.
+func (a *app) completePath(where *fileSystem) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return a.completeTarget(cmd, args, word)
+		}
+		const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+		v, err := where.open(cmd, args[0], nil)
+		if err != nil {
+			return nil, directive
+		}
+		defer v.Close()
+		dir := word[:strings.LastIndexByte(word, '/')+1]
+		list, _ := v.ReadDir("/" + dir)
+		var out []string
+		for _, e := range list {
+			name := dir + e.Name
+			if dir == "" {
+				name = "/" + name
+			}
+			if e.Kind == event.Dir {
+				name += "/"
+			}
+			// A terminal, or a shell, may act on what the guest chose.
+			if strings.HasPrefix(name, word) && kernel.Text(name).String() == name {
+				out = append(out, name)
+			}
+		}
+		return out, directive
+	}
+}
+
+// untilHangup makes what would end us at once end the command in order: a look at a
+// running machine has something there to remove.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	signal.Ignore(syscall.SIGPIPE)
+	if signal.Ignored(syscall.SIGHUP) { // nohup
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
 func (a *app) lsCmd() *cobra.Command {
