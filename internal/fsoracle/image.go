@@ -26,20 +26,49 @@ func (r *Recording) Entries() (uint64, error) {
 
 // Image is the disk after so many entries of the log: what a guest leaves that loses its power there.
 func (r *Recording) Image(entries uint64) ([]byte, error) {
-	total, err := r.Entries()
-	if err != nil || entries > total {
-		return nil, errors.Join(err, fmt.Errorf("fsoracle: entry %d of %d", entries, total))
+	image, _, err := r.play(entries)
+	return image, err
+}
+
+// From is the recording from an entry on: of somebody who comes when the guest has been at work for a while.
+func (r *Recording) From(entry uint64) (*Recording, error) {
+	image, rest, err := r.play(entry)
+	if err != nil {
+		return nil, err
 	}
-	image := slices.Clone(r.Base)
-	rest := r.Log[logSector:]
+	total, err := r.Entries()
+	if err != nil {
+		return nil, err
+	}
+	from := &Recording{Meta: r.Meta, Base: image, Log: slices.Concat(r.Log[:logSector], rest)}
+	binary.LittleEndian.PutUint64(from.Log[16:], total-entry)
+	for _, p := range r.Points {
+		if p.Entries >= entry {
+			p.Entries -= entry
+			from.Points = append(from.Points, p)
+		}
+	}
+	return from, nil
+}
+
+// play gives the disk after so many entries, and what of the log is behind them.
+func (r *Recording) play(entries uint64) (image, rest []byte, err error) {
+	total, err := r.Entries()
+	if err != nil {
+		return nil, nil, err
+	}
+	if entries > total {
+		return nil, nil, fmt.Errorf("fsoracle: entry %d of %d", entries, total)
+	}
+	image, rest = slices.Clone(r.Base), r.Log[logSector:]
 	for n := range entries {
 		if len(rest) < logSector {
-			return nil, fmt.Errorf("fsoracle: the log ends at entry %d", n)
+			return nil, nil, fmt.Errorf("fsoracle: the log ends at entry %d", n)
 		}
 		sector, count, flags := binary.LittleEndian.Uint64(rest), binary.LittleEndian.Uint64(rest[8:]), binary.LittleEndian.Uint64(rest[16:])
 		rest = rest[logSector:]
 		if size := uint64(len(image)) / diskSectors; sector > size || count > size-sector {
-			return nil, fmt.Errorf("fsoracle: entry %d writes %d sectors at %d", n, count, sector)
+			return nil, nil, fmt.Errorf("fsoracle: entry %d writes %d sectors at %d", n, count, sector)
 		}
 		to := image[sector*diskSectors : (sector+count)*diskSectors]
 		if flags&logDiscard != 0 {
@@ -47,10 +76,10 @@ func (r *Recording) Image(entries uint64) ([]byte, error) {
 			continue
 		}
 		if len(rest) < len(to) {
-			return nil, fmt.Errorf("fsoracle: the log ends in entry %d", n)
+			return nil, nil, fmt.Errorf("fsoracle: the log ends in entry %d", n)
 		}
 		copy(to, rest)
 		rest = rest[len(to):]
 	}
-	return image, nil
+	return image, rest, nil
 }

@@ -44,8 +44,8 @@ func WithoutDirHash(tree []wire.File) []wire.File {
 			}
 			encrypted[told] = f.Encrypted
 		case string(event.Lnk):
-			if f.Encrypted {
-				f.Target = []byte(ciphertext(string(f.Target)))
+			if target := ciphertext(string(f.Target)); f.Encrypted && target != string(f.Target) {
+				f.Target = []byte(target)
 				f.Size = 2 + int64(base64.RawURLEncoding.DecodedLen(len(f.Target))) // struct fscrypt_symlink_data
 			}
 		}

@@ -54,7 +54,7 @@ type claim struct {
 	node  *node
 }
 
-// New starts with a tree as a guest told it.
+// New starts with a tree. If it is one that the guest told, with content and attributes, Adopt takes those over.
 func New(tree []wire.File) (*Replayer, error) {
 	root, inodes, err := plant(tree)
 	if err != nil {

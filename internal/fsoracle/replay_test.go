@@ -187,6 +187,7 @@ func TestCompare(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			r.Adopt(small())
 			if found := replay(r, tt.events); len(found) > 0 {
 				t.Errorf("found %v", found)
 			}

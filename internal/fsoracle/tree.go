@@ -31,7 +31,7 @@ type inode struct {
 	// What no event tells: taken from the guest, to see whether an event said that it changes.
 	sum    string
 	xattrs []wire.Xattr
-	known  bool // sum and xattrs are from the guest; false for what was made since
+	known  bool // sum and xattrs were adopted; false for what was made since
 	wrote  bool // WRITE or TRUNCATE since then
 	xattr  bool // XATTR since then
 }
@@ -125,7 +125,7 @@ func plant(files []wire.File) (*node, map[uint64]*inode, error) {
 		i := inodes[f.Inode]
 		if i == nil {
 			i = &inode{
-				number: f.Inode, generation: f.Generation, target: string(f.Target), device: f.Device, sum: f.Sum, xattrs: f.Xattrs, known: true,
+				number: f.Inode, generation: f.Generation, target: string(f.Target), device: f.Device,
 				attr: event.Attr{Kind: event.Kind(f.Kind), Mode: f.Mode, UID: f.UID, GID: f.GID, Size: f.Size},
 			}
 			inodes[f.Inode] = i

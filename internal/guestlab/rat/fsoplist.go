@@ -229,6 +229,9 @@ func symlink(p *player) (string, error) {
 	if p.percent(30) {
 		n = 60 + p.rng.IntN(900) // in a block
 	}
+	if limit := p.req.MaxName; limit > 0 {
+		n = min(n, limit)
+	}
 	target := strings.Repeat(fmt.Sprintf("../%d/", p.step), n/4+1)[:n]
 	path := p.fresh()
 	return path, syscall.Symlink(target, path)

@@ -24,7 +24,7 @@ type FSOps struct {
 	Sync     int `json:"sync,omitempty"`
 	// Many is how many names a large directory gets; 0: there is none.
 	Many int `json:"many,omitempty"`
-	// MaxName leaves out names that are longer; 0: none.
+	// MaxName leaves out names, and targets of symbolic links, that are longer; 0: none.
 	MaxName int `json:"max_name,omitempty"`
 	// MaxFile bounds the bytes of a file that are written at once, MaxXattr the value of an extended attribute.
 	MaxFile  int `json:"max_file,omitempty"`  // default 64 KiB
