@@ -4,6 +4,7 @@ import (
 	"os"
 	"testing"
 
+	"vmscope/block/tap"
 	"vmscope/vm/qemu"
 )
 
@@ -11,5 +12,6 @@ import (
 // makes them run again is this program, started anew.
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	tap.Helper() // what receives a disk's writes is this binary, too
 	os.Exit(m.Run())
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,89 +94,97 @@ func (m *mirror) monitor(ctx context.Context) (qmp.Monitor, error) {
 
 type args map[string]any
 
-// attach makes the job. serve is given the connection by which the writes arrive, and must serve it at once, beside.
-func (m *mirror) attach(ctx context.Context, serve func(net.Conn)) error {
+// attach makes the job, unless it is there already: then QEMU connects to the socket again by itself. again says so. serve
+// is given a connection by which writes arrive beside those to the socket, and must serve it at once.
+func (m *mirror) attach(ctx context.Context, serve func(net.Conn)) (again bool, err error) {
 	mon, err := m.monitor(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer mon.Close()
+	if there, err := m.job(ctx, mon); there || err != nil {
+		return there, err
+	}
 	if err := m.sweep(ctx, mon, false); err != nil {
-		return err
+		return false, err
 	}
 	if err := m.addNode(ctx, mon, serve); err != nil {
-		return err
+		return false, err
 	}
 	_, err = mon.Run(ctx, "blockdev-mirror", args{
 		"job-id": m.ID, "device": m.Node, "target": m.ID, "sync": "none", "copy-mode": "write-blocking",
 	})
 	if err != nil {
 		mon.Run(ctx, "blockdev-del", args{"node-name": m.ID})
-		return m.explain(err)
 	}
-	return nil
+	return false, m.explain(err)
 }
 
-// addNode makes the node that is us. Our end is passed as a descriptor, so that no path has to be reachable for QEMU.
+// addNode makes the node that is us.
+//
+// QEMU connects to a socket by its path, so that it can connect again when a receiver was killed: it tries for a second,
+// and what was not answered is sent anew. That the job does not just fail is worth it: QEMU (7.2 to 10 at least) frees
+// the job's bitmap of writes in flight as soon as it fails, and clears bits in it when they end. Where QEMU cannot reach
+// the path, it is passed a connection.
 func (m *mirror) addNode(ctx context.Context, mon qmp.Monitor, serve func(net.Conn)) error {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket pair: %w", err)
-	}
-	conn, err := fileConn(fds[0], "tap")
-	theirs := os.NewFile(uintptr(fds[1]), "tap")
-	defer theirs.Close()
-	if err != nil {
+	node := args{"driver": "nbd", "node-name": m.ID, "export": "", "reconnect-delay": 1}
+	node["server"] = args{"type": "unix", "path": m.socket()}
+	_, err := mon.Run(ctx, "blockdev-add", node)
+	var refused *qmp.Error
+	if !errors.As(err, &refused) {
 		return err
 	}
-	server := args{"type": "fd", "str": m.ID}
-	if err := mon.PassFile(ctx, m.ID, theirs); err != nil {
-		// An old libvirt, for one: it passes no descriptors.
-		conn.Close()
-		path, done, perr := m.listen(serve)
-		if perr != nil {
-			return errors.Join(err, perr)
-		}
-		defer done()
-		server = args{"type": "unix", "path": path}
-	} else {
-		theirs.Close()
-		serve(conn)
+	fds, serr := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if serr != nil {
+		return fmt.Errorf("socket pair: %w", serr)
 	}
-	_, err = mon.Run(ctx, "blockdev-add", args{"driver": "nbd", "node-name": m.ID, "server": server, "export": ""})
+	theirs := os.NewFile(uintptr(fds[1]), "tap")
+	defer theirs.Close()
+	conn, serr := fileConn(fds[0], "tap")
+	if serr != nil {
+		return serr
+	}
+	if perr := mon.PassFile(ctx, m.ID, theirs); perr != nil {
+		conn.Close()
+		return m.explain(err)
+	}
+	theirs.Close()
+	serve(conn)
+	delete(node, "reconnect-delay")
+	node["server"] = args{"type": "fd", "str": m.ID}
+	_, err = mon.Run(ctx, "blockdev-add", node)
 	return m.explain(err)
 }
 
-// listen waits for QEMU at a path that it may reach, for one connection.
-func (m *mirror) listen(serve func(net.Conn)) (path string, done func(), err error) {
-	path = m.path(".nbd")
-	os.Remove(path)
-	ln, err := net.Listen("unix", path)
+// socket is where QEMU connects to the receiver.
+func (m *mirror) socket() string { return m.path(".nbd") }
+
+// listen makes the socket. Its file is removed by who ends the tap.
+func (m *mirror) listen() (*os.File, error) {
+	path := m.socket()
+	os.Remove(path) // a predecessor's: the disk's lock is ours
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
+	ln.SetUnlinkOnClose(false)
+	defer ln.Close()
 	if err := m.forQEMU(path); err != nil {
-		ln.Close()
-		return "", nil, err
+		return nil, err
 	}
-	go func() {
-		if conn, err := ln.Accept(); err == nil {
-			serve(conn)
-		}
-	}()
-	return path, func() { ln.Close(); os.Remove(path) }, nil
+	return ln.File()
 }
 
-// forQEMU gives a socket to the user that QEMU runs as.
+// forQEMU gives a socket to the user that QEMU runs as. Where we may not do that, QEMU is passed a connection.
 func (m *mirror) forQEMU(path string) error {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	if err := unix.Stat("/proc/"+m.Target, &st); err != nil || int(st.Uid) == os.Geteuid() {
-		return err
+	if unix.Stat("/proc/"+m.Target, &st) == nil && int(st.Uid) != os.Geteuid() {
+		os.Chown(path, int(st.Uid), int(st.Gid))
 	}
-	return os.Chown(path, int(st.Uid), int(st.Gid))
+	return nil
 }
 
 // explain adds to QEMU's refusal what a user should know.
@@ -215,27 +224,46 @@ func (m *mirror) sweep(ctx context.Context, mon qmp.Monitor, all bool) error {
 	return errors.Join(errs, m.sweepExports(ctx, mon, all))
 }
 
-// cancel ends jobs with our names and waits for their end.
-func (m *mirror) cancel(ctx context.Context, mon qmp.Monitor) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		var jobs []struct {
-			Device string `json:"device"` // the job's id
+// jobs lists the jobs with our names.
+func (m *mirror) jobs(ctx context.Context, mon qmp.Monitor) ([]string, error) {
+	var all []struct {
+		Device string `json:"device"` // the job's id
+	}
+	err := qmp.Query(ctx, mon, "query-block-jobs", nil, &all)
+	var out []string
+	for _, j := range all {
+		if strings.HasPrefix(j.Device, m.prefix()) {
+			out = append(out, j.Device)
 		}
-		if err := qmp.Query(ctx, mon, "query-block-jobs", nil, &jobs); err != nil {
+	}
+	return out, err
+}
+
+// job reports whether our own is there.
+func (m *mirror) job(ctx context.Context, mon qmp.Monitor) (bool, error) {
+	ids, err := m.jobs(ctx, mon)
+	return slices.Contains(ids, m.ID), err
+}
+
+// forceAfter is how long a job may take to end in order: it waits for what the guest writes just then.
+const forceAfter = 3 * time.Second
+
+// cancel ends jobs with our names and waits for their end. Without force such a job waits until no write is in flight
+// before it ends; with it, or when it fails, it does not (see addNode).
+func (m *mirror) cancel(ctx context.Context, mon qmp.Monitor) error {
+	began := time.Now()
+	forced := false
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		ids, err := m.jobs(ctx, mon)
+		if err != nil || len(ids) == 0 {
 			return err
 		}
-		n := 0
-		for _, j := range jobs {
-			if !strings.HasPrefix(j.Device, m.prefix()) {
-				continue
+		force := time.Since(began) > forceAfter
+		if wait == time.Millisecond || force && !forced {
+			for _, id := range ids {
+				mon.Run(ctx, "block-job-cancel", args{"device": id, "force": force}) // it may have just ended
 			}
-			n++
-			if wait == time.Millisecond {
-				mon.Run(ctx, "block-job-cancel", args{"device": j.Device, "force": true}) // it may have just ended
-			}
-		}
-		if n == 0 {
-			return nil
+			forced = force
 		}
 		select {
 		case <-ctx.Done():
@@ -252,16 +280,7 @@ func (m *mirror) attached(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer mon.Close()
-	var jobs []struct {
-		Device string `json:"device"`
-	}
-	err = qmp.Query(ctx, mon, "query-block-jobs", nil, &jobs)
-	for _, j := range jobs {
-		if j.Device == m.ID {
-			return true, err
-		}
-	}
-	return false, err
+	return m.job(ctx, mon)
 }
 
 // detach removes all that is ours from QEMU.

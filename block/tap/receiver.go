@@ -28,6 +28,7 @@ type receiver struct {
 	spec spec
 	ctl  control
 	feed *feed
+	ln   *os.File // to serve at; nil: nowhere
 
 	mu     sync.Mutex
 	base   *message // the "attached" message: how to reach the disk's content
@@ -46,6 +47,14 @@ func newReceiver(s spec, files ring.Files, ctl *os.File) (*receiver, error) {
 		p.Lose(1, ring.Restarted)
 	}
 	return &receiver{spec: s, ctl: control{ctl}, feed: newFeed(p, s.Size)}, nil
+}
+
+// name is what is tapped, for lists of processes.
+func (s *spec) name() string {
+	if s.Mirror != nil {
+		return s.Mirror.Name + " of process " + s.Mirror.Target
+	}
+	return ""
 }
 
 // errReaderGone says that whoever read the ring has ended.
@@ -90,6 +99,13 @@ func (r *receiver) end(why error) {
 	}
 	r.mu.Unlock()
 	r.stop()
+}
+
+// why is the reason that end was called with; nil if it was not.
+func (r *receiver) why() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reason
 }
 
 // listen does what the reader says.
@@ -202,37 +218,55 @@ func (r *receiver) mirror(ctx context.Context, m *mirror) error {
 		return err
 	}
 	defer left()
-	srv := &nbd.Server{Exports: []nbd.Export{{Device: &sink{r.feed, m.Size}, MaxConns: 1}}}
-	defer srv.Close()
-	for again := false; ; again = true {
-		if again {
-			r.feed.ring.Lose(1, ring.Restarted)
-		}
-		ended := make(chan error, 1)
-		err := r.attach(ctx, m, func(c net.Conn) {
-			go func() { ended <- srv.ServeConn(context.Background(), c) }()
-		})
-		if err == nil {
-			err = r.watch(ctx, m, ended)
-		}
-		if err == nil {
-			continue // the job is still there but not the connection: make it anew
-		}
-		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
-		derr := retry(dctx, func() error { return m.detach(dctx) })
-		cancel()
-		if derr != nil && !errors.Is(derr, ErrGuestEnded) && ctx.Err() == nil {
-			err = errors.Join(err, derr)
-		}
+	if r.ln == nil {
+		return errors.New("nothing to listen at")
+	}
+	ln, err := net.FileListener(r.ln)
+	if err != nil {
 		return err
 	}
+	ended := make(chan error, 1)
+	srv := &nbd.Server{
+		Exports: []nbd.Export{{Device: &sink{r.feed, m.Size}}},
+		Connected: func(string, net.Addr) func(error) {
+			return func(err error) {
+				select {
+				case ended <- err:
+				default:
+				}
+			}
+		},
+	}
+	defer srv.Close()
+	go srv.Serve(context.Background(), ln) // until the job is gone, whatever becomes of ctx
+	for first := true; err == nil; first = false {
+		if !first {
+			r.feed.ring.Lose(1, ring.Restarted)
+		}
+		if err = r.attach(ctx, m, func(c net.Conn) { go srv.ServeConn(context.Background(), c) }); err == nil {
+			err = r.watch(ctx, m, ended)
+		}
+	}
+	// A commit that waits for its images holds the guest's writes up, which QEMU waits for.
+	r.feed.capture.Store(nil)
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
+	defer cancel()
+	derr := retry(dctx, func() error { return m.detach(dctx) })
+	if errors.Is(r.why(), errReaderGone) {
+		os.Remove(m.socket()) // else it is the reader's to do
+		os.Remove(m.path(".lock"))
+	}
+	if derr != nil && !errors.Is(derr, ErrGuestEnded) && ctx.Err() == nil {
+		err = errors.Join(err, derr)
+	}
+	return err
 }
 
 // attach attaches and tells the reader.
 func (r *receiver) attach(ctx context.Context, m *mirror, serve func(net.Conn)) error {
 	actx, cancel := context.WithTimeout(ctx, attachPatience)
 	defer cancel()
-	if err := m.attach(actx, serve); err != nil {
+	if _, err := m.attach(actx, serve); err != nil {
 		return err
 	}
 	base, err := m.content(actx)
@@ -249,31 +283,57 @@ func (r *receiver) attach(ctx context.Context, m *mirror, serve func(net.Conn)) 
 // open.
 const checkEvery = 3 * time.Second
 
-// watch waits for the end of the job, and says what it means. nil: try again.
+// watch waits for the end of the job, and says what it means. nil: it failed, and is to be made anew.
 func (r *receiver) watch(ctx context.Context, m *mirror, ended <-chan error) error {
 	t := time.NewTicker(checkEvery)
 	defer t.Stop()
 	last := r.feed.taken.Load()
 	for {
+		broken, left := false, false
 		select {
 		case err := <-ended:
-			return r.broken(ctx, m, err)
+			broken, left = true, err == nil
+			// A QEMU that ends closes its disks first.
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(50 * time.Millisecond):
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.C:
+			n := r.feed.taken.Load()
+			if busy := n != last; busy {
+				last = n
+				continue
+			}
 		}
-		if n := r.feed.taken.Load(); n != last {
-			last = n
-			continue
-		}
-		qctx, cancel := context.WithTimeout(ctx, checkEvery)
-		there, err := m.attached(qctx)
-		cancel()
+		there, err := r.look(ctx, m)
 		switch {
-		case errors.Is(err, ErrGuestEnded):
+		case err != nil:
 			return err
-		case err == nil && !there:
+		case there: // QEMU connects again when it has something to say
+		case broken && !left:
+			return nil
+		default:
 			return m.cancelled()
+		}
+	}
+}
+
+// look asks whether the job is there, as long as it takes to get an answer.
+func (r *receiver) look(ctx context.Context, m *mirror) (there bool, err error) {
+	for {
+		qctx, cancel := context.WithTimeout(ctx, checkEvery)
+		there, err = m.attached(qctx)
+		cancel()
+		if err == nil || errors.Is(err, ErrGuestEnded) {
+			return there, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
@@ -281,35 +341,6 @@ func (r *receiver) watch(ctx context.Context, m *mirror, ended <-chan error) err
 // cancelled says that the job is gone and that it was not us.
 func (m *mirror) cancelled() error {
 	return fmt.Errorf("%s: %w: the mirror job was cancelled", m.Name, ErrDetached)
-}
-
-// broken says what it means that the job's connection has ended. nil: try again.
-func (r *receiver) broken(ctx context.Context, m *mirror, served error) error {
-	// A QEMU that ends closes its disks first.
-	for range 40 {
-		if _, err := m.process(); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-		there, err := m.attached(ctx)
-		if errors.Is(err, ErrGuestEnded) {
-			return err
-		}
-		if err == nil && there {
-			return nil
-		}
-		if err == nil && served == nil { // QEMU took its leave: the job was cancelled
-			break
-		}
-	}
-	if served != nil && !errors.Is(served, nbd.ErrShutdown) {
-		return nil
-	}
-	return m.cancelled()
 }
 
 // retry repeats f until it does not fail or ctx ends.

@@ -43,13 +43,16 @@ type Options struct {
 
 // Tap is a block.Tap on one disk. Next and Writes are for one goroutine; the other methods are safe for concurrent use.
 type Tap struct {
-	disk  string
-	info  Disk
-	size  int64
-	files ring.Files
-	ctl   control
-	past  *past
-	lock  *os.File // of the disk
+	disk   string
+	info   Disk
+	size   int64
+	files  ring.Files
+	past   *past
+	spec   spec
+	opts   Options
+	lock   *os.File    // of the disk
+	ln     *os.File    // to serve at
+	starts []time.Time // of receivers with their guards
 
 	ctx    context.Context // ends with Close, or with the receiver
 	cancel context.CancelCauseFunc
@@ -68,7 +71,8 @@ type Tap struct {
 	gen      uint32
 	caught   message // as the receiver said
 	journals []Journal
-	release  func() // makes the receiver go; waits
+	ctl      control
+	wait     func() // for the end of the processes
 }
 
 var _ block.Tap = (*Tap)(nil)
@@ -120,8 +124,15 @@ func attach(ctx context.Context, p qemu.Process, disk string, o Options) (*Tap, 
 	if err != nil {
 		return nil, err
 	}
-	t, err := open(spec{Mirror: mr, Size: d.Size}, o, l, nil)
+	ln, err := mr.listen()
 	if err != nil {
+		unlock(l)
+		return nil, err
+	}
+	t, err := open(spec{Mirror: mr, Size: d.Size}, o, l, ln)
+	if err != nil {
+		ln.Close()
+		os.Remove(mr.socket())
 		unlock(l)
 		return nil, err
 	}
@@ -153,64 +164,98 @@ func open(s spec, o Options, l *os.File, ln *os.File) (*Tap, error) {
 		return nil, err
 	}
 	con.Lag = min(keepBack, size/8)
-	ours, theirs, err := newControl()
-	if err != nil {
-		con.Close()
-		files.Close()
-		return nil, err
-	}
-	t := &Tap{size: s.Size, files: files, con: con, ctl: control{ours}, lock: l, state: make(chan struct{}), ended: make(chan struct{})}
+	t := &Tap{size: s.Size, files: files, con: con, spec: s, opts: o, lock: l, ln: ln, state: make(chan struct{}), ended: make(chan struct{})}
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	t.past = &past{t: t}
-	t.release, err = start(s, o, files, theirs, l, ln)
-	if err != nil {
+	if err := t.start(); err != nil {
 		con.Close()
 		files.Close()
-		ours.Close()
-		theirs.Close()
 		return nil, err
 	}
 	go t.listen()
 	return t, nil
 }
 
-// listen takes what the receiver says, until all of its processes are gone.
+// start starts the receiver, with a control line of its own.
+func (t *Tap) start() error {
+	ours, theirs, err := newControl()
+	if err != nil {
+		return err
+	}
+	wait, err := start(t.spec, t.opts, t.files, theirs, t.lock, t.ln)
+	if err != nil {
+		ours.Close()
+		theirs.Close()
+		return err
+	}
+	t.mu.Lock()
+	t.ctl, t.wait, t.pids = control{ours}, wait, [2]int{}
+	t.mu.Unlock()
+	t.starts = append(t.starts, time.Now())
+	return nil
+}
+
+// listen takes what the receiver says, until all of its processes are gone. If they went without a word, it starts others.
 func (t *Tap) listen() {
 	defer close(t.ended)
 	buf := make([]byte, maxMessage)
+	t.mu.Lock()
+	ctl := t.ctl
+	t.mu.Unlock()
 	for {
-		m, err := t.ctl.receive(buf)
-		if err != nil && !errors.Is(err, errGone) && !errors.Is(err, os.ErrClosed) {
-			continue
-		}
-		if err != nil {
-			t.fail(errReceiverGone)
+		m, err := ctl.receive(buf)
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
-		t.mu.Lock()
-		switch m.Kind {
-		case msgReceiver:
-			t.pids[0] = m.PID
-			if t.gen > 0 { // it knows nothing of what the one before was told
-				t.ctl.send(message{Kind: msgCapture, Gen: t.gen, Journals: t.journals})
+		if errors.Is(err, errGone) {
+			if t.failed() != nil {
+				return
 			}
-		case msgGuard:
-			t.pids[1] = m.PID
-		case msgAttached:
-			t.attached = m
-		case msgCapturing:
-			t.caught = m
-		}
-		close(t.state)
-		t.state = make(chan struct{})
-		t.mu.Unlock()
-		if m.Kind == msgEnded {
-			err := unpack(m)
-			if err == nil {
-				err = errReceiverGone
+			if n := len(t.starts); n > 5 && time.Since(t.starts[n-5]) < time.Minute {
+				t.fail(errCrashing)
+				return
 			}
-			t.fail(err)
+			t.spec.Again++
+			t.wait()
+			ctl.f.Close()
+			if err := t.start(); err != nil {
+				t.fail(err)
+				return
+			}
+			ctl = t.ctl // which only we change
+			continue
 		}
+		if err == nil {
+			t.take(m)
+		}
+	}
+}
+
+// take takes a message.
+func (t *Tap) take(m message) {
+	t.mu.Lock()
+	switch m.Kind {
+	case msgReceiver:
+		t.pids[0] = m.PID
+		if t.gen > 0 { // it knows nothing of what the one before was told
+			t.ctl.send(message{Kind: msgCapture, Gen: t.gen, Journals: t.journals})
+		}
+	case msgGuard:
+		t.pids[1] = m.PID
+	case msgAttached:
+		t.attached = m
+	case msgCapturing:
+		t.caught = m
+	}
+	close(t.state)
+	t.state = make(chan struct{})
+	t.mu.Unlock()
+	if m.Kind == msgEnded {
+		err := unpack(m)
+		if err == nil {
+			err = errReceiverGone
+		}
+		t.fail(err)
 	}
 }
 
@@ -398,16 +443,21 @@ func (t *Tap) Close() error {
 	t.mu.Lock()
 	was := t.closed
 	t.closed = true
+	ctl := t.ctl
 	t.mu.Unlock()
 	if was {
 		<-t.ended
 		return nil
 	}
 	t.cancel(errClosed)
-	t.ctl.send(message{Kind: msgDetach})
+	ctl.send(message{Kind: msgDetach})
 	t.past.close()
-	t.release()
-	t.ctl.f.Close()
+	select {
+	case <-t.ended: // nobody has the line's other end any more
+		t.wait()
+	case <-time.After(closePatience):
+	}
+	ctl.f.Close()
 	<-t.ended
 	t.con.Wake()
 	t.reading.Lock()
@@ -415,11 +465,18 @@ func (t *Tap) Close() error {
 	t.con.Leave()
 	t.con.Close()
 	t.files.Close()
-	if t.lock != nil {
+	if t.ln != nil {
+		t.ln.Close()
+	}
+	if m := t.spec.Mirror; m != nil {
+		os.Remove(m.socket())
 		unlock(t.lock)
 	}
 	return nil
 }
+
+// closePatience is what the receiver may take to leave the disk; it goes on trying by itself.
+const closePatience = detachPatience + 2*time.Second
 
 // refused reports whether nobody listens at a socket.
 func refused(err error) bool {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"vmscope/block/tap"
 	"vmscope/vm/qemu"
 )
 
@@ -17,6 +18,7 @@ func main() {
 	// A paused guest must run again even if we are killed: the helper that sees
 	// to it is this binary, started anew.
 	qemu.RunResumeHelper()
+	tap.Helper() // what receives a disk's writes is this binary, too
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	go giveUp(ctx)

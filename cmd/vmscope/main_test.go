@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"vmscope/block/tap"
 	"vmscope/vm/qemu"
 )
 
@@ -23,6 +24,7 @@ const (
 
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	tap.Helper() // what receives a disk's writes is this binary, too
 	switch os.Getenv(asAnother) {
 	case program:
 		main()

@@ -82,6 +82,7 @@ const (
 	hdrLost     = 72  // writes dropped and not told yet
 	hdrReason   = 80  // why
 	hdrBeat     = 88  // when the producer last said that it lives
+	hdrDone     = 96  // the producer's work is done
 	hdrTail     = 128 // written by the consumer: all below it is free
 	hdrWaiting  = 192 // the consumer sleeps, or is about to
 	hdrSelect   = 256 // the bitmap counts; else all content is wanted

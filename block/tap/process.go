@@ -1,0 +1,194 @@
+package tap
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vmscope/internal/ring"
+)
+
+// helperEnv marks the processes of a tap: the same program, started again. Its value is a job as JSON.
+const helperEnv = "VMSCOPE_TAP_HELPER"
+
+// helperKnown is set once main has called Helper.
+var helperKnown atomic.Bool
+
+// Helper must be called first thing in main by every program that taps disks. In the program itself it returns at once.
+// Attach starts the same program again, as receiver and as guard, which work in here and exit. In a program that does not
+// call it the receiver is a part of the program, and nothing guards it: who stops that program stops its guest's writes.
+func Helper() {
+	helperKnown.Store(true)
+	text, ok := os.LookupEnv(helperEnv)
+	if !ok {
+		return
+	}
+	os.Unsetenv(helperEnv)
+	// What ends the program must not end its helpers.
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGQUIT)
+	os.Exit(help(text))
+}
+
+// job is what a helper is started for.
+type job struct {
+	Role string `json:"role"`
+	Spec spec   `json:"spec"`
+	// Guarded is the receiver that a guard is to take over; 0: it starts one.
+	Guarded int `json:"guarded,omitempty"`
+}
+
+const (
+	roleGuard    = "guard"
+	roleReceiver = "receiver"
+)
+
+// kit are the files that all processes of a tap have. They are descriptors 3 and up, in this order.
+type kit struct {
+	ctl  *os.File
+	ring ring.Files
+	lock *os.File // nil: none
+	ln   *os.File // nil: none
+}
+
+const firstFD = 3
+
+func (k *kit) files() []*os.File { return []*os.File{k.ctl, k.ring.Memory, k.ring.Wake, k.lock, k.ln} }
+
+// inherited finds the kit of a helper.
+func inherited() (kit, error) {
+	var f [5]*os.File
+	for i := range f {
+		fd := firstFD + i
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return kit{}, fmt.Errorf("descriptor %d: %w", fd, err)
+		}
+		unix.CloseOnExec(fd)
+		if st.Mode&unix.S_IFMT != unix.S_IFCHR { // /dev/null stands for what is not there
+			f[i] = os.NewFile(uintptr(fd), "inherited")
+		}
+	}
+	if f[0] == nil || f[1] == nil || f[2] == nil {
+		return kit{}, errors.New("files are missing")
+	}
+	return kit{f[0], ring.Files{Memory: f[1], Wake: f[2]}, f[3], f[4]}, nil
+}
+
+// spawn starts a helper, which the caller has to wait for.
+func (k *kit) spawn(j job) (pid int, err error) {
+	text, err := json.Marshal(j)
+	if err != nil {
+		return 0, err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	fds := []uintptr{null.Fd(), null.Fd(), null.Fd()}
+	for _, f := range k.files() {
+		if f == nil {
+			f = null
+		}
+		fds = append(fds, f.Fd())
+	}
+	env := []string{helperEnv + "=" + string(text)}
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, helperEnv+"=") {
+			env = append(env, e)
+		}
+	}
+	argv := []string{"vmscope-" + j.Role, j.Spec.name()}
+	pid, err = syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+		Dir: "/", Env: env, Files: fds,
+		Sys: &syscall.SysProcAttr{Setsid: true}, // out of reach of Ctrl-C
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start the %s: %w", j.Role, err)
+	}
+	return pid, nil
+}
+
+// help does a helper's work.
+func help(text string) int {
+	var j job
+	k, err := inherited()
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &j)
+	}
+	if err == nil {
+		switch j.Role {
+		case roleGuard:
+			err = guard(&k, j)
+		case roleReceiver:
+			err = receive(&k, j)
+		default:
+			err = fmt.Errorf("no such role: %q", j.Role)
+		}
+	}
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+// receive is the receiver's process.
+func receive(k *kit, j job) error {
+	r, err := newReceiver(j.Spec, k.ring, k.ctl)
+	if err != nil {
+		// Nobody can do better.
+		(control{k.ctl}).send(pack(msgEnded, err))
+		return err
+	}
+	r.ln = k.ln
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go func() {
+		<-term
+		r.end(errTerminated)
+	}()
+	go r.keepGuard(k, j.Spec)
+	r.run(background)
+	r.feed.ring.Finish()
+	return nil
+}
+
+var errTerminated = errors.New("the receiver was told to end")
+
+// state is the state of a process's main thread as of proc(5): 'T' for stopped; 0 if it is gone.
+func state(pid int) byte { return stateOf("/proc/" + strconv.Itoa(pid) + "/stat") }
+
+func stateOf(path string) byte {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	s := string(b)
+	if i := strings.LastIndexByte(s, ')'); i >= 0 && i+2 < len(s) {
+		return s[i+2]
+	}
+	return 0
+}
+
+// runnable reports whether any thread of a process would run if it got a processor.
+func runnable(pid int) bool {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task"
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, t := range tasks {
+		if stateOf(dir+"/"+t.Name()+"/stat") == 'R' {
+			return true
+		}
+	}
+	return false
+}
