@@ -193,7 +193,7 @@ func FuzzStreamRaw(f *testing.F) {
 			}
 			return nil
 		})
-		if reads > 4*42 {
+		if reads > 6*42 {
 			t.Fatalf("%d reads", reads)
 		}
 	})

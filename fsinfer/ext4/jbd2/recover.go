@@ -64,8 +64,16 @@ func (r *recovery) scan() (end uint32, err error) {
 	var prev int64
 	for left := w.end - w.first; ; {
 		w.start(tid, pos)
-		if err := w.run(); err != nil {
-			return tid, r.torn(&w, pos, prev, err)
+		err := w.run()
+		if err != nil && r.committed(&w, pos, prev, err) {
+			// If it was being written while it was read, it is right now.
+			w.start(tid, pos)
+			if err = w.run(); err != nil {
+				return tid, &Error{tid, w.pos, err}
+			}
+		}
+		if err != nil {
+			return tid, r.torn(&w, err)
 		}
 		if w.steps >= left {
 			return tid, &Error{tid, w.pos, bad("log longer than the journal")}
@@ -84,26 +92,39 @@ func (r *recovery) scan() (end uint32, err error) {
 	}
 }
 
-// torn says what the end of the scan means: nil for a log that simply ends.
-func (r *recovery) torn(w *walk, pos uint32, prev int64, err error) error {
+// committed reports whether the transaction at pos, which a checksum made unbelievable, was committed nevertheless: then it
+// is damaged. A commit block that is older than the one before is left from an earlier life of the journal. That an
+// asynchronous commit is there says nothing.
+func (r *recovery) committed(w *walk, pos uint32, prev int64, err error) bool {
+	if !unbelievable(err) || w.f.Async {
+		return false
+	}
+	w.lax = true
+	defer func() { w.lax = false }()
+	w.start(w.tid, pos)
+	return w.run() == nil && w.tx.Time.Unix() >= prev
+}
+
+// torn says what an end of the scan means that is not damage: nil for a log that simply ends.
+func (r *recovery) torn(w *walk, err error) error {
 	var end errEnd
-	if asEnd(err, &end) {
+	if errors.As(err, &end) || unbelievable(err) {
 		return nil
 	}
-	if err == errLong || !errors.Is(err, mem.ErrInconsistent) {
-		return &Error{w.tid, w.pos, err}
-	}
-	at := w.pos
-	async := w.f.Async
-	// A checksum is wrong. If the transaction was committed nevertheless it is damage; a commit block that is older than
-	// the one before is a leftover of an earlier life of the journal, though.
-	w.lax = true
-	w.start(w.tid, pos)
-	if w.run() != nil || w.tx.Time.Unix() < prev || async {
-		return nil // interrupted, or never written
-	}
-	return &Error{w.tid, at, err}
+	return &Error{w.tid, w.pos, err}
 }
+
+// unbelievable reports whether a walk ended at a block whose content is wrong.
+func unbelievable(err error) bool {
+	var end errEnd
+	var read errRead
+	return err != errLong && errors.Is(err, mem.ErrInconsistent) && !errors.As(err, &end) && !errors.As(err, &read)
+}
+
+// errRead is an error of read.
+type errRead struct{ error }
+
+func (e errRead) Unwrap() error { return e.error }
 
 // replay applies the transactions before end.
 func (r *recovery) replay(end uint32, apply func(*Tx) error) error {
@@ -115,10 +136,10 @@ func (r *recovery) replay(end uint32, apply func(*Tx) error) error {
 		src.used = 0
 		w.start(tid, pos)
 		if err := w.run(); err != nil {
-			if !errors.Is(err, mem.ErrInconsistent) {
+			if read := (errRead{}); errors.As(err, &read) {
 				return &Error{tid, w.pos, err}
 			}
-			return fmt.Errorf("%w: %w", ErrChanged, &Error{tid, w.pos, err})
+			return fmt.Errorf("%w: %v", ErrChanged, &Error{tid, w.pos, err})
 		}
 		pos = after(w.pos, w.first, w.end)
 		tx := w.finish()
@@ -160,8 +181,10 @@ type scratch struct {
 }
 
 func (s *scratch) block(index uint32) ([]byte, uint32, error) {
-	err := s.read(s.p, index)
-	return s.p, s.f.sum(s.p), err
+	if err := s.read(s.p, index); err != nil {
+		return nil, 0, errRead{err}
+	}
+	return s.p, s.f.sum(s.p), nil
 }
 
 // keeper is a source whose blocks stay until used is set back.
@@ -178,6 +201,8 @@ func (k *keeper) block(index uint32) ([]byte, uint32, error) {
 	}
 	p := k.bufs[k.used]
 	k.used++
-	err := k.read(p, index)
-	return p, k.f.sum(p), err
+	if err := k.read(p, index); err != nil {
+		return nil, 0, errRead{err}
+	}
+	return p, k.f.sum(p), nil
 }

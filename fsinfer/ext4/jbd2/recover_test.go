@@ -209,6 +209,30 @@ func TestRecoverWhileItMoves(t *testing.T) {
 	}
 }
 
+// A transaction is committed while it is being read.
+func TestRecoverWhileItGrows(t *testing.T) {
+	j := newJournal(1024, 50, 0, IncompatCsumV3)
+	r := rand.New(rand.NewPCG(3, 7))
+	j.sb.Start = 1
+	j.super()
+	j.apply(j.write(j.random(r, 5, 40), 5))
+	tx := j.random(r, 5, 40)
+	ws := j.write(tx, 5)
+	j.apply(ws)
+	torn := map[uint32]bool{ws[1].index: true, ws[len(ws)-2].index: true}
+	last, err := Recover(&j.sb, func(p []byte, index uint32) error {
+		if torn[index] {
+			delete(torn, index)
+			clear(p)
+			return nil
+		}
+		return j.read(p, index)
+	}, func(*Tx) error { return nil })
+	if last != 2 && last != 1 || err != nil {
+		t.Errorf("last %d, %v", last, err)
+	}
+}
+
 // A log that has no end, and one that cannot be read.
 func TestRecoverHostile(t *testing.T) {
 	j := newJournal(1024, 5000, 0, 0)
@@ -223,7 +247,7 @@ func TestRecoverHostile(t *testing.T) {
 	if !errors.Is(err, mem.ErrInconsistent) || reads > 12000 {
 		t.Errorf("%d reads, %v", reads, err)
 	}
-	sick := errors.New("sick")
+	sick := fmt.Errorf("sick: %w", mem.ErrInconsistent)
 	_, err = Recover(&j.sb, func(p []byte, index uint32) error { return sick }, func(*Tx) error { return nil })
 	if !errors.Is(err, sick) {
 		t.Errorf("unreadable: %v", err)

@@ -2,6 +2,7 @@ package jbd2
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 )
 
@@ -11,8 +12,9 @@ const maxSpare = 8 << 20
 // Stream follows the log as it is written and gives the transactions as they are committed. It holds the blocks that were
 // written since the last commit, at most half of the log. It is not safe for concurrent use.
 type Stream struct {
-	sb   Super
-	read func(p []byte, index uint32) error
+	sb     Super
+	blocks uint32 // of the journal, as at the start
+	read   func(p []byte, index uint32) error
 
 	slots map[uint32]slot // what was written since the last commit, by index
 	spare [][]byte
@@ -49,7 +51,7 @@ func NewStream(sb *Super, read func(p []byte, index uint32) error) (*Stream, err
 	if err := sb.validate(); err != nil {
 		return nil, err
 	}
-	s := &Stream{read: read, slots: make(map[uint32]slot), early: read != nil, blank: read == nil}
+	s := &Stream{blocks: sb.MaxLen, read: read, slots: make(map[uint32]slot), early: read != nil, blank: read == nil}
 	s.use(sb)
 	return s, nil
 }
@@ -162,7 +164,8 @@ func (s *Stream) commit(index, tid uint32) (*Tx, error) {
 // stays held; the error then says what keeps it, for a journal that does not allow that.
 func (s *Stream) resume() (*Tx, error) {
 	err := s.w.run()
-	switch end := (errEnd{}); {
+	var end errEnd
+	switch {
 	case err == nil && s.w.pos == s.heldAt:
 		tx := s.w.finish()
 		s.held = false
@@ -170,7 +173,7 @@ func (s *Stream) resume() (*Tx, error) {
 		return tx, nil
 	case err == nil:
 		return nil, s.giveUp(bad("another commit block at %d", s.w.pos))
-	case asEnd(err, &end) && !s.w.f.Async:
+	case errors.As(err, &end) && !s.w.f.Async:
 		return nil, s.giveUp(end.error)
 	case s.w.last:
 		return nil, s.giveUp(err) // the sum of the whole is wrong
@@ -179,14 +182,6 @@ func (s *Stream) resume() (*Tx, error) {
 		return nil, nil
 	}
 	return nil, err
-}
-
-func asEnd(err error, end *errEnd) bool {
-	e, ok := err.(errEnd)
-	if ok {
-		*end = e
-	}
-	return ok
 }
 
 // giveUp ends the wait for a held commit with the reason why it is not believed.
@@ -265,7 +260,7 @@ func (s *Stream) advance(index, tid uint32) {
 func (s *Stream) super(data []byte) error {
 	sb, err := ParseSuper(data)
 	if err == nil {
-		err = sb.Check(s.sb.BlockSize, uint64(s.sb.MaxLen))
+		err = sb.Check(s.sb.BlockSize, uint64(s.blocks))
 	}
 	if err != nil {
 		return &Error{Index: 0, Err: err}

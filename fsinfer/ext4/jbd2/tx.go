@@ -69,6 +69,9 @@ func (w *walk) start(tid, pos uint32) {
 		w.shift = w.f.dataShift(tid)
 	}
 	w.tags, w.next = w.tags[:0], 0
+	if cap(w.tx.Revoked) > 1<<16 {
+		w.tx.Revoked = nil
+	}
 	w.tx = Tx{TID: tid, Blocks: w.tx.Blocks[:0], Revoked: w.tx.Revoked[:0]}
 	if w.where == nil || len(w.where) > 4096 { // clearing a map takes as long as it ever was
 		w.where = make(map[uint64]int)
