@@ -28,12 +28,6 @@ func TestAttachAnywhere(t *testing.T) {
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no recordings, %v", err)
 	}
-	times := 2 // VMSCOPE_RUNS asks for more
-	if text := os.Getenv("VMSCOPE_RUNS"); text != "" {
-		if times, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for _, path := range paths {
@@ -47,7 +41,7 @@ func TestAttachAnywhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			first, last := r.Points[0].Entries, r.Points[3].Entries // the first time that it is mounted
-			for range times {
+			for range runs(t, 2) {
 				at := first + rng.Uint64N(last-first)
 				if err := attachAt(t, r, at); err != nil {
 					t.Errorf("seed %d, entry %d: %v", seed, at, err)
@@ -55,6 +49,17 @@ func TestAttachAnywhere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// runs is how often to try: so many times, unless VMSCOPE_RUNS says otherwise.
+func runs(t *testing.T, n int) int {
+	if text := os.Getenv("VMSCOPE_RUNS"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
 }
 
 func attachAt(t *testing.T, r *fsoracle.Recording, at uint64) error {
@@ -133,9 +138,13 @@ func look(dev block.Device) ([]wire.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return lookAt(v)
+}
+
+func lookAt(v *ext4.Volume) ([]wire.File, error) {
 	defer v.Close()
 	var tree []wire.File
-	err = v.Walk("/", func(path string, in *ext4.Inode, err error) error {
+	err := v.Walk("/", func(path string, in *ext4.Inode, err error) error {
 		if err != nil {
 			return err
 		}
