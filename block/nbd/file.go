@@ -269,6 +269,9 @@ func (d *File) Extents(dst []Extent, off, n int64, max int) ([]Extent, error) {
 		data, err := unix.Seek(d.fd, off, unix.SEEK_DATA)
 		switch {
 		case err == unix.ENXIO: // no data from off on
+			if size, err := unix.Seek(d.fd, 0, unix.SEEK_END); err != nil || size < end {
+				return append(dst, Extent{Len: end - off}), nil // the file was cut off: no zeroes, reading fails
+			}
 			return append(dst, Extent{Len: end - off, Hole: true, Zero: true}), nil
 		case err == unix.EINVAL:
 			d.full.Store(true)

@@ -261,8 +261,8 @@ func FuzzServer(f *testing.F) {
 	f.Add(full.in)
 	plain := newScript(0)
 	plain.option(optExportName)
-	plain.request(request{typ: cmdWrite, off: 100_000, len: 80_000}, make([]byte, 80_000)...)
-	plain.request(request{typ: cmdRead, off: 100_000, len: 80_000})
+	plain.request(request{typ: cmdWrite, off: 100_000, len: 3000}, make([]byte, 3000)...)
+	plain.request(request{typ: cmdRead, off: 100_000, len: 40_000})
 	f.Add(plain.in)
 	file, _ := imageFile(f, 256<<10)
 	d, err := OpenFile(file, false)
@@ -273,8 +273,8 @@ func FuzzServer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := &Server{Exports: []Export{{Name: "a", Device: d}, {Name: "m", Device: &memDisk{data: make([]byte, 1000)}, MinBlock: 8, MaxPayload: 64}}}
 		c := &script{in: in}
-		if err := s.ServeConn(context.Background(), c); err == nil && len(in) < 4+16 {
-			t.Errorf("%x is a whole session", in)
+		if err := s.ServeConn(context.Background(), c); err == nil && len(in) > 0 && len(in) < 4 {
+			t.Errorf("%x is as good as a goodbye", in)
 		}
 		// Zeroes and reads are answered with at most what was asked for; a session as short as this asks for little.
 		if most := 4096 + 32<<20*(len(in)/requestLen+1); c.out.Len() > most {
