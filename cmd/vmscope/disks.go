@@ -219,8 +219,7 @@ func completeDisks(words func(diskRow) []string) cobra.CompletionFunc {
 		var out []string
 		for _, r := range diskRows(disks, l) {
 			for _, w := range words(r) {
-				// The guest may have chosen it so that a terminal, or a shell, acts on it.
-				if w != "" && kernel.Text(w).String() == w {
+				if harmless(w) {
 					out = append(out, w)
 				}
 			}

@@ -39,6 +39,7 @@ func makeDisk(t *testing.T) string {
 	put("etc/shadow", strings.Repeat("line\n", 100000))
 	put(".hidden", "")
 	put(evilName, "\x00\x1b\xff")
+	put("$(halt)", "")
 	put("a/b/c/deep.conf", "x")
 	if err := errors.Join(os.Symlink("etc/passwd", filepath.Join(tree, "link")), os.Symlink("nowhere\x1b", filepath.Join(tree, "dangling")),
 		os.Chmod(filepath.Join(tree, "etc/passwd"), 0o755|os.ModeSetuid)); err != nil {
@@ -118,7 +119,7 @@ func TestDiskCommands(t *testing.T) {
 			}
 		}
 	}
-	if out, _, _ := run(t, "find", image, "--type", "f"); !slices.Equal(strings.Fields(out), []string{"/.hidden", "/a/b/c/deep.conf", "/etc/passwd", "/etc/shadow", `/evil\x1b[31m\xff`}) {
+	if out, _, _ := run(t, "find", image, "--type", "f"); !slices.Equal(slices.Sorted(slices.Values(strings.Fields(out))), []string{"/$(halt)", "/.hidden", "/a/b/c/deep.conf", "/etc/passwd", "/etc/shadow", `/evil\x1b[31m\xff`}) {
 		t.Errorf("find: %q", out)
 	}
 	for args, want := range map[string]string{"/" + evilName: "\x00\x1b\xff", "/link": "root:x:0:0\n", "/etc/shadow": strings.Repeat("line\n", 100000)} {
@@ -129,7 +130,7 @@ func TestDiskCommands(t *testing.T) {
 	if out, _, _ := run(t, "__complete", "cat", image, "/etc/pa"); !strings.HasPrefix(out, "/etc/passwd\n:") {
 		t.Errorf("completion: %q", out)
 	}
-	if out, _, _ := run(t, "__complete", "cat", image, ""); !strings.Contains(out, "/etc/\n") || strings.Contains(out, "evil") {
+	if out, _, _ := run(t, "__complete", "cat", image, ""); !strings.Contains(out, "/etc/\n") || strings.Contains(out, "evil") || strings.Contains(out, "halt") {
 		t.Errorf("completion: %q", out)
 	}
 	if out, _, _ := run(t, "__complete", "ls", image, "--fs", ""); !strings.Contains(out, "disk0p2\n") || strings.Contains(out, "\x1b") {

@@ -196,8 +196,7 @@ func (a *app) completePath(where *fileSystem) cobra.CompletionFunc {
 			if e.Kind == event.Dir {
 				name += "/"
 			}
-			// A terminal, or a shell, may act on what the guest chose.
-			if strings.HasPrefix(name, word) && kernel.Text(name).String() == name {
+			if strings.HasPrefix(name, word) && harmless(name) {
 				out = append(out, name)
 			}
 		}

@@ -2,11 +2,12 @@ package main
 
 import (
 	"fmt"
+	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"vmscope"
-	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/vm/qemu"
 )
@@ -86,12 +87,23 @@ func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]strin
 	procs, _ := qemu.List()
 	var out []string
 	for _, p := range procs {
-		// Anybody may give a process a name that a terminal, or a shell, acts on.
-		if p.Name != "" && kernel.Text(p.Name).String() == p.Name {
+		if harmless(p.Name) {
 			out = append(out, p.Name, "qemu:"+p.Name)
 		} else {
 			out = append(out, fmt.Sprintf("qemu:%d", p.PID))
 		}
 	}
 	return out, cobra.ShellCompDirectiveDefault
+}
+
+// harmless reports whether a word that somebody else chose, a guest or whoever
+// names a process, may be put into a shell's command line: a terminal or a shell
+// would act on others.
+func harmless(word string) bool {
+	for _, r := range word {
+		if !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-+:@,%=", r) || r == unicode.ReplacementChar {
+			return false
+		}
+	}
+	return word != "" && word[0] != '-'
 }
