@@ -33,7 +33,7 @@ type Volume struct {
 
 // Recovery says what applying the journal came to.
 type Recovery struct {
-	Needed       bool   // the journal held something, or the superblock says so
+	Needed       bool   // the superblock says that the journal is to be replayed: the file system is mounted, or was until it crashed
 	Transactions int    // that were applied
 	FirstTID     uint32 // of the first and the last of these
 	LastTID      uint32

@@ -303,3 +303,100 @@ func FuzzVolume(f *testing.F) {
 		exercise(t, v)
 	})
 }
+
+func TestOrphans(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := mkfs(t, dir, "16M", "-t", "ext4", "-O", "orphan_file,^metadata_csum")
+	v := look(t, image)
+	if list, err := v.Orphans(); err != nil || len(list) != 0 {
+		t.Errorf("none: %v, %v", list, err)
+	}
+	var ino []uint32
+	for _, name := range []string{"a", "b", "c"} {
+		in, err := v.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ino = append(ino, in.Number)
+	}
+	file, err := v.Inode(v.sb.OrphanFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Extents(&file, func(e Extent) bool {
+		le.PutUint32(b[int(e.Physical)<<v.sb.blockBits+40:], ino[2])
+		return false
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	le.PutUint32(b[SuperOffset+0xe8:], ino[0])
+	setNext := func(ino, next uint32) {
+		g, index := v.sb.InodeGroup(ino)
+		group, err := v.group(g)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, off, err := v.sb.InodePlace(group, index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		le.PutUint32(b[int(block)<<v.sb.blockBits+off+20:], next)
+	}
+	setNext(ino[0], ino[1])
+	for next, fails := range map[uint32]bool{0: false, ino[0]: true, 1 << 30: true} {
+		setNext(ino[1], next)
+		w, err := Open(block.Bytes(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := w.Orphans()
+		if fmt.Sprint(list) != fmt.Sprint(ino) || (err != nil) != fails {
+			t.Errorf("%v, %v, want %v", list, err, ino)
+		}
+		w.Close()
+	}
+}
+
+// Numbers of more than 32 bits are taken whole.
+func TestWideBlocks(t *testing.T) {
+	b := plainSuper(0, everything, 0)
+	groups := uint32(1<<17 + 4)
+	le.PutUint32(b[0x150:], 1)
+	le.PutUint32(b[4:], 4*32768)
+	le.PutUint32(b[0:], groups*2048)
+	s := mustSuper(t, b)
+	if s.Groups != groups || s.Blocks != 1<<32+4*32768 {
+		t.Fatalf("%d groups, %d blocks", s.Groups, s.Blocks)
+	}
+	high := uint64(1<<32 + 5)
+	raw := append(extentInode(4, Extent{7, high, 2, false}), make([]byte, 96)...)
+	le.PutUint16(raw[118:], 1)
+	le.PutUint32(raw[104:], 6)
+	in, err := s.ParseInode(12, raw)
+	if err != nil || in.FileACL != high+1 {
+		t.Errorf("attributes in %d, %v", in.FileACL, err)
+	}
+	if err := s.Extents(nil, &in, func(e Extent) bool {
+		if e.Physical != high {
+			t.Errorf("%+v", e)
+		}
+		return true
+	}, nil); err != nil {
+		t.Error(err)
+	}
+	desc := make([]byte, 64)
+	le.PutUint32(desc[8:], 9)
+	le.PutUint32(desc[40:], 1)
+	if block, off, err := s.InodePlace(s.ParseGroup(desc), 17); err != nil || block != 1<<32+9+1 || off != 256 {
+		t.Errorf("inode in block %d at %d, %v", block, off, err)
+	}
+}

@@ -53,7 +53,7 @@ func (v *Volume) replayFast(js *jbd2.Super, read func(p []byte, index uint32) er
 	}
 	f.edits = nil
 	if len(commits) > 0 {
-		v.rec.Needed, v.fast = true, f
+		v.fast = f
 	}
 	return err
 }

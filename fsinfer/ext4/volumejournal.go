@@ -15,12 +15,13 @@ const recoverTries = 5
 // recover applies the journal in memory. It fails where nothing can be said of the journal at all; what else goes wrong is
 // in Recovery.
 func (v *Volume) recover() error {
-	v.rec.Needed = v.sb.incompat(IncompatRecover)
-	if v.sb.JournalInode == 0 {
-		if v.rec.Needed {
-			return ErrExternalJournal
-		}
+	// As the kernel does (ext4_load_journal): without the flag, a journal is wiped unread.
+	if !v.sb.incompat(IncompatRecover) {
 		return nil
+	}
+	v.rec.Needed = true
+	if v.sb.JournalInode == 0 {
+		return ErrExternalJournal
 	}
 	for try := 1; ; try++ {
 		err := v.replay()
@@ -31,7 +32,7 @@ func (v *Volume) recover() error {
 		if err := v.dev.Close(); err != nil {
 			return err
 		}
-		v.dev, v.rec = block.NewOverlay(v.base, overlayMemory, overlayFile), Recovery{Needed: v.rec.Needed}
+		v.dev, v.rec = block.NewOverlay(v.base, overlayMemory, overlayFile), Recovery{Needed: true}
 	}
 	home := v.sb
 	if err := v.super(); err != nil { // the journal's copy of it, or one of a guest that goes on
@@ -96,7 +97,6 @@ func (v *Volume) replay() error {
 		return nil
 	})
 	v.rec.Blocks = len(seen)
-	v.rec.Needed = v.rec.Needed || v.rec.Transactions > 0
 	if err == nil {
 		err = v.replayFast(js, read, last)
 	}
