@@ -29,6 +29,9 @@ func (m *mirror) content(ctx context.Context) (message, error) {
 
 // dialBase opens what an "attached" message tells.
 func dialBase(ctx context.Context, m message) (base, error) {
+	if m.URI != "" {
+		return nbd.Dial(ctx, m.URI, nbd.Options{Timeout: readPatience})
+	}
 	if m.Socket == "" {
 		return block.OpenFile(m.File)
 	}

@@ -24,6 +24,9 @@ type message struct {
 	Socket string `json:"socket,omitempty"`
 	Export string `json:"export,omitempty"`
 	File   string `json:"file,omitempty"`
+	URI    string `json:"uri,omitempty"`
+
+	Clients int `json:"clients,omitempty"` // of "serving"
 
 	// Gen and Journals are of "capture", and Gen of "capturing".
 	Gen      uint32    `json:"gen,omitempty"`

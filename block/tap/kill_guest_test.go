@@ -161,6 +161,13 @@ func startReader(t *testing.T, g *guestlab.Guest) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), readerRole+"="+strconv.Itoa(g.PID()))
+	started(t, cmd)
+	return cmd
+}
+
+// started starts a program and waits until it says that it has attached.
+func started(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +180,6 @@ func startReader(t *testing.T, g *guestlab.Guest) *exec.Cmd {
 	if n, err := out.Read(b); string(b[:n]) != "attached\n" {
 		t.Fatalf("%q, %v", b[:n], err)
 	}
-	return cmd
 }
 
 // inTime runs f, which gives how long the guest was held up. The contract is less than a second whatever becomes of our

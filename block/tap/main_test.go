@@ -10,5 +10,8 @@ func TestMain(m *testing.M) {
 	if target, ok := os.LookupEnv(readerRole); ok {
 		os.Exit(reader(target))
 	}
+	if what, ok := os.LookupEnv(serverRole); ok {
+		os.Exit(server(what))
+	}
 	os.Exit(m.Run())
 }

@@ -21,12 +21,9 @@ import (
 
 const mebi = 1 << 20
 
-// lab boots a guest with a raw ext4 disk (QEMU's old -drive) and an empty qcow2 one, and mounts the first.
-func lab(t *testing.T) *guestlab.Guest {
+// labDir is a directory for images.
+func labDir(t *testing.T) string {
 	t.Helper()
-	if testing.Short() {
-		guestlab.Skip(t, "boots a guest; not under -short")
-	}
 	// In memory, so that the host's disk does not add to what is measured.
 	base := "/dev/shm"
 	if _, err := os.Stat(base); err != nil {
@@ -37,6 +34,16 @@ func lab(t *testing.T) *guestlab.Guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// lab boots a guest with a raw ext4 disk (QEMU's old -drive) and an empty qcow2 one, and mounts the first.
+func lab(t *testing.T) *guestlab.Guest {
+	t.Helper()
+	if testing.Short() {
+		guestlab.Skip(t, "boots a guest; not under -short")
+	}
+	dir := labDir(t)
 	raw, cow := filepath.Join(dir, "raw.img"), filepath.Join(dir, "cow.img")
 	guestlab.MakeFS(t, raw, 64*mebi, "-t", "ext4", "-b", "4096")
 	guestlab.MakeImage(t, cow, "qcow2", 64*mebi)

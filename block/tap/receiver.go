@@ -17,7 +17,9 @@ import (
 // spec says what a receiver is to do. It goes to the helper processes as JSON.
 type spec struct {
 	Mirror *mirror `json:"mirror,omitempty"`
-	Size   int64   `json:"size"` // of the disk, bytes
+	// Service is what to serve instead.
+	Service *Service `json:"service,omitempty"`
+	Size    int64    `json:"size"` // of the disk, bytes
 	// Again counts the receivers that were started before.
 	Again int `json:"again,omitempty"`
 }
@@ -54,6 +56,9 @@ func (s *spec) name() string {
 	if s.Mirror != nil {
 		return s.Mirror.Name + " of process " + s.Mirror.Target
 	}
+	if s.Service != nil {
+		return s.Service.Image
+	}
 	return ""
 }
 
@@ -87,6 +92,8 @@ func (r *receiver) work(ctx context.Context) error {
 	switch {
 	case r.spec.Mirror != nil:
 		return r.mirror(ctx, r.spec.Mirror)
+	case r.spec.Service != nil:
+		return r.serve(ctx, r.spec.Service)
 	}
 	return errors.New("nothing to receive from")
 }

@@ -58,6 +58,7 @@ type Tap struct {
 	cancel context.CancelCauseFunc
 	state  chan struct{} // closed and made anew with each message
 	ended  chan struct{} // closed when the receiver and all that belongs to it is gone
+	goesOn chan struct{} // closed when the receiver goes on without us
 
 	reading sync.Mutex // held while Next works: Close waits for its end
 
@@ -71,6 +72,8 @@ type Tap struct {
 	gen      uint32
 	caught   message // as the receiver said
 	journals []Journal
+	left     bool // goesOn is closed
+	clients  int  // that the receiver goes on to serve
 	ctl      control
 	wait     func() // for the end of the processes
 }
@@ -164,7 +167,7 @@ func open(s spec, o Options, l *os.File, ln *os.File) (*Tap, error) {
 		return nil, err
 	}
 	con.Lag = min(keepBack, size/8)
-	t := &Tap{size: s.Size, files: files, con: con, spec: s, opts: o, lock: l, ln: ln, state: make(chan struct{}), ended: make(chan struct{})}
+	t := &Tap{size: s.Size, files: files, con: con, spec: s, opts: o, lock: l, ln: ln, state: make(chan struct{}), ended: make(chan struct{}), goesOn: make(chan struct{})}
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	t.past = &past{t: t}
 	if err := t.start(); err != nil {
@@ -246,10 +249,19 @@ func (t *Tap) take(m message) {
 		t.attached = m
 	case msgCapturing:
 		t.caught = m
+	case msgServing:
+		t.clients = m.Clients
+		if t.clients > 0 && !t.left {
+			t.left = true
+			close(t.goesOn)
+		}
 	}
 	close(t.state)
 	t.state = make(chan struct{})
 	t.mu.Unlock()
+	if m.Kind == msgServing {
+		t.fail(errTerminated)
+	}
 	if m.Kind == msgEnded {
 		err := unpack(m)
 		if err == nil {
@@ -438,7 +450,8 @@ func (t *Tap) Writes(ctx context.Context) iter.Seq2[block.Write, error] {
 	}
 }
 
-// Close leaves the disk: all that was made in QEMU is removed. It waits for that.
+// Close leaves the disk: all that was made in QEMU is removed. It waits for that. A receiver that serves the disk itself
+// goes on as long as somebody uses it: see Serving.
 func (t *Tap) Close() error {
 	t.mu.Lock()
 	was := t.closed
@@ -455,6 +468,7 @@ func (t *Tap) Close() error {
 	select {
 	case <-t.ended: // nobody has the line's other end any more
 		t.wait()
+	case <-t.goesOn:
 	case <-time.After(closePatience):
 	}
 	ctl.f.Close()

@@ -1,0 +1,139 @@
+package tap
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"vmscope/block"
+	"vmscope/block/nbd"
+)
+
+// Protocol is how a disk is served.
+type Protocol string
+
+// The protocols.
+const (
+	NBD       Protocol = "nbd"
+	VhostUser Protocol = "vhost-user" // needs a Unix socket, and a guest whose memory is shared
+)
+
+// Service is a disk that is served with us in its path.
+type Service struct {
+	// Image is the path of a raw image or a block device, or the URI of an NBD export to forward to. No image format is
+	// looked for: the guest could write one.
+	Image    string
+	ReadOnly bool
+	Protocol Protocol // "" is NBD
+	Export   string   // name of the NBD export
+	Serial   string   // what a guest reads as the disk's ID by vhost-user
+	// Cert and Key are PEM files with which the NBD server does TLS and insists on it; CA those of clients that may connect.
+	Cert, Key, CA string
+
+	Socket string // path of the Unix socket, which is removed in the end; set by Serve
+}
+
+func (s *Service) forwards() bool { return strings.Contains(s.Image, "://") }
+
+// open opens the disk for serving.
+func (s *Service) open(ctx context.Context) (servable, error) {
+	switch {
+	case s.forwards():
+		return nbd.Dial(ctx, s.Image, nbd.Options{})
+	case s.Protocol == VhostUser && s.ReadOnly:
+		return nil, fmt.Errorf("serve %q read-only by vhost-user: %w", s.Image, errors.ErrUnsupported)
+	case s.Protocol == VhostUser:
+		return block.OpenRaw(s.Image)
+	default:
+		return nbd.OpenFile(s.Image, s.ReadOnly)
+	}
+}
+
+// tls gives the server's TLS; nil for none.
+func (s *Service) tls() (*tls.Config, error) {
+	if s.Cert == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(s.Cert, s.Key)
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if s.CA != "" {
+		pem, err := os.ReadFile(s.CA)
+		if err != nil {
+			return nil, err
+		}
+		c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", s.CA)
+		}
+	}
+	return c, nil
+}
+
+// Serve serves a disk at a listener (a *net.UnixListener or *net.TCPListener), which it takes over, and taps what is
+// written to it. What is answered as durable is durable, whoever reads the tap or not.
+//
+// The disk is served by a process of its own. It outlives its reader: when the tap is closed, or its program dies, it goes
+// on as long as a client is connected; see Serving. If the process is killed, its guard starts another at the same socket,
+// and a client that connects again (QEMU's reconnect-delay, or reconnect of a chardev) goes on.
+func Serve(ctx context.Context, ln net.Listener, s Service, o Options) (*Tap, error) {
+	fl, ok := ln.(interface{ File() (*os.File, error) })
+	if !ok {
+		return nil, fmt.Errorf("listener on %s: %w", ln.Addr().Network(), errors.ErrUnsupported)
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+		s.Socket = ln.Addr().String()
+	} else if s.Protocol == VhostUser {
+		return nil, fmt.Errorf("vhost-user on %s: %w", ln.Addr().Network(), errors.ErrUnsupported)
+	}
+	f, err := fl.File()
+	ln.Close()
+	if err != nil {
+		return nil, err
+	}
+	t, err := serve(ctx, f, s, o)
+	if err != nil {
+		f.Close()
+		if s.Socket != "" {
+			os.Remove(s.Socket)
+		}
+		return nil, fmt.Errorf("serve %q: %w", s.Image, err)
+	}
+	return t, nil
+}
+
+func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error) {
+	d, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size := d.Size()
+	d.Close()
+	t, err := open(spec{Service: &s, Size: size}, o, nil, ln)
+	if err != nil {
+		return nil, err
+	}
+	t.disk = fmt.Sprintf("disk %q", s.Image)
+	t.info = Disk{Name: s.Image, Format: "raw", File: s.Image, Size: size, ReadOnly: s.ReadOnly}
+	if _, err := t.attachedAt(ctx); err != nil {
+		t.ln = nil // the caller's
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Serving is the number of clients that a receiver goes on to serve after Close. It ends with the last of them.
+func (t *Tap) Serving() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.clients
+}
