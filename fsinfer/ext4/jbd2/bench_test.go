@@ -24,7 +24,7 @@ func BenchmarkStream(b *testing.B) {
 				b.SetBytes(int64(len(ws) * 4096))
 				b.ReportAllocs()
 				for b.Loop() {
-					s.known, s.hasNext = false, false
+					s.known, s.hasNext, s.next, s.nextAt = false, true, tx.TID, 1
 					var got *Tx
 					for _, w := range ws {
 						t, err := s.Write(w.index, w.data)
