@@ -81,6 +81,18 @@ func FuzzScan(f *testing.F) {
 	f.Add(seed[:1536], []byte{})
 	f.Add([]byte("XFSB"), []byte("\xfc\x4e\x2b\xa9"))
 	f.Add(lvmDisk(uuidA, group(1, plain("a", "pv0", 0, 1)), 512)[:8192], []byte{})
+	for magic, at := range map[string]int{"NTFS    ": 3, "EXFAT   ": 3, "LUKS\xba\xbe\x00\x02": 0, "SWAPSPACE2": 4086, "CD001": 32769, "_BHRfS_M": 65600} {
+		b := make([]byte, at+512)
+		copy(b[510:], "\x55\xaa")
+		copy(b[11:], "\x00\x02\x01\x01\x00\x02") // sectors of 512 bytes, one a cluster
+		copy(b[at:], magic)
+		f.Add(b, []byte{})
+	}
+	fat := make([]byte, 2048)
+	copy(fat, "\xeb\x3c\x90mkfs.fat\x00\x02\x01\x01\x00\x02\x10\x00\xff\x01\xf8\x01\x00")
+	copy(fat[510:], "\x55\xaa")
+	copy(fat[1536:], "LABEL      \x08")
+	f.Add(fat, []byte{})
 	f.Fuzz(func(t *testing.T, start, end []byte) {
 		d := make([]byte, 1<<18)
 		copy(d, start)
@@ -94,6 +106,15 @@ func FuzzScan(f *testing.F) {
 			}
 			le.PutUint32(h[16:], 0)
 			le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:min(le.Uint32(h[12:]), 512)]))
+		}
+		if l := d[512:1024]; string(l[:8]) == "LABELONE" {
+			le.PutUint32(l[16:], lvmSum(l[20:]))
+		}
+		if a := d[4096 : 4096+512]; string(a[4:9]) == " LVM2" {
+			if off, n := le.Uint64(a[40:]), le.Uint64(a[48:]); off < 1<<16 && n < 1<<16 {
+				le.PutUint32(a[56:], lvmSum(d[4096+off:][:n])) // of a text that does not go around
+			}
+			le.PutUint32(a, lvmSum(a[4:]))
 		}
 		checkLayout(t, scanBytes(t, d), d)
 	})

@@ -101,6 +101,22 @@ func TestHostileMBR(t *testing.T) {
 	}
 }
 
+// An MBR on a disk of large sectors counts in these; nothing but what is found there tells.
+func TestMBRLargeSectors(t *testing.T) {
+	d := make([]byte, 8<<20)
+	dos(d, [3]uint32{5, 256, 1000}, [3]uint32{0x83, 10, 100})
+	dos(d[256*4096:], [3]uint32{0x82, 1, 100})
+	copy(d[10*4096:], "LUKS\xba\xbe\x00\x01")
+	l := scanBytes(t, d)
+	if got := names(l); got != "nvme0n1p1:extended nvme0n1p2:crypto_LUKS nvme0n1p5:empty" || l.Disks[0].SectorSize != 4096 || l.Volumes[1].Size != 100*4096 {
+		t.Errorf("%s, %+v", got, l.Disks)
+	}
+	copy(d[10*512:], "LUKS\xba\xbe\x00\x01") // what is where smaller sectors would have it counts more
+	if l := scanBytes(t, d); l.Disks[0].SectorSize != 512 {
+		t.Errorf("%s, %+v", names(l), l.Disks)
+	}
+}
+
 // A chain of as many links as there is room for ends.
 func TestLongChain(t *testing.T) {
 	d := make([]byte, 1<<20)
@@ -176,11 +192,14 @@ func TestHostileGPT(t *testing.T) {
 	}
 }
 
+// lvmSum is LVM's checksum.
+func lvmSum(p []byte) uint32 { return ^crc32.Update(^uint32(0xf597a6cf), crc32.IEEETable, p) }
+
 // lvmDisk is a physical volume with the text given, in an area of 8 KiB at 4096.
 func lvmDisk(uuid, text string, off int) []byte {
 	const areaOff, areaLen = 4096, 8192
 	le := binary.LittleEndian
-	sum := func(p []byte) uint32 { return ^crc32.Update(^uint32(0xf597a6cf), crc32.IEEETable, p) }
+	sum := lvmSum
 	d := make([]byte, 4<<20)
 	l := d[512:1024]
 	copy(l, "LABELONE")

@@ -177,9 +177,30 @@ func (s *scanner) table(i int, dev block.Device) []Volume {
 	if m.empty() {
 		return nil
 	}
+	if d.SectorSize == 0 && !known(dev, m, 512) && known(dev, m, 4096) {
+		d.SectorSize = 4096 // an MBR does not tell
+	}
 	d.Type = "dos"
 	d.ID = fmt.Sprintf("%08x", m.id)
 	return s.dos(i, dev, m)
+}
+
+// known reports whether any of a table's partitions holds something known, if it
+// counts in sectors of so many bytes.
+func known(dev block.Device, m mbr, sector int64) bool {
+	for _, e := range m.slots {
+		if !e.used() || e.extended() {
+			continue
+		}
+		sec, err := block.NewSection(dev, int64(e.first)*sector, int64(e.count)*sector)
+		if err != nil {
+			continue
+		}
+		if c, err := Identify(sec); err == nil && c.Known() {
+			return true
+		}
+	}
+	return false
 }
 
 // partName is what Linux calls partition n of a disk.
