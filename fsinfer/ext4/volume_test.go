@@ -126,7 +126,7 @@ func TestWalk(t *testing.T) {
 			t.Errorf("%q: %q, %v, want %q, %v", c.path, names, err, c.want, c.err)
 		}
 		for _, w := range strings.Fields(c.want) {
-			if c.path[0] == '/' && !strings.Contains(c.path, "..") && !strings.Contains(" "+names+" ", " "+w+" ") {
+			if !strings.Contains(" "+names+" ", " "+w+" ") {
 				t.Errorf("%q: %q is not in %q", c.path, w, names)
 			}
 		}

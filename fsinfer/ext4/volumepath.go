@@ -137,16 +137,11 @@ func (v *Volume) lookup(dir *Inode, name string) (Inode, error) {
 	return Inode{}, fs.ErrNotExist
 }
 
-// cleanPath gives a path the one form in which Walk tells it.
+// cleanPath gives a path the one form in which Walk tells it. ".." stays: what is before it may be a symbolic link.
 func cleanPath(path string) string {
 	var parts []string
 	for p := range strings.SplitSeq(path, "/") {
-		switch {
-		case p == "" || p == ".":
-		case p == ".." && len(parts) > 0 && parts[len(parts)-1] != "..":
-			parts = parts[:len(parts)-1]
-		case p == "..":
-		default:
+		if p != "" && p != "." {
 			parts = append(parts, p)
 		}
 	}
