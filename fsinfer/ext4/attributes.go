@@ -123,9 +123,9 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 		in.InBody = bytes.Clone(in.InBody)
 		left := len(inodes)
 		found := map[uint32]string{}
-		err = t.f.scan(v, &in, func(d Dirent) bool {
+		err = t.f.scan(v, &in, func(name string, d Dirent) bool {
 			if _, seen := found[d.Ino]; !seen && slices.Contains(inodes, d.Ino) {
-				found[d.Ino] = string(d.Name)
+				found[d.Ino] = name
 				left--
 			}
 			return left > 0
@@ -146,7 +146,7 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 // tells says whether a change is one that events tell.
 func (t *txn) tells(c *change) bool {
 	o, n := &c.old, &c.new
-	return o.Mode != n.Mode || o.UID != n.UID || o.GID != n.GID || o.Size != n.Size || t.xattrs(c) || t.written(c)
+	return o.Mode != n.Mode || o.UID != n.UID || o.GID != n.GID || n.IsRegular() && o.Size != n.Size || t.xattrs(c) || t.written(c)
 }
 
 func (t *txn) attributesOf(c *change, path func() (string, bool)) {
@@ -166,12 +166,13 @@ func (t *txn) attributesOf(c *change, path func() (string, bool)) {
 		tell(event.Event{Op: event.Chmod})
 	}
 	switch {
+	case !n.IsRegular(): // how long a directory is follows from its names
 	case n.Size < o.Size:
 		tell(event.Event{Op: event.Truncate})
 		if n.Size > 0 && t.written(c) {
 			t.tellWrites(c, tell)
 		}
-	case n.Size > o.Size && n.IsRegular() && !t.written(c):
+	case n.Size > o.Size && !t.written(c):
 		tell(event.Event{Op: event.Truncate})
 	case n.Size > o.Size || t.written(c):
 		t.tellWrites(c, tell)
@@ -208,7 +209,7 @@ func plainXattrs(list []Xattr) []Xattr {
 func (t *txn) written(c *change) bool {
 	o, n := &c.old, &c.new
 	if !n.IsRegular() {
-		return o.Size < n.Size
+		return false
 	}
 	if o.Block != n.Block && !(n.Size == 0) {
 		return true
@@ -225,7 +226,7 @@ func (t *txn) written(c *change) bool {
 // tellWrites tells which bytes were written.
 func (t *txn) tellWrites(c *change, tell func(event.Event)) {
 	o, n := &c.old, &c.new
-	if !n.IsRegular() || n.Inline() {
+	if n.Inline() {
 		tell(event.Event{Op: event.Write, Offset: 0, Length: n.Size})
 		return
 	}

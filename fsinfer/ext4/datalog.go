@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"vmscope/block"
+	"vmscope/event"
 )
 
 // dataLog remembers which blocks of data were written since the last transaction, so that the transaction that tells of a
@@ -94,6 +95,9 @@ func cut(spans []span, start, count uint64, visit func(span)) {
 // touched gives the bytes of a file whose blocks were written since the last transaction, or are logged in this one.
 func (t *txn) touched(in *Inode) []block.Range {
 	f := t.f
+	if t.source == event.FastCommit {
+		return t.ranges[in.Number]
+	}
 	if f.data.full {
 		return nil
 	}

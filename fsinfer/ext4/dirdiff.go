@@ -204,7 +204,7 @@ func (t *txn) diffSame(c *change) error {
 			keep(err)
 			return
 		}
-		keep(t.diffBlock(&c.new, old, t.new.new[b], was, is))
+		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], was, is))
 	})
 	for _, s := range subtract(oldSpans, newSpans) {
 		for b := s.start; b < s.end(); b++ {
@@ -258,9 +258,9 @@ func (t *txn) compare(d node, was, is nameSet) {
 }
 
 // diffBlock adds to the listings what differs between two states of a block. Most of a block stays as it is: the entries that
-// are alike at both ends are passed over without a look into a map.
-func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is nameSet) error {
-	if !t.reuse && bytes.Equal(old, now) {
+// are alike at both ends are passed over without a look into a map, unless all are wanted.
+func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is nameSet) error {
+	if !all && !t.reuse && bytes.Equal(old, now) {
 		return nil
 	}
 	a, err := t.f.entries(t.f.left[:0], dir, old)
@@ -275,7 +275,7 @@ func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is nameSet) error {
 	}
 	// An entry whose inode went to another file must not be passed over.
 	alike := func(x, y *Dirent) bool {
-		if x.Ino != y.Ino || !bytes.Equal(x.Name, y.Name) {
+		if all || x.Ino != y.Ino || !bytes.Equal(x.Name, y.Name) {
 			return false
 		}
 		c := t.inodes[x.Ino]
@@ -288,10 +288,10 @@ func (t *txn) diffBlock(dir *Inode, old, now []byte, was, is nameSet) error {
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
 	for i := range a {
-		was[string(a[i].Name)] = a[i].Ino
+		was[nameOf(dir, a[i])] = a[i].Ino
 	}
 	for i := range b {
-		is[string(b[i].Name)] = b[i].Ino
+		is[nameOf(dir, b[i])] = b[i].Ino
 	}
 	return nil
 }
@@ -310,7 +310,7 @@ func (f *FS) entries(list []Dirent, dir *Inode, block []byte) ([]Dirent, error) 
 func (f *FS) namesOf(dir *Inode, block []byte, into nameSet) error {
 	return f.sb.DirentsOf(dir, block, func(d Dirent) bool {
 		if !d.IsDot() {
-			into[string(d.Name)] = d.Ino
+			into[nameOf(dir, d)] = d.Ino
 		}
 		return true
 	})
@@ -320,25 +320,33 @@ func (f *FS) inlineNames(in *Inode) (nameSet, error) {
 	names := nameSet{}
 	err := f.sb.InlineDirents(in, func(d Dirent) bool {
 		if !d.IsDot() {
-			names[string(d.Name)] = d.Ino
+			names[nameOf(in, d)] = d.Ino
 		}
 		return true
 	})
 	return names, err
 }
 
+// nameOf is an entry's name as paths have it: one that is ciphertext may hold any byte, also those that divide paths.
+func nameOf(dir *Inode, d Dirent) string {
+	if dir.Encrypted() {
+		return EncryptedName(d.Name)
+	}
+	return string(d.Name)
+}
+
 // list gives all names of a directory.
 func (f *FS) list(v *view, in *Inode) (nameSet, error) {
 	names := nameSet{}
-	err := f.scan(v, in, func(d Dirent) bool {
-		names[string(d.Name)] = d.Ino
+	err := f.scan(v, in, func(name string, d Dirent) bool {
+		names[name] = d.Ino
 		return true
 	})
 	return names, err
 }
 
 // scan visits all names of a directory until visit returns false.
-func (f *FS) scan(v *view, in *Inode, visit func(Dirent) bool) error {
+func (f *FS) scan(v *view, in *Inode, visit func(name string, d Dirent) bool) error {
 	fast := v.fc.edits(in.Number)
 	if v.fc.inode(in.Number) != nil {
 		blocks := view{fs: f}
@@ -357,15 +365,16 @@ func (f *FS) scan(v *view, in *Inode, visit func(Dirent) bool) error {
 		if d.IsDot() {
 			return true
 		}
-		if _, ok := fast[string(d.Name)]; ok {
+		name := nameOf(in, d)
+		if _, ok := fast[name]; ok {
 			return true
 		}
-		more = visit(d)
+		more = visit(name, d)
 		return more
 	}
 	for name, ino := range fast {
 		if ino != 0 && more {
-			more = visit(Dirent{Ino: ino, Name: []byte(name)})
+			more = visit(name, Dirent{Ino: ino})
 		}
 	}
 	if !more {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"vmscope/block"
 	"vmscope/event"
 	"vmscope/fsinfer/ext4/jbd2"
 	"vmscope/mem"
@@ -121,6 +122,13 @@ func (t *txn) isFresh(ino uint32) bool {
 // fastNames notes what names lead to behind the commit, and gives what they led to before it.
 func (t *txn) fastNames(fc *jbd2.FastCommit, top *fastState) map[place]uint32 {
 	first := map[place]uint32{}
+	scratch := make([]byte, t.f.sb.BlockSize)
+	told := map[uint32][]byte{}
+	for i := range fc.Ops {
+		if o := &fc.Ops[i]; o.Tag == jbd2.FCInode {
+			told[o.Ino] = slices.Clip(o.Inode)
+		}
+	}
 	for i := range fc.Ops {
 		o := &fc.Ops[i]
 		var before, now uint32
@@ -136,7 +144,12 @@ func (t *txn) fastNames(fc *jbd2.FastCommit, top *fastState) map[place]uint32 {
 			t.fail(fmt.Errorf("fast commit %d: inode %d in directory %d: %w", fc.TID, o.Ino, o.Parent, mem.ErrInconsistent))
 			continue
 		}
-		p := place{node{ino: o.Parent}, string(o.Name)}
+		dir, err := t.old.inode(scratch, o.Parent)
+		if in := told[o.Parent]; in != nil {
+			dir, err = t.f.sb.ParseInode(o.Parent, append(in, zeroInode[:t.f.sb.InodeSize]...)[:t.f.sb.InodeSize])
+		}
+		t.fail(err)
+		p := place{node{ino: o.Parent}, nameOf(&dir, Dirent{Name: o.Name})}
 		if _, ok := first[p]; !ok {
 			if told, ok := t.f.fast.edits(o.Parent)[p.name]; ok {
 				before = told
@@ -165,6 +178,8 @@ func (t *txn) fastInodes(fc *jbd2.FastCommit, top *fastState) {
 		case jbd2.FCInode:
 			told[o.Ino] = o.Inode
 			links[o.Ino] += 0
+		case jbd2.FCAddRange:
+			t.addRange(o)
 		}
 	}
 	for ino, delta := range links {
@@ -259,5 +274,16 @@ func (j *journal) fastArea() {
 		j.fcFirst, j.fcEnd = first, end
 		j.fast = jbd2.NewFCStream(sb, nil)
 		j.fast.Committed(j.last)
+	}
+}
+
+// addRange notes the bytes that a fast commit tells as mapped.
+func (t *txn) addRange(o *jbd2.FCOp) {
+	bs := int64(t.f.sb.BlockSize)
+	if t.ranges == nil {
+		t.ranges = map[uint32][]block.Range{}
+	}
+	if list := t.ranges[o.Ino]; !o.Unwritten && len(list) < maxRanges {
+		t.ranges[o.Ino] = append(list, block.Range{Off: int64(o.Block) * bs, Len: int64(o.Len) * bs})
 	}
 }

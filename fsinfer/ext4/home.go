@@ -85,7 +85,7 @@ func (f *FS) homeList(v *view, in *Inode) (names map[string]uint32, clear bool) 
 	clear = true
 	names = map[string]uint32{}
 	buf := make([]byte, f.sb.BlockSize)
-	err := f.scan(v, in, func(d Dirent) bool {
+	err := f.scan(v, in, func(name string, d Dirent) bool {
 		if d.Ino > f.sb.Inodes || d.Ino < f.sb.FirstInode {
 			clear = false
 			return true
@@ -97,7 +97,11 @@ func (f *FS) homeList(v *view, in *Inode) (names map[string]uint32, clear bool) 
 			clear = false
 			return true
 		}
-		names[string(d.Name)] = d.Ino
+		if target, err := f.sb.Target(v, &child); child.IsSymlink() && (err != nil || int64(len(target)) != child.Size && !child.Encrypted()) {
+			clear = false // its target is not there yet
+			return true
+		}
+		names[name] = d.Ino
 		return true
 	})
 	return names, clear && err == nil

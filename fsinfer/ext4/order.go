@@ -74,7 +74,9 @@ func (t *txn) pair(ops []*op, ino uint32, gone, come []edit) []*op {
 	if err != nil {
 		t.fail(err)
 	}
-	if live(old) && live(now) && same(old, now) {
+	// Without a journal an inode may have come before its first name.
+	named := t.source != event.Home || t.f.parents.of(ino) != 0
+	if named && live(old) && live(now) && same(old, now) {
 		if now.IsDir() && len(come) > len(gone) && len(gone) == 0 {
 			// A directory has one name. The other is one that the disk will lose soon, or has lost unseen.
 			if p, err := t.f.dirPlace(t.old, ino); err == nil {
@@ -498,6 +500,9 @@ func (s *sim) tell(o *op, detail string) {
 	if err != nil {
 		s.t.fail(err)
 		return
+	}
+	if o.in.Encrypted() && e.Detail == "" {
+		e.Detail = "encrypted"
 	}
 	s.t.emit(e)
 }

@@ -123,7 +123,7 @@ func (f *FS) readDir(v *view, ino uint32) error {
 
 // count notes the names in a directory.
 func (f *FS) count(v *view, in *Inode) error {
-	return f.scan(v, in, func(d Dirent) bool {
+	return f.scan(v, in, func(_ string, d Dirent) bool {
 		if d.Ino <= f.sb.Inodes && d.Ino != 0 {
 			f.parents.add(d.Ino, in.Number)
 		}
@@ -222,9 +222,9 @@ func (f *FS) nameIn(v *view, dir, ino uint32) (string, error) {
 		return "", fmt.Errorf("inode %d is in inode %d, which is no directory: %w", ino, dir, mem.ErrInconsistent)
 	}
 	name, found := "", false
-	err = f.scan(v, &in, func(d Dirent) bool {
+	err = f.scan(v, &in, func(s string, d Dirent) bool {
 		if d.Ino == ino {
-			name, found = string(d.Name), true
+			name, found = s, true
 		}
 		return !found
 	})

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"vmscope/block"
 	"vmscope/event"
 )
 
@@ -21,8 +22,9 @@ type txn struct {
 	source event.Source
 	logged []uint64 // the blocks of the change, ascending
 
-	inodes  map[uint32]*change // inodes whose bytes changed
-	reuse   bool               // numbers of some of them went to other files
+	inodes  map[uint32]*change       // inodes whose bytes changed
+	reuse   bool                     // numbers of some of them went to other files
+	ranges  map[uint32][]block.Range // bytes that a fast commit tells as mapped anew
 	removed []edit
 	added   []edit
 
