@@ -210,13 +210,14 @@ func TestHostile(t *testing.T) {
 		{"too long", logOf(1, 512, 0, 1<<60), mem.ErrInconsistent},
 		{"around", logOf(1, 512, 1<<63, 1<<63), mem.ErrInconsistent},
 		{"long mark", logOf(1, 512, 0, 0, 8, 481), mem.ErrInconsistent},
+		{"nothing", logOf(1, 512), mem.ErrInconsistent},
 		{"longer than the log", logOf(1, 512, 0, 100), io.ErrUnexpectedEOF},
 	} {
 		if err := readAll(c.log); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
-	if err := readAll(logOf(2, 512, 0, 1)); err != nil {
+	if err := readAll(logOf(1, 512, 0, 1)); err != nil {
 		t.Errorf("a sound log: %v", err)
 	}
 }
@@ -246,7 +247,7 @@ func TestWriterRefuses(t *testing.T) {
 	defer w.Close()
 	for _, b := range []block.Write{
 		{Op: block.OpWrite, Off: 1, Len: 512, Data: make([]byte, 512)}, {Op: block.OpZeroes, Len: 100},
-		{Op: block.OpWrite, Len: 512}, {Op: 99}, {Op: block.OpZeroes, Off: -512, Len: 512},
+		{Op: block.OpWrite, Len: 512}, {Op: 99, Len: 512}, {Op: block.OpZeroes, Off: -512, Len: 512},
 	} {
 		if err := w.Add(b); err == nil {
 			t.Errorf("%+v was taken", b)
@@ -257,6 +258,33 @@ func TestWriterRefuses(t *testing.T) {
 	}
 	if _, err := logwrites.Create(filepath.Join(t.TempDir(), "log"), 1000); err == nil {
 		t.Error("sectors of 1000 bytes were taken")
+	}
+}
+
+// An entry that is counted before it is there is waited for.
+func TestFollowEarlyCount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	early := logOf(1, 512)
+	if err := os.WriteFile(path, early, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := logwrites.Open(path, block.Bytes(make([]byte, diskSize)), logwrites.Options{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	go func() {
+		time.Sleep(20 * time.Millisecond)
+		if f, err := os.OpenFile(path, os.O_WRONLY, 0); err == nil {
+			f.WriteAt(logOf(1, 512, 8, 1, 2), 0)
+			f.Close()
+		}
+	}()
+	for w, err := range r.Writes(t.Context()) {
+		if err != nil || w.Off != 8*512 || !w.FUA {
+			t.Errorf("%+v, %v", w, err)
+		}
+		break
 	}
 }
 

@@ -138,12 +138,9 @@ func (r *Reader) next(ctx context.Context) (Entry, error) {
 			}
 		}
 	}
-	if len(r.head) == 0 {
-		r.head = make([]byte, r.super.sector)
-	}
-	p := r.head
-	if err := r.read(p, r.off); err != nil {
-		return Entry{}, fmt.Errorf("logwrites: entry %d of %d: %w", r.index, r.super.entries, err)
+	p, err := r.header(ctx)
+	if err != nil {
+		return Entry{}, err
 	}
 	e, err := parseEntry(p, r.index, r.off)
 	if err != nil {
@@ -152,6 +149,35 @@ func (r *Reader) next(ctx context.Context) (Entry, error) {
 	r.index++
 	r.off = e.next
 	return e, nil
+}
+
+// patience is how long an entry that is counted already may take to be there.
+const patience = time.Second
+
+// header reads the sector of the next entry. A writer with several requests at
+// once (QEMU) may count an entry before it has written it: that of a followed log
+// is waited for.
+func (r *Reader) header(ctx context.Context) ([]byte, error) {
+	if len(r.head) == 0 {
+		r.head = make([]byte, r.super.sector)
+	}
+	for begun := time.Now(); ; {
+		err := r.read(r.head, r.off)
+		if err == nil && isZero(r.head[:entryLen]) {
+			err = mem.ErrInconsistent // a write of nothing
+		}
+		if err == nil {
+			return r.head, nil
+		}
+		if !r.opts.Follow || time.Since(begun) > patience {
+			return nil, fmt.Errorf("logwrites: entry %d of %d at %d: %w", r.index, r.super.entries, r.off, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(r.opts.Poll):
+		}
+	}
 }
 
 // read fills p, or gives io.ErrUnexpectedEOF.

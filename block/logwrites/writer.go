@@ -67,7 +67,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Add logs a write. It fails with ErrUnaligned for what is not whole sectors,
+// Add logs a write; one of nothing is passed over. It fails with ErrUnaligned for what is not whole sectors,
 // and refuses a write whose content is not known. After an error of the file
 // every call gives that error.
 func (w *Writer) Add(b block.Write) error {
@@ -77,6 +77,9 @@ func (w *Writer) Add(b block.Write) error {
 	}
 	if mask := w.super.sector - 1; b.Off < 0 || b.Len < 0 || b.Off&mask != 0 || b.Len&mask != 0 {
 		return fmt.Errorf("%w: write %d, %d bytes at %d", ErrUnaligned, b.Seq, b.Len, b.Off)
+	}
+	if b.Len == 0 && b.Op != block.OpFlush {
+		return w.err
 	}
 	switch b.Op {
 	case block.OpFlush:
