@@ -18,8 +18,10 @@ type memDisk struct {
 	log   []string
 }
 
-func newMemDisk() *memDisk {
-	return &memDisk{data: make(block.Bytes, diskSize), begun: make(chan string, 100)}
+func newMemDisk() *memDisk { return newMemDiskOf(diskSize) }
+
+func newMemDiskOf(size int) *memDisk {
+	return &memDisk{data: make(block.Bytes, size), begun: make(chan string, 100)}
 }
 
 func (d *memDisk) enter(what string) error {

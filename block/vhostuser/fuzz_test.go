@@ -58,7 +58,7 @@ func FuzzRing(f *testing.F) {
 	}
 	g := newGuestMemory(f)
 	regions := g.regions()
-	fresh := make([]byte, diskSize)
+	const size = 64 << 10
 	f.Fuzz(func(t *testing.T, events bool, in []byte) {
 		clear(g.data[queueAt : queueAt+0x4000])
 		clear(g.data[at : at+4096])
@@ -68,8 +68,8 @@ func FuzzRing(f *testing.F) {
 		for _, part := range [][]byte{rg.desc[:fuzzDesc], rg.avail[:fuzzAvail], rg.used[:fuzzUsed], g.data[at : at+4096]} {
 			rest = rest[copy(part, rest):]
 		}
-		d := newMemDisk()
-		m := &model{t: t, disk: fresh, real: d, unwanted: func(off int64) bool { return off&512 != 0 }}
+		d := newMemDiskOf(size)
+		m := &model{t: t, disk: make([]byte, size), real: d, unwanted: func(off int64) bool { return off&512 != 0 }}
 		srv, err := New(d, Options{Observer: m})
 		if err != nil {
 			t.Fatal(err)
@@ -119,7 +119,6 @@ func FuzzRing(f *testing.F) {
 		if !m.same() {
 			t.Error("the observer's disk is another")
 		}
-		clear(fresh)
 	})
 }
 
@@ -159,7 +158,7 @@ func FuzzMessages(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		clear(g.data[queueAt : queueAt+0x4000])
-		srv, err := New(newMemDisk(), Options{Queues: 2, StopTimeout: 10 * time.Second})
+		srv, err := New(newMemDiskOf(64<<10), Options{Queues: 2, StopTimeout: 10 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +18,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/block"
 	"vmscope/internal/guestlab"
+	"vmscope/internal/qmp"
+	"vmscope/mem"
 )
 
 // need finds programs of the host.
@@ -169,35 +173,32 @@ func noErrors(t testing.TB, g *guestlab.Guest) {
 	}
 }
 
-// A guest works on a disk of ours, with one queue and with several, and finds it as it left it.
+// A guest works on a disk of ours and finds it as it left it.
 func TestGuest(t *testing.T) {
 	need(t, "mkfs.ext4", "e2fsck", "debugfs")
-	for _, queues := range []int{1, 2} {
-		t.Run(fmt.Sprint(queues, " queues"), func(t *testing.T) {
-			if testing.Short() {
-				guestlab.Skip(t, "boots a guest; not under -short")
-			}
-			image, socket := newFS(t, "200M"), socketPath(t)
-			startBackEnd(t, "listen", socket, image, "copy")
-			g := guestlab.Boot(t, guestlab.Config{
-				Kernel: "bookworm-cloud", RAM: guestlab.Memfd, CPUs: queues,
-				QEMUArgs: []string{"-chardev", "socket,id=vu,path=" + socket + ",reconnect=1",
-					"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=vu,num-queues=%d", queues)},
-			})
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-			defer cancel()
-			out, err := g.Run(ctx, "ls /sys/block/vda/mq | wc -l; cat /sys/block/vda/queue/discard_max_bytes /sys/block/vda/queue/write_zeroes_max_bytes /sys/block/vda/queue/write_cache; "+mountScript("/dev/vda"))
-			if want := fmt.Sprintf("%d\n1073741824\n1073741824\nwrite back\n", queues); err != nil || out != want {
-				t.Fatalf("%q, %v, want %q", out, err, want)
-			}
-			sums, err := g.Run(ctx, "set -- "+fmt.Sprint(rand.IntN(1<<30))+" 150\n"+work+"\nfstrim /mnt || fstrim -v /mnt\nsync; echo 3 >/proc/sys/vm/drop_caches\n"+sumAll+"\ncd /; umount /mnt")
-			if err != nil {
-				t.Fatal(err)
-			}
-			noErrors(t, g)
-			checkFS(t, image, sums)
-		})
+	if testing.Short() {
+		guestlab.Skip(t, "boots a guest; not under -short")
 	}
+	const queues = 2
+	image, socket := newFS(t, "200M"), socketPath(t)
+	startBackEnd(t, "listen", socket, image, "copy")
+	g := guestlab.Boot(t, guestlab.Config{
+		Kernel: "bookworm-cloud", RAM: guestlab.Memfd, CPUs: queues,
+		QEMUArgs: []string{"-chardev", "socket,id=vu,path=" + socket + ",reconnect=1",
+			"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=vu,num-queues=%d", queues)},
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	out, err := g.Run(ctx, "ls /sys/block/vda/mq | wc -l; cat /sys/block/vda/queue/discard_max_bytes /sys/block/vda/queue/write_zeroes_max_bytes /sys/block/vda/queue/write_cache; "+mountScript("/dev/vda"))
+	if want := fmt.Sprintf("%d\n1073741824\n1073741824\nwrite back\n", queues); err != nil || out != want {
+		t.Fatalf("%q, %v, want %q", out, err, want)
+	}
+	sums, err := g.Run(ctx, "set -- "+fmt.Sprint(rand.IntN(1<<30))+" 150\n"+work+"\nfstrim /mnt\nsync; echo 3 >/proc/sys/vm/drop_caches\n"+sumAll+"\ncd /; umount /mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	noErrors(t, g)
+	checkFS(t, image, sums)
 }
 
 // The back end is killed again and again while the guest writes: the guest sees a pause and no more.
@@ -210,10 +211,10 @@ func TestGuestKilledBackEnd(t *testing.T) {
 			}
 			image, socket := newFS(t, "200M"), socketPath(t)
 			chardev := "socket,id=vu,path=" + socket + ",reconnect=1"
-			kills, pause := 6, 1500*time.Millisecond // QEMU takes a second to come again
+			kills, pause := 3, 1500*time.Millisecond // QEMU takes a second to come again
 			if mode == "connect" {
 				chardev = "socket,id=vu,path=" + socket + ",server=on"
-				kills, pause = 40, 150*time.Millisecond
+				kills, pause = 25, 150*time.Millisecond
 			}
 			p := startBackEnd(t, mode, socket, image)
 			g := guestlab.Boot(t, guestlab.Config{
@@ -251,4 +252,157 @@ func TestGuestKilledBackEnd(t *testing.T) {
 			checkFS(t, image, r.out)
 		})
 	}
+}
+
+// What QEMU does to a guest while it works on our disk: stop and go on, more memory, a reset.
+func TestGuestLife(t *testing.T) {
+	need(t, "mkfs.ext4", "e2fsck", "debugfs")
+	if testing.Short() {
+		guestlab.Skip(t, "boots a guest; not under -short")
+	}
+	image, socket := newFS(t, "200M"), socketPath(t)
+	disk, err := block.OpenRaw(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	errs := &errorList{}
+	changed := make(chan struct{}, 1000)
+	srv, err := New(disk, Options{Report: errs.add, MemoryChanged: func() { changed <- struct{}{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	served := make(chan struct{})
+	serving, stop := context.WithCancel(ctx)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(served)
+		srv.Serve(serving, ln)
+	}()
+	defer func() { stop(); <-served }()
+	g := guestlab.Boot(t, guestlab.Config{
+		Kernel: "bookworm-cloud", RAM: guestlab.Memfd, AllowReboot: true,
+		QEMUArgs: []string{"-m", "512M,slots=2,maxmem=1G",
+			"-chardev", "socket,id=vu,path=" + socket + ",reconnect=1", "-device", "vhost-user-blk-pci,chardev=vu,num-queues=1"},
+	})
+	q, err := qmp.Dial(ctx, g.QMPSocket(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	command := func(name string, args any) {
+		t.Helper()
+		if _, err := q.Run(ctx, name, args); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+
+	// The memory that QEMU shares is the guest's: the kernel's banner is in it, as the guest tells it.
+	banner, err := g.Run(ctx, "cat /proc/version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := srv.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !contains(t, m, []byte(strings.TrimSpace(banner))) {
+		t.Error("the guest's banner is not in its memory")
+	}
+	m.Close()
+
+	worked := make(chan error, 1)
+	var sums string
+	go func() {
+		var err error
+		sums, err = g.Run(ctx, mountScript("/dev/vda")+"; rm -f /tmp/enough; x="+fmt.Sprint(rand.IntN(1<<30))+"; until [ -e /tmp/enough ]; do set -- $x 10\n"+work+"\ndone; sync; echo 3 >/proc/sys/vm/drop_caches\n"+sumAll+"\ncd /; umount /mnt")
+		worked <- err
+	}()
+	for range 5 {
+		time.Sleep(200 * time.Millisecond)
+		command("stop", nil)
+		command("cont", nil)
+	}
+	for len(changed) > 0 {
+		<-changed
+	}
+	command("object-add", map[string]any{"qom-type": "memory-backend-memfd", "id": "more", "size": 256 << 20, "share": true})
+	command("device_add", map[string]any{"driver": "pc-dimm", "id": "dimm", "memdev": "more"})
+	select {
+	case <-changed:
+	case <-ctx.Done():
+		t.Fatal("we were not told of the guest's new memory")
+	}
+	r, err := srv.Regions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := uint64(0)
+	for _, x := range r {
+		total += x.Size
+	}
+	closeRegions(r)
+	if total < 768<<20 {
+		t.Errorf("%d bytes of memory", total)
+	}
+	if _, err := g.Run(ctx, "for m in /sys/devices/system/memory/memory*/state; do echo online >$m; done 2>/dev/null; sleep 1; : >/tmp/enough"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-worked; err != nil {
+		t.Fatal(err)
+	}
+	noErrors(t, g)
+	checkFS(t, image, sums)
+
+	before, err := g.System(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command("system_reset", nil)
+	for {
+		after, err := g.System(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after.BootID != before.BootID {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	sums, err = g.Run(ctx, mountScript("/dev/vda")+"\n"+sumAll+"\ncd /; umount /mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	noErrors(t, g)
+	checkFS(t, image, sums)
+	if l := errs.all(); len(l) > 0 {
+		t.Error(l)
+	}
+}
+
+// contains looks for a text in a guest's memory.
+func contains(t testing.TB, m *Memory, text []byte) bool {
+	t.Helper()
+	extents, err := m.Extents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1<<20)
+	for _, x := range extents {
+		for at := x.Start; at < x.End(); at += mem.PA(len(buf) - 4096) {
+			n, err := m.ReadPhys(buf[:min(uint64(len(buf)), uint64(x.End()-at))], at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(buf[:n], text) {
+				return true
+			}
+		}
+	}
+	return false
 }
