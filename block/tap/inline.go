@@ -136,7 +136,7 @@ func (o *observer) Abandon(off, n int64, data []byte) {
 
 // A front brings what clients write to a disk. Another protocol is another one of these.
 type front interface {
-	// serve serves connections until ctx ends; entered is called for each client, and what it returned when that has left.
+	// serve serves connections to ln until ctx ends; entered is called for each client, and what it returned when that has left.
 	serve(ctx context.Context, ln net.Listener, entered func() func()) error
 }
 
@@ -174,6 +174,9 @@ func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() 
 	if err != nil {
 		return err
 	}
+	if v.service.Dial {
+		return v.connect(ctx, srv, entered)
+	}
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		c, err := ln.(*net.UnixListener).AcceptUnix()
@@ -183,6 +186,25 @@ func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() 
 		left := entered()
 		srv.ServeConn(ctx, c) // one front end at a time
 		left()
+	}
+}
+
+// connectEvery is how often a front end that listens is tried.
+const connectEvery = 10 * time.Millisecond
+
+func (v *vhostFront) connect(ctx context.Context, srv *vhostuser.Server, entered func() func()) error {
+	for {
+		var d net.Dialer
+		if c, err := d.DialContext(ctx, "unix", v.service.Socket); err == nil {
+			left := entered()
+			srv.ServeConn(ctx, c.(*net.UnixConn))
+			left()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(connectEvery):
+		}
 	}
 }
 
@@ -219,9 +241,11 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 		return err
 	}
 	defer disk.Close()
-	ln, err := net.FileListener(r.ln)
-	if err != nil {
-		return err
+	var ln net.Listener
+	if r.ln != nil {
+		if ln, err = net.FileListener(r.ln); err != nil {
+			return err
+		}
 	}
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
@@ -275,7 +299,7 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 		}
 		break
 	}
-	if s.Socket != "" {
+	if s.Socket != "" && !s.Dial {
 		os.Remove(s.Socket)
 	}
 	stop()

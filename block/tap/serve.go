@@ -35,7 +35,9 @@ type Service struct {
 	// Cert and Key are PEM files with which the NBD server does TLS and insists on it; CA those of clients that may connect.
 	Cert, Key, CA string
 
-	Socket string // path of the Unix socket, which is removed in the end; set by Serve
+	Socket string // path of the Unix socket; set by Serve and Connect
+	// Dial: it is the front end that listens. Set by Connect.
+	Dial bool
 }
 
 func (s *Service) forwards() bool { return strings.Contains(s.Image, "://") }
@@ -105,6 +107,18 @@ func Serve(ctx context.Context, ln net.Listener, s Service, o Options) (*Tap, er
 		if s.Socket != "" {
 			os.Remove(s.Socket)
 		}
+		return nil, fmt.Errorf("serve %q: %w", s.Image, err)
+	}
+	return t, nil
+}
+
+// Connect is Serve for a front end of vhost-user that listens itself (QEMU's -chardev socket,server=on,wait=off): after a
+// receiver was killed the next one is there within milliseconds, where QEMU's reconnect waits for a second. It is tried
+// until the front end is there.
+func Connect(ctx context.Context, path string, s Service, o Options) (*Tap, error) {
+	s.Protocol, s.Socket, s.Dial = VhostUser, path, true
+	t, err := serve(ctx, nil, s, o)
+	if err != nil {
 		return nil, fmt.Errorf("serve %q: %w", s.Image, err)
 	}
 	return t, nil
