@@ -267,23 +267,9 @@ func (f *FS) fastWrite(index uint32, data []byte, when time.Time) ([]event.Event
 	return events, err
 }
 
-// fastArea makes a new reader where the area moved: the feature is turned on by a mount.
+// fastArea follows an area that comes and goes: the feature is turned on by a mount.
 func (j *journal) fastArea() {
 	sb := j.stream.Super()
-	if first, end := sb.FastCommits(); first != j.fcFirst || end != j.fcEnd {
-		j.fcFirst, j.fcEnd = first, end
-		j.fast = jbd2.NewFCStream(sb, nil)
-		j.fast.Committed(j.last)
-	}
-}
-
-// addRange notes the bytes that a fast commit tells as mapped.
-func (t *txn) addRange(o *jbd2.FCOp) {
-	bs := int64(t.f.sb.BlockSize)
-	if t.ranges == nil {
-		t.ranges = map[uint32][]block.Range{}
-	}
-	if list := t.ranges[o.Ino]; !o.Unwritten && len(list) < maxRanges {
-		t.ranges[o.Ino] = append(list, block.Range{Off: int64(o.Block) * bs, Len: int64(o.Len) * bs})
-	}
+	j.fcFirst, j.fcEnd = sb.FastCommits()
+	j.fast.Follow(sb)
 }

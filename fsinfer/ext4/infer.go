@@ -60,11 +60,19 @@ type journalSpan struct {
 // applied later, transactions that were in the journal already are passed over: writes may be given from any moment before
 // Attach was called on.
 func Attach(dev block.Device) (*FS, error) {
-	f := &FS{dev: dev}
-	if err := f.attach(); err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		f := &FS{dev: dev}
+		err := f.attach()
+		if err == nil {
+			return f, nil
+		}
+		if f.store != nil {
+			f.store.close()
+		}
+		if !errors.Is(err, jbd2.ErrChanged) || try == recoverTries {
+			return nil, err
+		}
 	}
-	return f, nil
 }
 
 func (f *FS) attach() error {
@@ -199,9 +207,10 @@ func (f *FS) openJournal() error {
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && (!errors.Is(err, mem.ErrInconsistent) || errors.Is(err, jbd2.ErrChanged)) {
 		return err
 	}
+	// A log that goes on with what cannot be believed ends there, as it does for a mount.
 	if j.stream, err = jbd2.NewStream(sb, read); err != nil {
 		return err
 	}
