@@ -273,3 +273,14 @@ func (j *journal) fastArea() {
 	j.fcFirst, j.fcEnd = sb.FastCommits()
 	j.fast.Follow(sb)
 }
+
+// addRange notes the bytes that a fast commit tells as mapped.
+func (t *txn) addRange(o *jbd2.FCOp) {
+	bs := int64(t.f.sb.BlockSize)
+	if t.ranges == nil {
+		t.ranges = map[uint32][]block.Range{}
+	}
+	if list := t.ranges[o.Ino]; !o.Unwritten && len(list) < maxRanges {
+		t.ranges[o.Ino] = append(list, block.Range{Off: int64(o.Block) * bs, Len: int64(o.Len) * bs})
+	}
+}
