@@ -3,7 +3,9 @@ package fslab
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -54,6 +56,10 @@ type Options struct {
 	Count int // operations between two looks; default 250
 	Looks int // default 4
 
+	// Workers is how many do Count operations each at the same time, in the same directories; default 1. More than one does
+	// not do the same again under the same seed.
+	Workers int
+
 	// Watch begins to gather events of the file system, which is mounted at dir and quiet. What it returns gives the events
 	// that came since it was asked last, without waiting for any.
 	Watch func(tb testing.TB, dir string) (events func() []event.Event)
@@ -65,6 +71,10 @@ type Options struct {
 
 	Patience time.Duration // for events after the guest's sync has returned; default 10 s
 	Tell     bool          // log each operation
+
+	// Keep is a directory in which a run that fails is kept as a recording, named by set and seed, where the disk has a
+	// log of writes (guestlab.Disk.Log) that began when it held what the file Base holds.
+	Keep, Base string
 }
 
 // Result is how a run went. A run that is right has no findings.
@@ -81,10 +91,19 @@ type Result struct {
 func RunFSOps(tb testing.TB, g *guestlab.Guest, disk string, o Options) Result {
 	tb.Helper()
 	r := &live{TB: tb, Options: o, guest: g, dir: "/mnt/" + disk}
+	r.Workers = max(o.Workers, 1)
 	r.Count, r.Looks, r.Patience = cmp.Or(o.Count, 250), cmp.Or(o.Looks, 4), cmp.Or(o.Patience, 10*time.Second)
 	ctx, cancel := context.WithTimeout(tb.Context(), 10*time.Minute)
 	defer cancel()
-	if err := r.run(ctx, disk); err != nil {
+	err := r.run(ctx, disk)
+	if (err != nil || len(r.result.Findings) > 0) && o.Keep != "" {
+		if kept, err := r.keep(disk); err != nil {
+			tb.Errorf("keep the recording: %v", err)
+		} else {
+			tb.Logf("recording kept in %s", kept)
+		}
+	}
+	if err != nil {
 		tb.Fatalf("%s, seed %d: %v", o.Set.Name, o.Seed, err)
 	}
 	for i, f := range r.result.Findings {
@@ -104,6 +123,7 @@ type live struct {
 	dir      string
 	replayer *fsoracle.Replayer
 	events   func() []event.Event
+	points   []fsoracle.Point // for keep
 	result   Result
 }
 
@@ -116,7 +136,7 @@ func (r *live) run(ctx context.Context, disk string) error {
 		return err
 	}
 	ops := r.Set.Ops
-	ops.Dir, ops.Seed, ops.Count, ops.Sync, ops.Tell = []byte(r.dir), r.Set.seed(r.Seed), r.Count, cmp.Or(ops.Sync, 60), r.Tell
+	ops.Dir, ops.Seed, ops.Count, ops.Sync, ops.Tell = []byte(r.dir), r.Set.seed(r.Seed), r.Count, cmp.Or(ops.Sync, syncs(r.Seed)), r.Tell
 	first := make(chan error, 1)
 	if r.Busy {
 		go func() { first <- r.operate(ctx, ops) }()
@@ -162,18 +182,79 @@ func (r *live) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.replayer, err = fsoracle.New(tree); err == nil {
-		r.replayer.Adopt(tree)
+	if r.replayer, err = fsoracle.New(tree); err != nil {
+		return err
 	}
+	r.replayer.Adopt(tree)
+	return r.point("mounted", tree)
+}
+
+// log is the log of the disk's writes; "" if there is none.
+func (r *live) log() string {
+	for _, d := range r.guest.Config().Disks {
+		if r.dir == "/mnt/"+d.ID {
+			return d.Log
+		}
+	}
+	return ""
+}
+
+func (r *live) point(what string, tree []guestlab.File) error {
+	if r.Keep == "" {
+		return nil
+	}
+	n, err := guestlab.LogEntries(r.log())
+	r.points = append(r.points, fsoracle.Point{Entries: n, What: what, Tree: tree})
 	return err
 }
 
-func (r *live) operate(ctx context.Context, ops guestlab.FSOps) error {
-	list, err := r.guest.FSOps(ctx, ops)
-	if r.Tell {
-		r.Logf("operations:\n%s", list)
+// keep writes what happened as a recording.
+func (r *live) keep(disk string) (dir string, err error) {
+	dir = filepath.Join(r.Keep, fmt.Sprintf("%s-%d", disk, r.Seed))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
 	}
-	return err
+	rec := fsoracle.Recording{Points: r.points, Meta: fsoracle.Meta{
+		Name: r.Set.Name, About: "a run that failed", Kernel: r.guest.Config().Kernel, Release: r.guest.Kernel().Release, Size: r.Set.size(),
+		Mke2fs: r.Set.mke2fs(r.Seed), Type: r.Set.fstype(), Options: r.Set.Mount,
+	}}
+	for to, from := range map[string]string{"base.img": r.Base, "log": r.log()} {
+		data, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, to), data, 0o644)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return dir, rec.WriteTold(dir)
+}
+
+func (r *live) operate(ctx context.Context, ops guestlab.FSOps) error {
+	if len(ops.Prepare) > 0 {
+		prepare := ops
+		prepare.Count, ops.Prepare = 0, nil
+		if _, err := r.guest.FSOps(ctx, prepare); err != nil {
+			return err
+		}
+	}
+	done := make(chan error, r.Workers)
+	for i := range r.Workers {
+		ops := ops
+		ops.Seed += uint64(i) << 32
+		go func() {
+			list, err := r.guest.FSOps(ctx, ops)
+			if r.Tell {
+				r.Logf("operations of worker %d:\n%s", i, list)
+			}
+			done <- err
+		}()
+	}
+	var errs []error
+	for range r.Workers {
+		errs = append(errs, <-done)
+	}
+	return errors.Join(errs...)
 }
 
 func (r *live) tree(ctx context.Context) ([]guestlab.File, error) {
@@ -209,6 +290,9 @@ func (r *live) look(ctx context.Context) error {
 	}
 	synced := time.Now()
 	truth, err := r.tree(ctx)
+	if err == nil {
+		err = r.point("synced", truth)
+	}
 	if err != nil {
 		return err
 	}

@@ -16,7 +16,8 @@ import (
 	"vmscope/internal/guestlab/fslab"
 )
 
-// TestFollowedLog infers from the log of writes that QEMU keeps, while the guest writes.
+// TestFollowedLog infers from the log of writes that QEMU keeps, while the guest writes. VMSCOPE_KEEP names a directory
+// for recordings of what goes wrong.
 func TestFollowedLog(t *testing.T) {
 	var sets []fslab.Set
 	for _, s := range fslab.Sets() {
@@ -43,7 +44,7 @@ func TestFollowedLog(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	for _, s := range sets {
 		t.Run(s.Name, func(t *testing.T) {
-			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{Set: s, Seed: seed, Count: 150, Looks: 2, Watch: func(tb testing.TB, dir string) func() []event.Event {
+			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{Set: s, Seed: seed, Count: 100, Looks: 2, Workers: 2, Keep: os.Getenv("VMSCOPE_KEEP"), Base: bases[s.Name], Watch: func(tb testing.TB, dir string) func() []event.Event {
 				return follow(tb, logs[s.Name], bases[s.Name])
 			}})
 			t.Logf("seed %d: %d events, trees right after %v", seed, r.Events, r.Late)

@@ -1,7 +1,7 @@
 // Command record has real guests write to disks and records it for the tests of fsinfer/ext4; see package fsoracle for
 // what a recording holds.
 //
-//	record [-seed N] [-count N] [-dir DIR] [-pack DIR2] [NAME…]
+//	record [-seed N] [-count N] [-dir DIR] [-pack DIR2] [-kernel NAME] [NAME…]
 //
 // It records the named sets (default: all) into DIR/NAME, and packs them into DIR2/NAME.tar.zst. The tests' own are made by
 //
@@ -39,12 +39,17 @@ func run(ctx context.Context) error {
 	flag.Uint64Var(&r.Seed, "seed", 1, "of the random operations")
 	flag.IntVar(&r.Count, "count", 250, "operations between two points")
 	pack := flag.String("pack", "", "directory for packed recordings")
+	kernel := flag.String("kernel", "", "record all with this kernel, as far as it can")
 	flag.BoolVar(&r.Tell, "v", false, "say each operation")
 	flag.Parse()
 	var first, then []fslab.Set
 	for _, s := range fslab.Sets() {
+		if *kernel != "" {
+			s.Kernel, r.GoOn = *kernel, true
+		}
 		switch {
 		case flag.NArg() > 0 && !slices.Contains(flag.Args(), s.Name):
+		case *kernel != "" && s.After != "":
 		case s.After != "":
 			then = append(then, s)
 		default:
