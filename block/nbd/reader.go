@@ -23,7 +23,7 @@ type reader struct {
 }
 
 // aheadLarge is ahead between large payloads.
-const aheadLarge = 4 << 10
+const aheadLarge = requestLen
 
 func newReader(src source, size int) *reader {
 	return &reader{src: src, buf: make([]byte, size), ahead: size}

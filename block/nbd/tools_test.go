@@ -346,3 +346,29 @@ func TestRestart(t *testing.T) {
 		t.Errorf("writes are missing behind the restart, or %v", err)
 	}
 }
+
+// An image that a server writes is one that QEMU does not write, and the other way round.
+func TestLock(t *testing.T) {
+	tool(t, "qemu-img", "qemu-nbd")
+	file, _ := imageFile(t, 1<<20)
+	d := openTest(t, file, false)
+	if err := d.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("qemu-img", "bench", "-w", "-c", "1", "-f", "raw", file).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "lock") {
+		t.Errorf("QEMU writes to what is locked: %v, %s", err, out)
+	}
+	if err := openTest(t, file, false).Lock(); !errors.Is(err, ErrLocked) {
+		t.Errorf("a second Lock: %v", err)
+	}
+	d.Close()
+	sock := filepath.Join(socketDir(t), "s")
+	startTool(t, exec.Command("qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", sock, file), sock)
+	if err := openTest(t, file, false).Lock(); !errors.Is(err, ErrLocked) {
+		t.Errorf("Lock of what QEMU writes: %v", err)
+	}
+	if err := openTest(t, file, true).Lock(); err != nil {
+		t.Errorf("Lock of what is only read: %v", err)
+	}
+}
