@@ -32,7 +32,8 @@ type Look struct {
 // such. It is no disk's prefix, which is hexadecimal.
 const lookPrefix = idPrefix + "look-"
 
-// LookAt opens the content of a machine's disks, all of them in the order of Disks. A raw image is read where it lies, and
+// LookAt opens the content of a machine's disks, all of them in the order of Disks; reads of one that could not be opened
+// fail with the reason. A raw image is read where it lies, and
 // QEMU is asked for nothing more than where that is; of all else QEMU makes a read-only export, which Close removes.
 // Exports that a killed process left are removed too.
 func LookAt(ctx context.Context, target string) ([]*Look, error) {
@@ -61,18 +62,35 @@ func lookAt(ctx context.Context, p qemu.Process) ([]*Look, error) {
 		return nil, err
 	}
 	var out []*Look
+	var errs error
+	failed := 0
 	for _, d := range all {
 		l, err := look(ctx, p, d)
 		if err != nil {
-			for _, l := range out {
-				err = errors.Join(err, l.Close())
-			}
-			return nil, err
+			errs = errors.Join(errs, err)
+			failed++
+			l = &Look{Device: unread{d.Size, err}, Disk: d}
 		}
 		out = append(out, l)
 	}
+	if failed > 0 && (failed == len(all) || ctx.Err() != nil) {
+		for _, l := range out {
+			errs = errors.Join(errs, l.Close())
+		}
+		return nil, errs
+	}
 	return out, nil
 }
+
+// unread is a disk that could not be opened, beside others that could: the reason is the error of each read.
+type unread struct {
+	size int64
+	err  error
+}
+
+func (u unread) Size() int64 { return u.size }
+
+func (u unread) ReadAt([]byte, int64) (int, error) { return 0, u.err }
 
 // look opens one disk.
 func look(ctx context.Context, p qemu.Process, d Disk) (*Look, error) {

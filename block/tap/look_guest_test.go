@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"vmscope/block"
+	"vmscope/vm/qemu"
 )
 
 // A look goes beside a tap of the same disk, and neither takes anything from the other.
@@ -78,5 +81,41 @@ func TestLookBesideTap(t *testing.T) {
 	if got := look(); !bytes.Equal(got, want) {
 		t.Errorf("look after a tap: %q…", got[:16])
 	}
+	clean(t, g)
+
+	// With somebody else's NBD server in QEMU the raw image can be read nevertheless.
+	p, err := qemu.Find(fmt.Sprint(g.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	monitor := func(command string, a any) {
+		t.Helper()
+		m, err := p.Monitor(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if _, err := m.Run(ctx, command, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	monitor("nbd-server-start", args{"addr": args{"type": "unix", "data": args{"path": filepath.Join(t.TempDir(), "theirs")}}})
+	list, err := LookAt(ctx, fmt.Sprint(g.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 512)
+	if _, err := list[0].ReadAt(b, 0); err != nil {
+		t.Errorf("raw: %v", err)
+	}
+	if _, err := list[1].ReadAt(b, 0); err == nil || !strings.Contains(err.Error(), "somebody else") {
+		t.Errorf("qcow2 beside another's server: %v", err)
+	}
+	for _, l := range list {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	monitor("nbd-server-stop", nil) // it still runs
 	clean(t, g)
 }
