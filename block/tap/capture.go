@@ -30,7 +30,7 @@ type capture struct {
 	asked  map[int64]*piece // of the transaction that is being written, by offset
 	bytes  int64            // of asked
 	full   bool             // asked is not complete
-	flight sync.WaitGroup   // of reads that were begun
+	flight *sync.WaitGroup  // of its reads that were begun
 	slots  chan struct{}    // bounds the reads at one time
 }
 
@@ -50,7 +50,7 @@ const (
 )
 
 func newCapture(gen uint32, journals []Journal, p *ring.Producer, most int64, read func(context.Context, []byte, int64) error) (*capture, error) {
-	c := &capture{gen: gen, ring: p, read: read, most: most, asked: map[int64]*piece{}, slots: make(chan struct{}, readsAtOnce)}
+	c := &capture{gen: gen, ring: p, read: read, most: most, asked: map[int64]*piece{}, flight: &sync.WaitGroup{}, slots: make(chan struct{}, readsAtOnce)}
 	for _, j := range journals {
 		l, err := newLogReader(j)
 		if err != nil {
@@ -122,9 +122,10 @@ func (c *capture) fetch(need []*piece) {
 		}
 		list := need[:n]
 		need = need[n:]
-		c.flight.Add(1)
+		flight := c.flight
+		flight.Add(1)
 		go func() {
-			defer c.flight.Done()
+			defer flight.Done()
 			c.slots <- struct{}{}
 			defer func() { <-c.slots }()
 			ctx, cancel := context.WithTimeout(context.Background(), 4*capturePatience)
@@ -149,7 +150,9 @@ func (c *capture) commit() {
 		return
 	}
 	done := make(chan struct{})
-	go func() { c.flight.Wait(); close(done) }()
+	flight := c.flight
+	c.flight = &sync.WaitGroup{} // those that are late are the next one's no more
+	go func() { flight.Wait(); close(done) }()
 	t := time.NewTimer(capturePatience)
 	defer t.Stop()
 	select {
@@ -186,13 +189,15 @@ func (c *capture) overwritten(off, n int64) {
 	c.have.clear(block.Range{Off: off, Len: n})
 }
 
-// marks is a set of bytes of a disk, in units of 1 KiB: bits by chunks of 32 MiB of the disk.
-type marks map[int64]*[512]uint64
+// marks is a set of sectors of a disk, to which all blocks are aligned: bits by chunks of 2 MiB of the disk.
+type marks map[int64]*markBits
+
+type markBits [64]uint64
 
 const (
-	markUnit  = 1 << 10
-	markChunk = 512 * 64 // units
-	maxMarks  = 4096     // chunks, 4 KiB each
+	markUnit  = 512
+	markChunk = 64 * 64 // units
+	maxMarks  = 1 << 16 // chunks, of half a KiB
 )
 
 // each calls f for the words of a range: its chunk, index, and the bits. Without all, chunks that are not there are passed
@@ -225,7 +230,7 @@ func (m marks) set(r block.Range) marks {
 	}
 	m.each(r, func(c, w int64, bits uint64) bool {
 		if m[c] == nil {
-			m[c] = new([512]uint64)
+			m[c] = new(markBits)
 		}
 		m[c][w] |= bits
 		return true

@@ -1,6 +1,7 @@
 package tap
 
 import (
+	"encoding/json"
 	"os"
 	"testing"
 )
@@ -15,3 +16,5 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+func jsonInto(s string, v any) error { return json.Unmarshal([]byte(s), v) }
