@@ -34,6 +34,9 @@ func Boot(tb testing.TB, kernel string, sets []Set, seed uint64, change func(*gu
 	cfg := guestlab.Config{Kernel: kernel, Modules: cryptoModules}
 	dir := tb.TempDir()
 	for _, s := range sets {
+		if s.After != "" {
+			tb.Fatalf("set %s starts with a recording", s.Name)
+		}
 		path := filepath.Join(dir, s.Name+".img")
 		if !testing.Short() {
 			guestlab.MakeFS(tb, path, s.size(), s.mke2fs(seed)...)

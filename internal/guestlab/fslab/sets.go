@@ -1,6 +1,11 @@
 package fslab
 
-import "vmscope/internal/guestlab"
+import (
+	"cmp"
+	"slices"
+
+	"vmscope/internal/guestlab"
+)
 
 // A Set is a kind of file system to test: how it is made, how it is mounted, and what is done on it.
 type Set struct {
@@ -18,6 +23,30 @@ type Set struct {
 	// journal to recover. It is recorded after that set.
 	After string
 }
+
+// Group is the sets that one guest can go through.
+type Group struct {
+	Kernel string
+	Sets   []Set
+}
+
+// ByKernel groups sets by their kernels, so that each is booted once.
+func ByKernel(sets []Set) []Group {
+	var groups []Group
+	for _, s := range sets {
+		kernel := cmp.Or(s.Kernel, "bookworm-cloud")
+		i := slices.IndexFunc(groups, func(g Group) bool { return g.Kernel == kernel })
+		if i < 0 {
+			i = len(groups)
+			groups = append(groups, Group{Kernel: kernel})
+		}
+		groups[i].Sets = append(groups[i].Sets, s)
+	}
+	return groups
+}
+
+// FreshSets are the sets whose file systems mke2fs makes.
+func FreshSets() []Set { return slices.DeleteFunc(Sets(), func(s Set) bool { return s.After != "" }) }
 
 // Sets are the sets of options that inference has to cope with.
 func Sets() []Set {

@@ -3,13 +3,13 @@
 //
 //	record [-seed N] [-count N] [-dir DIR] [-pack DIR2] [-kernel NAME] [NAME…]
 //
-// It records the named sets (default: all) into DIR/NAME, and packs them into DIR2/NAME.tar.zst. The tests' own are made by
+// It records the named sets (default: all) into DIR/NAME, and packs them into DIR2/NAME.tar.zst. A NAME with a slash is a
+// recording that is there already, such as a run of fslab.RunFSOps that failed, and is packed only. The tests' own are made by
 //
 //	go run ./internal/guestlab/record -pack fsinfer/ext4/testdata/streams
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"vmscope/internal/fsoracle"
 	"vmscope/internal/guestlab/fslab"
@@ -43,6 +44,12 @@ func run(ctx context.Context) error {
 	flag.BoolVar(&r.Tell, "v", false, "say each operation")
 	flag.Parse()
 	var first, then []fslab.Set
+	var dirs []string // to pack
+	for _, name := range flag.Args() {
+		if strings.Contains(name, "/") {
+			dirs = append(dirs, name)
+		}
+	}
 	for _, s := range fslab.Sets() {
 		if *kernel != "" {
 			s.Kernel, r.GoOn = *kernel, true
@@ -57,34 +64,20 @@ func run(ctx context.Context) error {
 		}
 	}
 	for _, sets := range [][]fslab.Set{first, then} {
-		if err := record(ctx, &r, sets); err != nil {
-			return err
+		for _, g := range fslab.ByKernel(sets) {
+			if err := r.Record(ctx, g.Kernel, g.Sets); err != nil {
+				return err
+			}
 		}
 	}
 	if *pack == "" {
 		return nil
 	}
 	for _, s := range append(first, then...) {
-		if err := packOne(filepath.Join(r.Dir, s.Name), filepath.Join(*pack, s.Name+fsoracle.Extension)); err != nil {
-			return err
-		}
+		dirs = append(dirs, filepath.Join(r.Dir, s.Name))
 	}
-	return nil
-}
-
-// record records the sets with one guest for each kernel.
-func record(ctx context.Context, r *fslab.Recorder, sets []fslab.Set) error {
-	byKernel := map[string][]fslab.Set{}
-	var kernels []string
-	for _, s := range sets {
-		k := cmp.Or(s.Kernel, "bookworm-cloud")
-		if byKernel[k] == nil {
-			kernels = append(kernels, k)
-		}
-		byKernel[k] = append(byKernel[k], s)
-	}
-	for _, k := range kernels {
-		if err := r.Record(ctx, k, byKernel[k]); err != nil {
+	for _, dir := range dirs {
+		if err := packOne(dir, filepath.Join(*pack, filepath.Base(dir)+fsoracle.Extension)); err != nil {
 			return err
 		}
 	}
