@@ -45,8 +45,8 @@ type Zeroer interface {
 
 // Observer sees what the guest does to its disk. What it does is time that the guest waits.
 //
-// All calls come one after the other, from the first Reserve of a write to its Publish or Abandon, whatever the number of
-// queues: what it sees is the order in which the disk took the writes. Only flushes run beside them.
+// All calls come one after the other, each Reserve followed by its Publish or Abandon, whatever the number of
+// queues: what it sees is the order in which the disk took the writes.
 type Observer interface {
 	// Reserve gives n bytes of memory for the content of a write at off, or nil where nobody wants it. The guest's bytes
 	// are copied there once, and written to the disk from there: what the observer reads later is what the disk got.

@@ -12,6 +12,9 @@
 // A back end that is killed and started again goes on where the last one was: what was in flight is noted in memory that
 // the front end keeps. To the guest this is a pause.
 //
+// Not offered: packed rings, an IOMMU, a change of the disk's size while it is served, and the log of dirty memory
+// without which QEMU does not migrate the guest.
+//
 // All in the guest's memory is hostile. A request that makes no sense is answered with an error where it says where to;
 // a ring that makes no sense is given up, and the guest has lost its disk until it resets it.
 //

@@ -263,8 +263,7 @@ func (s *Server) writePiece(o *op, off int64, n int) (err error) {
 		return err
 	}
 	done = true
-	w := block.Write{Time: time.Now(), Op: block.OpWrite, Off: off, Len: int64(n), Data: data}
-	s.opts.Observer.Publish(&w)
+	s.publish(block.Write{Time: time.Now(), Op: block.OpWrite, Off: off, Len: int64(n), Data: data})
 	return nil
 }
 
@@ -301,13 +300,20 @@ func (s *Server) writeVec(v [][]byte, off int64) error {
 	return nil
 }
 
+// publish hands w to the observer; s.order is held.
+func (s *Server) publish(w block.Write) {
+	s.published = w // in one place, so that none is allocated
+	s.opts.Observer.Publish(&s.published)
+	s.published.Data = nil
+}
+
 func (s *Server) publishFlush() {
 	if s.opts.Observer == nil {
 		return
 	}
 	s.order.Lock()
 	defer s.order.Unlock()
-	s.opts.Observer.Publish(&block.Write{Time: time.Now(), Op: block.OpFlush})
+	s.publish(block.Write{Time: time.Now(), Op: block.OpFlush})
 }
 
 // clear does a discard or write-zeroes: a list of {u64 sector, u32 sectors, u32 flags}.
@@ -375,6 +381,6 @@ func (s *Server) clearOne(kind uint32, off, n int64, unmap bool) error {
 		s.opts.Observer.Abandon(off, n, nil)
 		return err
 	}
-	s.opts.Observer.Publish(&block.Write{Time: time.Now(), Op: what, Off: off, Len: n})
+	s.publish(block.Write{Time: time.Now(), Op: what, Off: off, Len: n})
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"vmscope/block"
 )
 
 // Options are how a disk is served. The zero value of each field is a good default.
@@ -68,9 +70,11 @@ type Server struct {
 	opts     Options
 	features uint64
 	config   []byte
-	order    sync.Mutex    // of what the observer sees
-	tokens   chan struct{} // bounds what goes on beside the queues
 	bounce   sync.Pool
+	tokens   chan struct{} // bounds what goes on beside the queues
+
+	order     sync.Mutex // of what the observer sees; guards published
+	published block.Write
 
 	mu      sync.Mutex
 	session *session

@@ -47,6 +47,7 @@ type session struct {
 	queues   []*queue
 	inflight *inflight   // nil: none was given
 	slots    atomic.Bool // the memory table changes in steps
+	hung     time.Time   // when a queue's stop was not waited for to its end
 
 	memMu  sync.Mutex
 	mem    *table                // nil before the front end has told
@@ -206,6 +207,24 @@ func (s *session) halt(until time.Time) {
 	}
 }
 
+// stop stops a queue. The front end stops one after the other: if the disk hangs, it is the first that is waited for.
+func (s *session) stop(q *queue) {
+	r := q.run.Swap(nil)
+	if r == nil {
+		return
+	}
+	until := time.Now().Add(s.srv.opts.StopTimeout)
+	if time.Since(s.hung) < 5*time.Second {
+		until = time.Now()
+	}
+	q.base = r.stop(until)
+	select {
+	case <-r.ended:
+	default:
+		s.hung = time.Now()
+	}
+}
+
 func (s *session) queue(i uint32) (*queue, error) {
 	if uint64(i) >= uint64(len(s.queues)) {
 		return nil, fmt.Errorf("%w: queue %d of %d", ErrProtocol, i, len(s.queues))
@@ -244,9 +263,7 @@ func (s *session) vringState(m *message) (answered bool, err error) {
 	case setVringEnable:
 		q.enable(v != 0)
 	case getVringBase:
-		if r := q.run.Swap(nil); r != nil {
-			q.base = r.stop(time.Now().Add(s.srv.opts.StopTimeout))
-		}
+		s.stop(q)
 		q.setFD(&q.call, -1)
 		b := binary.LittleEndian.AppendUint32(nil, i)
 		return true, s.w.reply(m.req, binary.LittleEndian.AppendUint32(b, uint32(q.base)), nil)
@@ -306,9 +323,7 @@ func (s *session) vringFD(m *message) error {
 	case setVringErr:
 		q.setFD(&q.err, fd)
 	case setVringKick:
-		if r := q.run.Swap(nil); r != nil { // another descriptor for a ring that runs
-			q.base = r.stop(time.Now().Add(s.srv.opts.StopTimeout))
-		}
+		s.stop(q) // if it runs, this is another descriptor for it
 		return q.start(fd)
 	}
 	return nil
