@@ -204,23 +204,24 @@ func plainXattrs(list []Xattr) []Xattr {
 	return list
 }
 
-// written says whether the content of a regular file changed, as far as its inode tells. Content that is written over in place
-// shows by the times alone: a write sets both to now, and leaves the time of access.
+// written says whether the content of a regular file changed: blocks of it were written or logged, or its map is another.
+// Where that is not enough to go by, the times have to do.
 func (t *txn) written(c *change) bool {
 	o, n := &c.old, &c.new
 	if !n.IsRegular() {
 		return false
 	}
-	if o.Block != n.Block && !(n.Size == 0) {
+	if n.Inline() {
+		return n.Size != 0 && (o.Block != n.Block || !bytes.Equal(o.InBody, n.InBody) && o.Mtime != n.Mtime)
+	}
+	late := t.f.late.files[c.ino] != nil
+	if o.Mtime == n.Mtime && o.Block == n.Block && o.Size == n.Size && !late {
+		return false
+	}
+	if len(t.touched(c)) > 0 || o.Block != n.Block && n.Size != 0 {
 		return true
 	}
-	if n.Inline() && !bytes.Equal(o.InBody, n.InBody) && o.Mtime != n.Mtime {
-		return true
-	}
-	if o.Mtime != n.Mtime && n.Mtime == n.Ctime && n.Atime != n.Mtime && n.Size != 0 {
-		return true
-	}
-	return false
+	return (t.source == event.Home || t.f.data.full) && o.Mtime != n.Mtime && n.Size != 0
 }
 
 // tellWrites tells which bytes were written.
@@ -230,8 +231,8 @@ func (t *txn) tellWrites(c *change, tell func(event.Event)) {
 		tell(event.Event{Op: event.Write, Offset: 0, Length: n.Size})
 		return
 	}
-	ranges := t.touched(n)
-	if len(ranges) == 0 {
+	ranges := t.touched(c)
+	if len(ranges) == 0 || t.f.data.full {
 		e := event.Event{Op: event.Write}
 		if n.Size > o.Size {
 			e.Offset, e.Length = o.Size, n.Size-o.Size

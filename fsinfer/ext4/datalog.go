@@ -15,6 +15,7 @@ import (
 type dataLog struct {
 	spans  []span
 	older  []span // of the time before the last transaction, ascending
+	told   []span // that a transaction's events tell already
 	sorted bool
 	full   bool
 }
@@ -61,66 +62,103 @@ func (d *dataLog) sort() {
 	}
 }
 
-// in visits the parts of the run [start, start+count) that were written, ascending.
-func (d *dataLog) in(start, count uint64, visit func(span)) {
+// settle forgets what was told.
+func (d *dataLog) settle() {
+	if len(d.told) == 0 {
+		return
+	}
 	d.sort()
-	var hits []span
-	cut(d.spans, start, count, func(s span) { hits = append(hits, s) })
-	cut(d.older, start, count, func(s span) { hits = append(hits, s) })
-	slices.SortFunc(hits, func(a, b span) int { return cmp.Compare(a.start, b.start) })
-	at := start
-	for _, s := range hits {
-		if lo := max(s.start, at); lo < s.end() {
-			visit(span{lo, s.end() - lo})
-			at = s.end()
+	slices.SortFunc(d.told, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	d.spans, d.older = subtract(d.spans, d.told), subtract(d.older, d.told)
+	d.told = d.told[:0]
+}
+
+// take visits the parts of the run [start, start+count) that were written, ascending. They count as told from the next call of
+// settle on.
+func (d *dataLog) take(start, count uint64, visit func(span)) {
+	d.sort()
+	a, b := cutFirst(d.spans, start, count), cutFirst(d.older, start, count)
+	at, end := start, start+count
+	for len(a) > 0 && a[0].start < end || len(b) > 0 && b[0].start < end {
+		var s span
+		if len(b) == 0 || len(a) > 0 && a[0].start <= b[0].start {
+			s, a = a[0], a[1:]
+		} else {
+			s, b = b[0], b[1:]
+		}
+		if lo, hi := max(s.start, at), min(s.end(), end); lo < hi {
+			d.told = append(d.told, span{lo, hi - lo})
+			visit(span{lo, hi - lo})
+			at = hi
 		}
 	}
 }
 
-// cut visits the parts of ascending spans that lie in a run.
-func cut(spans []span, start, count uint64, visit func(span)) {
-	end := start + count
+// cutFirst gives ascending spans from the first on that reaches into a run, nothing if that begins behind it.
+func cutFirst(spans []span, start, count uint64) []span {
 	i, _ := slices.BinarySearchFunc(spans, start, func(s span, start uint64) int {
 		if s.end() <= start {
 			return -1
 		}
 		return 1
 	})
-	for ; i < len(spans) && spans[i].start < end; i++ {
-		lo, hi := max(spans[i].start, start), min(spans[i].end(), end)
-		visit(span{lo, hi - lo})
-	}
-}
-
-// touched gives the bytes of a file whose blocks were written since the last transaction, or are logged in this one.
-func (t *txn) touched(in *Inode) []block.Range {
-	f := t.f
-	if t.source == event.FastCommit {
-		return t.ranges[in.Number]
-	}
-	if f.data.full {
+	if i == len(spans) || spans[i].start >= start+count {
 		return nil
 	}
+	return spans[i:]
+}
+
+// ranges gives the bytes of a file whose blocks were written since the last transaction, or are logged in this one, or that a
+// fast commit tells as mapped.
+func (t *txn) touched(c *change) []block.Range {
+	if c.looked {
+		return c.ranges
+	}
+	c.looked = true
+	f, in := t.f, &c.new
 	bs := int64(f.sb.BlockSize)
-	var out []block.Range
+	out := slices.Clone(t.ranges[c.ino])
 	add := func(logical, count uint64) {
 		off := int64(logical) * bs
-		end := min(off+int64(count)*bs, in.Size)
-		if off >= end {
-			return
-		}
 		if n := len(out); n > 0 && out[n-1].End() == off {
-			out[n-1].Len = end - out[n-1].Off
+			out[n-1].Len += int64(count) * bs
 			return
 		}
-		out = append(out, block.Range{Off: off, Len: end - off})
+		out = append(out, block.Range{Off: off, Len: int64(count) * bs})
 	}
 	err := f.sb.Extents(t.new, in, func(e Extent) bool {
-		f.data.in(e.Physical, uint64(e.Len), func(s span) { add(e.Logical+s.start-e.Physical, s.count) })
+		if len(c.spans) <= maxFileSpans {
+			c.spans = append(c.spans, span{e.Physical, uint64(e.Len)})
+		}
+		if e.Unwritten {
+			return true
+		}
+		f.data.take(e.Physical, uint64(e.Len), func(s span) { add(e.Logical+s.start-e.Physical, s.count) })
 		within(t.logged, []span{{e.Physical, uint64(e.Len)}}, func(b uint64) { add(e.Logical+b-e.Physical, 1) })
 		return len(out) < maxRanges
 	}, nil)
-	t.fail(tolerate(err))
+	if t.source == event.Journal {
+		t.fail(tolerate(err)) // elsewhere the map may be of another moment than the inode
+	}
+	slices.SortFunc(c.spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	c.ranges = mergeRanges(out, in.Size)
+	return c.ranges
+}
+
+// mergeRanges sorts ranges, joins those that touch, and cuts off what is behind the end.
+func mergeRanges(list []block.Range, size int64) []block.Range {
+	slices.SortFunc(list, func(a, b block.Range) int { return cmp.Compare(a.Off, b.Off) })
+	out := list[:0]
+	for _, r := range list {
+		end := min(r.End(), size)
+		switch n := len(out); {
+		case r.Off >= end:
+		case n > 0 && r.Off <= out[n-1].End():
+			out[n-1].Len = max(out[n-1].End(), end) - out[n-1].Off
+		default:
+			out = append(out, block.Range{Off: r.Off, Len: end - r.Off})
+		}
+	}
 	return out
 }
 

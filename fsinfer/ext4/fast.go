@@ -109,6 +109,7 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	t.locate()
 	t.names()
 	t.attributes()
+	t.remember()
 	top.sink()
 	return t.events, t.err()
 }

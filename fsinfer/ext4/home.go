@@ -155,21 +155,34 @@ func (f *FS) homeChange(w *block.Write, off, n int64, b uint64) error {
 	return nil
 }
 
-// Quiet implements fsinfer.Batcher.
-func (f *FS) Quiet(now time.Time) ([]event.Event, error) { return f.flushHome(now) }
+// Quiet implements fsinfer.Batcher. With a journal, it tells of content that was written over in place behind the last
+// transaction.
+func (f *FS) Quiet(now time.Time) ([]event.Event, error) {
+	if f.journal == nil {
+		return f.flushHome(now)
+	}
+	if len(f.data.spans) == 0 || len(f.late.files) == 0 {
+		return nil, nil
+	}
+	t := f.newTxn(nil, uint64(f.journal.last), now, event.Journal)
+	t.new.fc = &f.fast
+	return t.run()
+}
 
 // flushHome looks at what was written since it was called last.
 func (f *FS) flushHome(now time.Time) ([]event.Event, error) {
 	h := &f.home
-	if f.journal != nil || len(h.blocks) == 0 && len(h.unclear) == 0 {
+	if f.journal != nil || len(h.blocks) == 0 && len(h.unclear) == 0 && len(f.data.spans) == 0 {
 		return nil, nil
 	}
 	t := f.newTxn(h.blocks, 0, now, event.Home)
 	f.reads = map[uint64][]byte{}
 	defer func() { f.reads = nil }()
 	t.homeDiff(t.collect())
+	t.late()
 	t.names()
 	t.attributes()
+	t.remember()
 	t.finish()
 	for b, data := range h.blocks {
 		if _, _, table := f.tableBlock(b); !table {

@@ -32,6 +32,7 @@ type FS struct {
 	fast    fastState
 	parents parents
 	data    dataLog
+	late    lateWrites
 	home    homeBatch
 
 	reads       map[uint64][]byte // blocks read for the transaction at hand
@@ -92,7 +93,7 @@ func (f *FS) attach() error {
 		perGroup: sb.InodesPerGroup, first: make([][]uint32, sb.Groups), more: map[uint32][]uint32{}, read: map[uint32]bool{},
 		next: RootInode, total: sb.Inodes, names: nameCache{},
 	}
-	f.data, f.home, f.journal = dataLog{}, homeBatch{}, nil
+	f.data, f.late, f.home, f.journal = dataLog{}, lateWrites{}, homeBatch{}, nil
 	if err := f.readTables(); err != nil {
 		return err
 	}

@@ -37,6 +37,11 @@ type txn struct {
 type change struct {
 	ino      uint32
 	old, new Inode
+
+	// Where the file lies, and which of its bytes were written; found when looked is set.
+	looked bool
+	spans  []span
+	ranges []block.Range
 }
 
 // replaced says that the number went to another file within the change.
@@ -92,9 +97,11 @@ func (t *txn) run() ([]event.Event, error) {
 	for _, d := range dirs {
 		t.fail(t.diffDir(d))
 	}
+	t.late()
 	t.locate()
 	t.names()
 	t.attributes()
+	t.remember()
 	t.finish()
 	return t.events, t.err()
 }
