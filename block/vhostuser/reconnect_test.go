@@ -173,6 +173,30 @@ func TestInOrder(t *testing.T) {
 	}
 }
 
+// A back end that is told to end completes what is under way, and only then hangs up.
+func TestShutdown(t *testing.T) {
+	x, d, q, _, _ := newHanging(t, Options{StopTimeout: 10 * time.Second})
+	gate := make(chan struct{})
+	d.setGate(gate)
+	q.put(0, typeFlush, 0)
+	q.ringBell()
+	<-d.begun
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		x.stop()
+	}()
+	time.Sleep(5 * time.Millisecond)
+	close(gate)
+	if n, err := x.c.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if head, _, err := q.wait(0); err != nil || head != 0 || q.status(0) != statusOK {
+		t.Errorf("when we hung up: head %d, status %d, %v", head, q.status(0), err)
+	}
+	<-stopped
+}
+
 // Death at each step of giving a request back.
 func TestFlight(t *testing.T) {
 	newFlight := func() *flight {

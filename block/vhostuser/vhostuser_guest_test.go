@@ -193,7 +193,7 @@ func TestGuest(t *testing.T) {
 	if want := fmt.Sprintf("%d\n1073741824\n1073741824\nwrite back\n", queues); err != nil || out != want {
 		t.Fatalf("%q, %v, want %q", out, err, want)
 	}
-	sums, err := g.Run(ctx, "set -- "+fmt.Sprint(rand.IntN(1<<30))+" 150\n"+work+"\nfstrim /mnt\nsync; echo 3 >/proc/sys/vm/drop_caches\n"+sumAll+"\ncd /; umount /mnt")
+	sums, err := g.Run(ctx, "set -- "+fmt.Sprint(rand.IntN(1<<30))+" 80\n"+work+"\nfstrim /mnt\nsync; echo 3 >/proc/sys/vm/drop_caches\n"+sumAll+"\ncd /; umount /mnt")
 	if err != nil {
 		t.Fatal(err)
 	}
