@@ -1,11 +1,14 @@
 package tap
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
+
+	"vmscope/vm/qemu"
 )
 
 // TestComeAndGo attaches and leaves again and again while the guest writes; every other receiver is killed amid. QEMU
@@ -37,5 +40,32 @@ func TestComeAndGo(t *testing.T) {
 	n, worst := stop()
 	t.Logf("%d rounds, %d writes in the guest, the slowest %v", rounds, n, worst)
 	clean(t, g)
+	nobody(t)
+
+	// A guest that is paused is tapped as well, and one that ends is told as such.
+	tap := attachTo(t, g, "vda", Options{})
+	d := drink(tap)
+	p, err := qemu.Find(g.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"stop", "cont", "quit"} {
+		m, err := p.Monitor(t.Context())
+		if err != nil {
+			t.Fatal(command, err)
+		}
+		m.Run(t.Context(), command, nil)
+		m.Close()
+		time.Sleep(100 * time.Millisecond)
+	}
+	select {
+	case <-d.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the guest has ended, the stream has not")
+	}
+	if !errors.Is(d.err, ErrGuestEnded) {
+		t.Error(d.err)
+	}
+	tap.Close()
 	nobody(t)
 }
