@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -55,6 +56,8 @@ func BenchmarkBeside(b *testing.B) {
 		{"read4k/depth32", "-s 4096 -S 1052672 -c 40000 -d 32"},
 		{"write4k/depth1", "-s 4096 -S 1052672 -c 20000 -d 1 -w"},
 		{"write4k/depth32", "-s 4096 -S 1052672 -c 40000 -d 32 -w"},
+		{"cold4k/depth32", "-s 4096 -S 1052672 -c 4000 -d 32"},
+		{"cold1m/depth8", "-s 1048576 -c 256 -d 8"},
 		{"read64k/depth8", "-s 65536 -c 10000 -d 8"},
 		{"read1m/depth1", "-s 1048576 -c 1000 -d 1"},
 		{"read1m/depth8", "-s 1048576 -c 1000 -d 8"},
@@ -72,6 +75,9 @@ func BenchmarkBeside(b *testing.B) {
 				for _, i := range rand.Perm(len(servers)) {
 					s := servers[i]
 					args := append([]string{"bench", "-f", "raw"}, strings.Fields(load.args)...)
+					if strings.HasPrefix(load.name, "cold") {
+						dropCache(b, file)
+					}
 					c0, t0 := processTime(b, s.pid), time.Now()
 					if out, err := exec.Command("qemu-img", append(args, "nbd+unix:///?socket="+s.sock)...).CombinedOutput(); err != nil {
 						b.Fatalf("%s: %v: %s", s.name, err, out)
@@ -98,6 +104,19 @@ func processTime(t testing.TB, pid int) time.Duration {
 		t.Fatal(fmt.Errorf("CPU time of process %d: %w", pid, err))
 	}
 	return time.Duration(ts.Nano())
+}
+
+// dropCache takes a file out of the page cache.
+func dropCache(t testing.TB, name string) {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func ratios(a, b []float64) []float64 {

@@ -34,6 +34,7 @@ type serverConn struct {
 	in         *reader
 	out        []byte // replies that were not sent yet
 	exts       []Extent
+	last       [1]byte // of a range, which tells whether it is in memory
 }
 
 const (
