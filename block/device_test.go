@@ -193,3 +193,18 @@ type empty int64
 
 func (e empty) Size() int64                           { return int64(e) }
 func (e empty) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+
+func BenchmarkOverlay(b *testing.B) {
+	const size = 1 << 30
+	o := block.NewOverlay(empty(size), size, 0)
+	defer o.Close()
+	w := block.Write{Op: block.OpWrite, Len: 4096, Data: noise(4096, 1)}
+	b.SetBytes(4096)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.Off = (w.Off + 12345*4096) % (64 << 20)
+		if err := o.Apply(w); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

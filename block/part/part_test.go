@@ -319,3 +319,19 @@ func TestLVMCopies(t *testing.T) {
 		t.Errorf("%s, %+v", names(l), l.Groups)
 	}
 }
+
+// BenchmarkStale asks for each write what a watcher asks.
+func BenchmarkStale(b *testing.B) {
+	d := make([]byte, 4<<20)
+	gpt(d, func(_, _ []byte) {})
+	l, err := part.Scan(b.Context(), part.Disk{Name: "vda", Dev: block.Bytes(d)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := block.Write{Op: block.OpWrite, Len: 4096}
+	b.ReportAllocs()
+	for b.Loop() {
+		w.Off = (w.Off + 5*4096) % (4 << 20)
+		l.Stale(0, &w)
+	}
+}
