@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"bytes"
+	"errors"
 
 	"vmscope/block"
 	"vmscope/event"
@@ -30,6 +31,9 @@ func (f *FS) superWrite(w *block.Write, off, n int64) ([]event.Event, error) {
 		copy(raw[lo-SuperOffset:], w.Data[lo-w.Off:hi-w.Off])
 	} else if got, err := f.dev.ReadAt(raw, SuperOffset); got < len(raw) {
 		return nil, err
+	}
+	if now, err := ParseSuper(raw); errors.Is(err, ErrNoSuper) || err == nil && now.UUID != f.sb.UUID {
+		return nil, ErrReplaced
 	}
 	f.store.drop(uint64(off) / uint64(f.sb.BlockSize))
 	events := f.superChange(raw)

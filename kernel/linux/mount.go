@@ -43,6 +43,7 @@ type mountLayout struct {
 
 	SDev     ctype.Field `c:"super_block.s_dev"`
 	SFlags   ctype.Field `c:"super_block.s_flags"`
+	SUUID    ctype.Field `c:"super_block.s_uuid"`
 	SType    ctype.Field `c:"super_block.s_type"`
 	SubType  ctype.Field `c:"super_block.s_subtype"`
 	SOp      ctype.Field `c:"super_block.s_op"`
@@ -142,7 +143,7 @@ func (p *mountPlan) measure() (err error) {
 	if p.mount, err = span(p.Root, p.SB, p.Flags, p.Map, p.Parent, p.Dev, p.ID, p.Group, p.Master, p.TFlags); err != nil {
 		return err
 	}
-	p.super, err = span(p.SDev, p.SFlags, p.SType, p.SubType, p.SOp)
+	p.super, err = span(p.SDev, p.SFlags, p.SUUID, p.SType, p.SubType, p.SOp)
 	return err
 }
 
@@ -288,6 +289,9 @@ func (m *mounts) describe(at mem.VA, root spot) (e kernel.Mount, seen bool, err 
 	e.Options = options(flags, mntReadOnly, mountOptions)
 	if p := m.mount.ptr(m.Map); m.Map.Valid() && p != 0 && !slices.Contains(m.noMap, p) {
 		e.Options += ",idmapped"
+	}
+	if id := m.super.b[m.SUUID.Offset:]; m.SUUID.Size() == 16 && [16]byte(id) != [16]byte{} {
+		e.UUID = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:16])
 	}
 	e.SuperOptions = options(m.super.uint(m.SFlags), sbReadOnly, m.superNames)
 	if e.Propagation, err = m.propagation(flags); err != nil {

@@ -1,0 +1,165 @@
+package vmscope
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	"vmscope/block/tap"
+	"vmscope/event"
+	"vmscope/fsinfer/ext4"
+	"vmscope/watch"
+)
+
+// WatchOptions change what Watch tells. The zero value tells everything that happens on all disks.
+type WatchOptions struct {
+	watch.Options
+	// Disks are the names or ids of the disks to tap; none means all that can be written.
+	Disks []string
+	// DiskPaths leaves paths as they are on the disk. Else those of a file system that the guest has mounted begin where
+	// it has, which is read from the guest's memory; where that cannot be read, paths stay as they are on the disk.
+	DiskPaths bool
+	// Tap changes how the writes are caught.
+	Tap tap.Options
+	// Started is told of the watch before the first event: watchpoints may be added and removed by it.
+	Started func(*watch.Watch)
+}
+
+// Watch attaches to the disks of a running machine (a target as of Open) and calls f for each thing that happens in its
+// file systems, as soon as it is committed to disk. The guest is neither changed nor stopped; it never waits for f. An
+// event ATTACHED says from where on the events of a file system are complete.
+//
+// It returns when ctx ends, with its error, when f returns one, or when the guest or the disks are gone; the machine is
+// then left as it was found, also if this program dies. Programs call tap.Helper first in main, or a program that hangs
+// makes the guest's writes hang.
+func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Event) error) (err error) {
+	machine, err := tapTarget(target)
+	if err != nil {
+		return err
+	}
+	disks, taps, err := attachDisks(ctx, machine, o)
+	defer func() {
+		for _, t := range taps {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	if !o.DiskPaths && o.Mounted == nil {
+		m := &mountPoints{ctx: ctx, target: target}
+		o.Mounted = m.of
+		defer m.close()
+	}
+	w, err := watch.New(disks, o.Options)
+	if err != nil {
+		return err
+	}
+	if o.Started != nil {
+		o.Started(w)
+	}
+	return w.Run(ctx, f)
+}
+
+// tapTarget turns a target as of Open into one of block/tap.
+func tapTarget(target string) (string, error) {
+	scheme, rest, ok := strings.Cut(target, ":")
+	switch {
+	case target == "":
+		return "", fmt.Errorf("%w: it is empty; 'vmscope vms' lists the running VMs", ErrTarget)
+	case ok && scheme == "qemu":
+		return rest, nil
+	case ok && (scheme == "file" || schemeLike(scheme)):
+		return "", fmt.Errorf("watch %s: %w: only the disks of a running QEMU are written to", target, errors.ErrUnsupported)
+	}
+	return target, nil
+}
+
+// attachDisks taps the disks. On an error the taps are to be closed all the same.
+func attachDisks(ctx context.Context, machine string, o WatchOptions) (disks []watch.Disk, taps []*tap.Tap, err error) {
+	all, err := tap.Disks(ctx, machine)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range o.Disks {
+		if !slices.ContainsFunc(all, func(d tap.Disk) bool { return isDisk(d, name) }) {
+			return nil, nil, fmt.Errorf("%w: %q; 'vmscope disks %s' lists them", ErrNoDisk, name, machine)
+		}
+	}
+	for _, d := range all {
+		wanted := len(o.Disks) == 0 && !d.ReadOnly || slices.ContainsFunc(o.Disks, func(name string) bool { return isDisk(d, name) })
+		if !wanted {
+			continue
+		}
+		t, err := tap.Attach(ctx, machine, d.Name, o.Tap)
+		if err != nil {
+			return disks, taps, fmt.Errorf("%s: %w", d.Name, err)
+		}
+		taps = append(taps, t)
+		disks = append(disks, watch.Disk{Name: d.Name, Source: t})
+	}
+	if len(disks) == 0 {
+		return nil, nil, fmt.Errorf("%w: %s has none that it can write to", ErrNoDisk, machine)
+	}
+	return disks, taps, nil
+}
+
+func isDisk(d tap.Disk, name string) bool {
+	return name != "" && (name == d.Name || name == "/dev/"+d.Name || name == d.ID || name == d.Node)
+}
+
+// mountPoints asks the guest's memory where file systems are mounted.
+type mountPoints struct {
+	ctx    context.Context
+	target string
+	mu     sync.Mutex
+	guest  *Guest
+}
+
+// of gives the shortest path at which the guest's first process sees the root of a file system; "" if it sees none, or cannot
+// be asked.
+func (m *mountPoints) of(_ string, fs *ext4.Super) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.guest == nil {
+		g, err := Open(m.ctx, m.target)
+		if err != nil {
+			return ""
+		}
+		m.guest = g
+	}
+	u := fs.UUID
+	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	best := ""
+	_ = m.guest.View(m.ctx, func(v *View) error {
+		t, err := v.TaskByPID(1)
+		if err != nil {
+			return err
+		}
+		list, err := v.Mounts(t)
+		for _, x := range list {
+			if x.UUID == uuid && x.Root == "/" && (best == "" || len(x.Target) < len(best)) {
+				best = string(x.Target)
+			}
+		}
+		return err
+	})
+	return best
+}
+
+func (m *mountPoints) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.guest != nil {
+		m.guest.Close()
+	}
+}
+
+// Ended says whether an error of Watch is an end that is no failure: the guest ended, or somebody asked for the disk.
+func Ended(err error) bool {
+	return errors.Is(err, tap.ErrGuestEnded) || errors.Is(err, tap.ErrDetached) || errors.Is(err, io.EOF)
+}

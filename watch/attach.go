@@ -1,0 +1,231 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"vmscope/block"
+	"vmscope/block/part"
+	"vmscope/block/tap"
+	"vmscope/event"
+	"vmscope/fsinfer/ext4"
+)
+
+// settle is how long a transaction may take that was being written when capturing began: what it overwrites was not caught, so
+// the model is to begin behind it.
+const settle = 100 * time.Millisecond
+
+// attach finds out what is on the disks and begins to follow all file systems that are known.
+func (w *Watch) attach(ctx context.Context) error {
+	for _, v := range w.volumes {
+		v.fs.Close()
+	}
+	w.volumes = nil
+	if err := w.scan(ctx); err != nil {
+		return err
+	}
+	fresh := w.open(w.layout.Volumes)
+	if err := w.start(ctx, fresh); err != nil {
+		return err
+	}
+	if len(w.volumes) == 0 && !w.ready {
+		return w.nothing()
+	}
+	w.ready = true
+	return nil
+}
+
+// nothing says why there is nothing to watch.
+func (w *Watch) nothing() error {
+	var found []string
+	for _, v := range w.layout.Volumes {
+		what := v.Type
+		if v.Unmapped != "" {
+			what += " (" + v.Unmapped + ")"
+		}
+		found = append(found, v.Name+": "+what)
+	}
+	if len(w.opt.FileSystems) > 0 {
+		return fmt.Errorf("no file system %q that can be watched (ext2, ext3, ext4); there is: %q", w.opt.FileSystems, found)
+	}
+	return fmt.Errorf("no file system that can be watched (ext2, ext3, ext4); there is: %q: %w", found, errors.ErrUnsupported)
+}
+
+func (w *Watch) scan(ctx context.Context) error {
+	disks := make([]part.Disk, len(w.disks))
+	for i, d := range w.disks {
+		disks[i] = part.Disk{Name: d.Name, Dev: d.Source.Device()}
+	}
+	layout, err := part.Scan(ctx, disks...)
+	if err != nil {
+		return err
+	}
+	for _, p := range layout.Problems {
+		w.opt.Warn(p)
+	}
+	w.layout = layout
+	return nil
+}
+
+// open makes volumes of those that are wanted and known.
+func (w *Watch) open(list []part.Volume) []*volume {
+	var out []*volume
+	for i := range list {
+		p := &list[i]
+		if !known(p) || len(w.opt.FileSystems) > 0 && !slices.Contains(w.opt.FileSystems, p.Name) {
+			continue
+		}
+		where, err := p.Map()
+		if err != nil {
+			w.opt.Warn(fmt.Errorf("%s: %w", p.Name, err))
+			continue
+		}
+		devices := make([]block.Device, len(w.disks))
+		for i, d := range w.disks {
+			devices[i] = d.Source.Device()
+		}
+		v := &volume{name: p.Name, part: *p, where: where, dev: block.NewVolume(where, devices)}
+		if p.Disk >= 0 {
+			v.disk = w.disks[p.Disk].Name
+		} else if len(w.disks) == 1 {
+			v.disk = w.disks[0].Name
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// start attaches volumes: first to learn of their journals, so that what transactions overwrite is caught, and then, once it
+// is, for the model.
+func (w *Watch) start(ctx context.Context, fresh []*volume) error {
+	w.everything()
+	var live []*volume
+	for _, v := range fresh {
+		fs, err := ext4.Attach(v.dev)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+			continue
+		}
+		v.fs = fs
+		live = append(live, v)
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	captures, err := w.capture(ctx, append(slices.Clone(w.volumes), live...))
+	if err != nil {
+		return err
+	}
+	if captures {
+		select {
+		case <-time.After(settle):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, v := range live {
+			v.fs.Close()
+			if v.fs, err = ext4.Attach(v.dev); err != nil {
+				return fmt.Errorf("%s: %w", v.name, err)
+			}
+		}
+	}
+	for _, v := range live {
+		s := v.fs.Super()
+		v.label, v.crawl, v.since = fsLabel(v.name, s), true, w.opt.Clock()
+		w.place(v)
+		w.volumes = append(w.volumes, v)
+		e := event.Event{Op: event.Attached, TID: uint64(v.fs.Last()), Detail: v.part.Type}
+		e.Path = "/"
+		v.finish(&e)
+		if err := w.send(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// capture tells the disks of all journals; false if none can catch what transactions overwrite.
+func (w *Watch) capture(ctx context.Context, volumes []*volume) (bool, error) {
+	any := false
+	for i, d := range w.disks {
+		c, ok := d.Source.(Capturer)
+		if !ok {
+			continue
+		}
+		var journals []tap.Journal
+		for _, v := range volumes {
+			if j, ok := v.journal(i); ok && v.where.Touches(i, &block.Write{Op: block.OpFlush}) {
+				journals = append(journals, j)
+			}
+		}
+		if len(journals) == 0 {
+			continue
+		}
+		gen, err := c.Capture(ctx, journals)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", d.Name, err)
+		}
+		w.gen[i], any = gen, true
+	}
+	return any, nil
+}
+
+// everything makes the content of all writes wanted again.
+func (w *Watch) everything() {
+	for i, d := range w.disks {
+		if c, ok := d.Source.(Chooser); ok && w.caught[i] {
+			c.Interest(block.Range{Off: 0, Len: d.Source.Device().Size()}, true)
+			w.caught[i] = false
+		}
+	}
+}
+
+// place asks where the guest has a file system mounted.
+func (w *Watch) place(v *volume) {
+	if w.opt.Mounted != nil {
+		v.at = mountPoint(w.opt.Mounted(v.name, v.fs.Super()))
+	}
+}
+
+// divide looks again at what is on the disks, once it has settled, and keeps the file systems that are where they were.
+func (w *Watch) divide(ctx context.Context) error {
+	if w.opt.Clock().Sub(w.stale) < 20*w.opt.Quiet {
+		return nil
+	}
+	w.rescan = false
+	if err := w.scan(ctx); err != nil {
+		return err
+	}
+	var kept, fresh []*volume
+	for _, v := range w.open(w.layout.Volumes) {
+		i := slices.IndexFunc(w.volumes, func(old *volume) bool {
+			return old.name == v.name && old.part.UUID == v.part.UUID && slices.EqualFunc(old.part.Segments, v.part.Segments, sameSegment)
+		})
+		if i >= 0 {
+			kept = append(kept, w.volumes[i])
+			w.volumes = slices.Delete(w.volumes, i, i+1)
+		} else {
+			fresh = append(fresh, v)
+		}
+	}
+	for _, gone := range w.volumes {
+		e := event.Event{Op: event.Lost, Path: "/", Detail: "the file system is not there any more"}
+		gone.finish(&e)
+		if err := w.send(e); err != nil {
+			return err
+		}
+		gone.fs.Close()
+	}
+	w.volumes = kept
+	return w.start(ctx, fresh)
+}
+
+func sameSegment(a, b block.Segment) bool {
+	return a.Start == b.Start && a.Len == b.Len && a.Stripe == b.Stripe && slices.Equal(a.Legs, b.Legs)
+}

@@ -1,0 +1,70 @@
+// Package watch joins what catches a guest's writes (block/tap, or a recorded log), what divides disks (block/part) and what
+// knows a file system (fsinfer/ext4): it tells events of all file systems on a machine's disks, numbered, filtered by path
+// and by kind, and keeps them right when disks are divided anew, file systems are made, and writes are lost.
+package watch
+
+import (
+	"context"
+	"time"
+
+	"vmscope/block"
+	"vmscope/block/tap"
+	"vmscope/event"
+	"vmscope/fsinfer/ext4"
+)
+
+// Source gives the writes of one disk. *tap.Tap is one. What else it can do is found by type assertion: Capturer,
+// Chooser, Queue.
+type Source interface {
+	// Next waits for the next write, which is void with the next call. A *block.LostError is a gap, a *tap.CapturingError
+	// a mark; the stream goes on behind both. When ctx ends Next may be called again. io.EOF and all other errors end it.
+	Next(ctx context.Context) (block.Write, error)
+	// Device reads the disk as it was when the last write had been made, as far as block.Tap promises.
+	Device() block.Device
+}
+
+// Capturer keeps what transactions overwrite, once it knows the journals.
+type Capturer interface {
+	Capture(ctx context.Context, journals []tap.Journal) (gen uint32, err error)
+}
+
+// Chooser leaves out the content of writes that nobody wants.
+type Chooser interface {
+	Interest(r block.Range, wanted bool)
+}
+
+// Queue says how many bytes of writes wait, of how many that it takes.
+type Queue interface {
+	Backlog() (n, of int64)
+}
+
+// Disk is a disk to watch.
+type Disk struct {
+	Name   string // as the guest would call it: volumes are named after it
+	Source Source
+}
+
+// Options change what is told. The zero value tells everything of all file systems.
+type Options struct {
+	// Paths are what to watch, each with all below it; none means everything. In a pattern * and ? and [a-z] stand for
+	// parts of one name, ** for any number of names. Paths that do not exist yet are watched too.
+	Paths []string
+	// Ops are the kinds of events to tell; none means all. LOST and ATTACHED are always told.
+	Ops []event.Op
+	// FileSystems are names of volumes (vda1, vg0/root) to watch; none means all that are known.
+	FileSystems []string
+	// Content is the size in bytes up to which a watched file's content comes with the events that make or change it; 0:
+	// no content.
+	Content int64
+	// Mounted tells where the guest has a file system mounted, so that its paths are the guest's; nil, or "": they are
+	// those of the file system. It is asked when a file system is attached or mounted.
+	Mounted func(volume string, fs *ext4.Super) string
+	// Progress is told how far the crawl of a file system is, in inodes.
+	Progress func(fs string, done, total uint64)
+	// Warn is told what is wrong with a disk or a file system, beside the events; it must be quick.
+	Warn func(error)
+	// Quiet is how long a disk without journal has to be quiet until what was written is looked at; default 30 ms.
+	Quiet time.Duration
+	// Clock is time.Now but in tests.
+	Clock func() time.Time
+}

@@ -1,0 +1,132 @@
+package watch
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"vmscope/event"
+)
+
+// filter decides which events are told. Its watchpoints can be changed while it is used.
+type filter struct {
+	mu    sync.RWMutex
+	paths []string // cleaned
+	all   bool
+	ops   []event.Op
+}
+
+func newFilter(paths []string, ops []event.Op) (*filter, error) {
+	f := &filter{ops: ops, all: len(paths) == 0}
+	for _, p := range paths {
+		if err := f.add(p); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// clean checks a watchpoint.
+func clean(p string) (string, error) {
+	if !strings.HasPrefix(p, "/") {
+		return "", fmt.Errorf("watchpoint %q: it is to begin with /", p)
+	}
+	if _, err := path.Match(p, "/"); err != nil {
+		return "", fmt.Errorf("watchpoint %q: %w", p, err)
+	}
+	return path.Clean(p), nil
+}
+
+func (f *filter) add(p string) error {
+	p, err := clean(p)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Contains(f.paths, p) {
+		f.paths = append(f.paths, p)
+	}
+	return nil
+}
+
+func (f *filter) remove(p string) bool {
+	p, err := clean(p)
+	if err != nil {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.Index(f.paths, p)
+	if i < 0 {
+		return false
+	}
+	f.paths = slices.Delete(f.paths, i, i+1)
+	return true
+}
+
+// passes says whether an event is told.
+func (f *filter) passes(e *event.Event) bool {
+	if e.Op == event.Lost || e.Op == event.Attached {
+		return true
+	}
+	if len(f.ops) > 0 && !slices.Contains(f.ops, e.Op) {
+		return false
+	}
+	if e.Op == event.Mount || e.Op == event.Unmount {
+		return true
+	}
+	return f.watched(e.Path) || e.OldPath != "" && f.watched(e.OldPath)
+}
+
+// watched says whether a path is, or lies below, a watchpoint, or is a directory that a watchpoint lies in: what happens to
+// that happens to the watchpoint.
+func (f *filter) watched(p string) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.all {
+		return true
+	}
+	for _, w := range f.paths {
+		if matches(w, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// matches says whether p is what the watchpoint w names, or lies below it.
+func matches(w, p string) bool {
+	if w == "/" || p == w || strings.HasPrefix(p, w) && p[len(w)] == '/' {
+		return true
+	}
+	if !strings.ContainsAny(w, `*?[\`) {
+		return false
+	}
+	return matchParts(strings.Split(w[1:], "/"), strings.Split(strings.TrimPrefix(p, "/"), "/"))
+}
+
+// matchParts matches names one by one. All below what matches, matches.
+func matchParts(w, p []string) bool {
+	for len(w) > 0 {
+		if w[0] == "**" {
+			// The fewest names that ** can stand for come first: the rest is tried at each place once.
+			for i := 0; i <= len(p); i++ {
+				if matchParts(w[1:], p[i:]) {
+					return true
+				}
+			}
+			return false
+		}
+		if len(p) == 0 {
+			return false
+		}
+		if ok, _ := path.Match(w[0], p[0]); !ok {
+			return false
+		}
+		w, p = w[1:], p[1:]
+	}
+	return true
+}

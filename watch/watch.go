@@ -1,0 +1,311 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"vmscope/block"
+	"vmscope/block/part"
+	"vmscope/block/tap"
+	"vmscope/event"
+	"vmscope/fsinfer/ext4"
+)
+
+// Watch follows the file systems of a machine. Run does it; the watchpoints may be changed meanwhile.
+type Watch struct {
+	disks  []Disk
+	opt    Options
+	filter *filter
+
+	mu      sync.Mutex // of all below: each disk has a goroutine
+	layout  *part.Layout
+	volumes []*volume
+	seq     uint64
+	emit    func(event.Event) error
+	ready   bool      // behind the first attach
+	again   string    // why the volumes are to be attached anew
+	rescan  bool      // the disks are divided anew
+	stale   time.Time // when that was noticed
+	ended   int       // disks that ended
+	gen     []uint32  // what the disks capture
+	caught  []bool    // a disk's content is only wanted where it tells something
+}
+
+// New prepares a watch of disks of one machine.
+func New(disks []Disk, o Options) (*Watch, error) {
+	f, err := newFilter(o.Paths, o.Ops)
+	if err != nil {
+		return nil, err
+	}
+	if o.Quiet == 0 {
+		o.Quiet = 30 * time.Millisecond
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Warn == nil {
+		o.Warn = func(error) {}
+	}
+	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks))}, nil
+}
+
+// Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
+func (w *Watch) Add(path string) error { return w.filter.add(path) }
+
+// Remove reports whether there was such a watchpoint.
+func (w *Watch) Remove(path string) bool { return w.filter.remove(path) }
+
+// errStop carries an error of emit out of a disk's loop.
+type errStop struct{ error }
+
+// Run tells events to emit, one after the other, until ctx ends, the disks do, or emit returns an error. A disk that ends
+// in order (io.EOF, as logs do) is no error.
+func (w *Watch) Run(ctx context.Context, emit func(event.Event) error) error {
+	w.emit = emit
+	defer w.close()
+	w.mu.Lock()
+	err := w.attach(ctx)
+	w.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	for i := range w.disks {
+		group.Go(func() {
+			if err := w.follow(ctx, i); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	group.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		var stop errStop
+		if errors.As(err, &stop) {
+			return stop.error
+		}
+		return err
+	}
+	return w.quiet(w.opt.Clock().Add(time.Minute)) // what still waited is told
+}
+
+func (w *Watch) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, v := range w.volumes {
+		v.fs.Close()
+	}
+	w.volumes = nil
+}
+
+// follow is the loop of one disk.
+func (w *Watch) follow(ctx context.Context, disk int) error {
+	src := w.disks[disk].Source
+	for {
+		wait, stop := context.WithTimeout(ctx, w.patience())
+		write, err := src.Next(wait)
+		stop()
+		w.mu.Lock()
+		switch l, isLost := lost(err); {
+		case err == nil:
+			err = w.apply(disk, &write)
+		case isLost:
+			w.again = l.Error()
+			err = nil
+		case isMark(err):
+			err = nil
+		case ctx.Err() != nil:
+			w.mu.Unlock()
+			return nil
+		case errors.Is(err, context.DeadlineExceeded):
+			err = w.idle(ctx)
+		case errors.Is(err, io.EOF):
+			w.ended++
+			w.mu.Unlock()
+			return nil
+		}
+		if err == nil && w.again != "" {
+			err = w.begin(ctx)
+		}
+		w.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func isMark(err error) bool {
+	var m *tap.CapturingError
+	return errors.As(err, &m)
+}
+
+// patience is how long to wait for a write until something else is done.
+func (w *Watch) patience() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, v := range w.volumes {
+		if v.crawl {
+			return time.Millisecond
+		}
+	}
+	return w.opt.Quiet
+}
+
+// apply hands a write to the volumes that it touches.
+func (w *Watch) apply(disk int, write *block.Write) error {
+	if w.layout.Stale(disk, write) {
+		w.rescan, w.stale = true, write.Time
+	}
+	for _, v := range w.volumes {
+		if !v.where.Touches(disk, write) {
+			continue
+		}
+		if !v.since.IsZero() && write.Time.After(v.since) {
+			v.since = time.Time{}
+			v.fs.CaughtUp()
+			w.choose(disk)
+		}
+		pieces := v.where.Pieces(disk, *write)
+		for {
+			p, ok := pieces.Next()
+			if !ok {
+				break
+			}
+			events, err := v.fs.Apply(p)
+			if err := w.tell(v, events, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tell emits events of a volume. What the inference says is wrong with the disk is told beside them.
+func (w *Watch) tell(v *volume, events []event.Event, err error) error {
+	if err != nil {
+		if l, ok := lost(err); ok {
+			w.again = l.Error()
+		} else if errors.Is(err, ext4.ErrReplaced) {
+			w.rescan, w.stale = true, w.opt.Clock()
+		} else {
+			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+		}
+	}
+	for i := range events {
+		e := &events[i]
+		if e.Op == event.Mount {
+			w.place(v)
+		}
+		v.finish(e)
+		if !w.filter.passes(e) {
+			continue
+		}
+		if err := v.content(e, w.opt.Content); err != nil {
+			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+		}
+		if err := w.send(*e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// send numbers an event.
+func (w *Watch) send(e event.Event) error {
+	w.seq++
+	e.Seq = w.seq
+	if e.Time.IsZero() {
+		e.Time = w.opt.Clock()
+	}
+	if err := w.emit(e); err != nil {
+		return errStop{err}
+	}
+	return nil
+}
+
+// idle is called when a disk had nothing to say for a while.
+func (w *Watch) idle(ctx context.Context) error {
+	if w.rescan {
+		return w.divide(ctx)
+	}
+	for _, v := range w.volumes {
+		if !v.since.IsZero() {
+			v.since = time.Time{}
+			v.fs.CaughtUp()
+			for i := range w.disks {
+				w.choose(i)
+			}
+		}
+		if err := v.step(ctx, 1<<13, w.opt.Progress); err != nil && ctx.Err() == nil {
+			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+		}
+	}
+	return w.quiet(w.opt.Clock())
+}
+
+// quiet has the file systems without journal tell what waits.
+func (w *Watch) quiet(now time.Time) error {
+	for _, v := range w.volumes {
+		events, err := v.fs.Quiet(now)
+		if err := w.tell(v, events, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// begin attaches all anew behind a loss.
+func (w *Watch) begin(ctx context.Context) error {
+	reason := w.again
+	w.again = ""
+	if err := w.send(event.Event{Op: event.Lost, Detail: reason}); err != nil {
+		return err
+	}
+	return w.attach(ctx)
+}
+
+// choose says for which writes of a disk content is wanted: with a journal, only there and in the superblock, once what the
+// model holds is not older than what comes.
+func (w *Watch) choose(disk int) {
+	c, ok := w.disks[disk].Source.(Chooser)
+	if !ok || w.caught[disk] || w.opt.Content > 0 {
+		return
+	}
+	var wanted []block.Range
+	for _, v := range w.volumes {
+		if !slices.ContainsFunc(v.part.Segments, func(s block.Segment) bool {
+			return slices.ContainsFunc(s.Legs, func(l block.Leg) bool { return l.Disk == disk })
+		}) {
+			continue
+		}
+		_, where, ok := v.fs.Journal()
+		if !ok || !v.since.IsZero() {
+			return // all is wanted
+		}
+		for _, r := range append(slices.Clone(where), block.Range{Off: 0, Len: 2 * ext4.SuperOffset}) {
+			for off := r.Off; off < r.End(); {
+				p := v.where.Locate(off)
+				n := min(p.Len, r.End()-off)
+				if n <= 0 {
+					break
+				}
+				if p.Disk == disk {
+					wanted = append(wanted, block.Range{Off: p.Off, Len: n})
+				}
+				off += n
+			}
+		}
+	}
+	w.caught[disk] = true
+	for _, r := range wanted {
+		c.Interest(r, true)
+	}
+}
