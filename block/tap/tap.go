@@ -334,16 +334,23 @@ func (t *Tap) Backlog() (n, of int64) {
 // as it is now in all else.
 func (t *Tap) Device() block.Device { return t.past }
 
-// Interest tells the receiver which content is wanted: once it was called, writes elsewhere carry no data. It may be
-// called at any time and counts from then on: writes that are in the ring already are as they are.
+// Interest tells the receiver which content is wanted. At first all is; once a part was named, writes elsewhere carry no
+// data. To want all of the disk leads back to the beginning. It may be called at any time and counts from then on: writes
+// that are in the ring already are as they are.
 func (t *Tap) Interest(r block.Range, wanted bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.closed {
-		i := t.con.Interest(t.size)
-		i.Set(r.Off, r.Len, wanted)
-		i.Select(true)
+	if t.closed {
+		return
 	}
+	i := t.con.Interest(t.size)
+	if r.Off <= 0 && r.End() >= t.size {
+		i.Select(!wanted)
+		i.Clear()
+		return
+	}
+	i.Set(r.Off, r.Len, wanted)
+	i.Select(true)
 }
 
 // Capture tells the receiver of the journals on the disk, all of them; what it was told before is void. It returns when

@@ -3,6 +3,8 @@ package ring
 import (
 	"sync/atomic"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // The interest bitmap has a bit for each unit of the disk: whether the content of writes there is wanted. Unit size is 4
@@ -82,6 +84,13 @@ func (i *Interest) Set(off, n int64, wanted bool) {
 			i.word(u / 64).And(^m)
 		}
 		u += k
+	}
+}
+
+// Clear takes all out, and gives the memory back.
+func (i *Interest) Clear() {
+	if len(i.s.bits) > 0 && unix.Madvise(i.s.bits, unix.MADV_REMOVE) != nil {
+		clear(i.s.bits)
 	}
 }
 

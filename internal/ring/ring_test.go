@@ -303,6 +303,13 @@ func TestInterest(t *testing.T) {
 	if !theirs.Wanted(disk-1, 1) {
 		t.Error("the end is not wanted")
 	}
+	if mine.Clear(); theirs.Wanted(0, disk) {
+		t.Error("something is left")
+	}
+	mine.Select(false)
+	if !theirs.Wanted(0, 1) {
+		t.Error("all is wanted again")
+	}
 }
 
 // FuzzHostile reads memory that another process filled as it liked.
