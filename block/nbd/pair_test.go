@@ -405,3 +405,44 @@ func TestCancel(t *testing.T) {
 		t.Error("the buffer of an abandoned read was written to")
 	}
 }
+
+// What a client sends at once is done in its order, whatever it is.
+func TestOrder(t *testing.T) {
+	dev := newMem(1 << 20)
+	c := newScript(flagFixedNewstyle | flagNoZeroes)
+	c.option(optExportName)
+	var want []string
+	for i := range 300 {
+		q := request{typ: []uint16{cmdWrite, cmdFlush, cmdRead}[i%3], cookie: uint64(i)}
+		switch q.typ {
+		case cmdWrite:
+			q.len = 512
+			want = append(want, "write")
+		case cmdRead:
+			q.len = 512
+		case cmdFlush:
+			want = append(want, "flush")
+		}
+		c.request(q, bytes.Repeat([]byte{byte(i)}, map[bool]int{true: 512}[q.typ == cmdWrite])...)
+	}
+	c.request(request{typ: cmdDisc})
+	if err := (&Server{Exports: []Export{{Device: dev}}}).ServeConn(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(dev.log, want) {
+		t.Errorf("done in another order: %v", dev.log)
+	}
+	out := c.out.Bytes()[18+10:]
+	for i := range 300 {
+		if len(out) < simpleLen || be.Uint64(out[8:]) != uint64(i) {
+			t.Fatalf("reply %d is %.16x", i, out)
+		}
+		out = out[simpleLen:]
+		if i%3 == 2 {
+			if out[0] != byte(i-2) {
+				t.Errorf("read %d gives %d, not what write %d wrote", i, out[0], i-2)
+			}
+			out = out[512:]
+		}
+	}
+}
