@@ -333,3 +333,69 @@ func countLinks(t *testing.T, v *Volume) (wrong []string) {
 	}
 	return wrong
 }
+
+// moving is the disk of a guest that goes on: from some read on it is as it was later.
+type moving struct {
+	now, later block.Bytes
+	reads      int // until then
+}
+
+func (m *moving) Size() int64 { return m.now.Size() }
+
+func (m *moving) ReadAt(p []byte, off int64) (int, error) {
+	if m.reads--; m.reads < 0 {
+		return m.later.ReadAt(p, off)
+	}
+	return m.now.ReadAt(p, off)
+}
+
+// A look at a guest that writes on meanwhile is of one moment or the other where the journal moved while it was read, and
+// nothing worse than contradictory where it moved later.
+func TestStreamsMove(t *testing.T) {
+	streams(t, func(name string) bool { return name == "small-journal" || name == "fast-commit" }, func(t *testing.T, r *fsoracle.Recording) {
+		total, err := r.Entries()
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := r.Image(total / 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		later, err := r.Image(total / 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := func(reads int) (*Volume, *moving) {
+			m := &moving{now: now, later: later, reads: reads}
+			v, err := Open(m)
+			if err != nil {
+				t.Fatalf("moved at read %d: %v", reads, err)
+			}
+			return v, m
+		}
+		v, _ := open(0)
+		want, last := guestListing(t, v), v.Recovery().LastTID
+		moved := 0
+		for reads := 1; reads < 400; reads = reads*5/4 + 1 {
+			v, m := open(reads)
+			if m.reads >= 0 { // it moves after Open
+				exercise(t, v)
+				break
+			}
+			rec := v.Recovery()
+			// An error is told; without one the journal was read as it was then, the old one or the new one.
+			if rec.Err == nil && rec.LastTID == last {
+				moved++
+				if diff := guestListing(t, v).diff(want); diff != "" {
+					t.Errorf("moved at read %d: %+v\n%s", reads, rec, diff)
+				}
+			} else {
+				exercise(t, v)
+			}
+			v.Close()
+		}
+		if moved == 0 {
+			t.Error("the journal never moved while it was read")
+		}
+	})
+}
