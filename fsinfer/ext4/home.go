@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -16,13 +15,21 @@ import (
 type homeBatch struct {
 	blocks  map[uint64][]byte // inode tables and directories, written since the last look
 	tree    map[uint32]map[string]uint32
-	owner   map[uint64]uint32    // directory blocks, and the directories that they belong to
-	unclear map[uint32]time.Time // directories to look at again, since when they are unclear
+	owner   map[uint64]uint32   // directory blocks, and the directories that they belong to
+	spans   map[uint32][]span   // the same by directory
+	files   map[uint32]identity // what the names of the tree lead to
+	unclear map[uint32]bool     // directories to look at again
+	held    map[place]time.Time // names that left the disk and are kept for a while
 	spare   [][]byte
 }
 
-// patience is how long a name that left is held while its inode lives on: it may turn up elsewhere.
-const patience = 5 * time.Second
+// identity tells the files apart that have a number one after another.
+type identity struct {
+	generation uint32
+	kind       uint16 // of Inode.Mode
+}
+
+func identityOf(in *Inode) identity { return identity{in.Generation, in.Mode & sIFMT} }
 
 // maxBatch bounds the blocks of a batch, in bytes.
 const maxBatch = 64 << 20
@@ -30,7 +37,10 @@ const maxBatch = 64 << 20
 // gather reads the whole tree.
 func (f *FS) gather() error {
 	h := &f.home
-	h.blocks, h.tree, h.owner, h.unclear = map[uint64][]byte{}, map[uint32]map[string]uint32{}, map[uint64]uint32{}, map[uint32]time.Time{}
+	*h = homeBatch{
+		blocks: map[uint64][]byte{}, tree: map[uint32]map[string]uint32{}, owner: map[uint64]uint32{}, spans: map[uint32][]span{},
+		files: map[uint32]identity{}, unclear: map[uint32]bool{}, held: map[place]time.Time{},
+	}
 	v := f.before()
 	buf := make([]byte, f.sb.BlockSize)
 	for g := range f.sb.Groups {
@@ -45,37 +55,14 @@ func (f *FS) gather() error {
 			}
 		}
 	}
-	for ino := uint32(RootInode); ino <= f.sb.Inodes; ino++ {
-		if ino != RootInode && ino < f.sb.FirstInode {
-			continue
-		}
-		g, index := f.sb.InodeGroup(ino)
-		if index == 0 || ino == RootInode {
-			if f.usedInodes(v, buf, g) == 0 {
-				ino = (g + 1) * f.sb.InodesPerGroup
-				continue
-			}
-		}
-		if !f.store.has(f.tables[g] + uint64(index)*uint64(f.sb.InodeSize)/uint64(f.sb.BlockSize)) {
-			ino = (g + 1) * f.sb.InodesPerGroup
-			continue
-		}
-		in, err := v.inode(buf, ino)
-		if err != nil || !live(&in) || !in.IsDir() {
-			continue
-		}
-		in.InBody = bytes.Clone(in.InBody)
-		names, clear := f.homeList(v, &in)
-		h.tree[ino] = names
-		for _, child := range names {
-			f.parents.add(child, ino)
-		}
-		f.own(v, &in)
-		if !clear {
-			h.unclear[ino] = time.Time{}
-		}
-	}
+	// Building the tree is a change that makes all of it, of which the events are told to nobody.
 	f.parents.next = f.parents.total + 1
+	h.unclear[RootInode] = true
+	t := f.newTxn(nil, 0, time.Time{}, event.Home)
+	f.reads = map[uint64][]byte{}
+	defer func() { f.reads = nil }()
+	t.homeDiff(nil)
+	t.names()
 	return nil
 }
 
@@ -107,17 +94,29 @@ func (f *FS) homeList(v *view, in *Inode) (names map[string]uint32, clear bool) 
 	return names, clear && err == nil
 }
 
-// own notes which blocks are a directory's.
-func (f *FS) own(v *view, in *Inode) {
-	spans, err := f.dirSpans(v, in, func(b uint64) { f.home.owner[b] = in.Number })
-	if err != nil {
-		return
-	}
-	for _, s := range spans {
+// own notes which blocks are a directory's: those of in, or none.
+func (f *FS) own(v *view, dir uint32, in *Inode) {
+	h := &f.home
+	for _, s := range h.spans[dir] {
 		for b := s.start; b < s.end(); b++ {
-			f.home.owner[b] = in.Number
+			if h.owner[b] == dir {
+				delete(h.owner, b)
+			}
 		}
 	}
+	delete(h.spans, dir)
+	if in == nil {
+		return
+	}
+	var all []span
+	spans, _ := f.dirSpans(v, in, func(b uint64) { all = append(all, span{b, 1}) })
+	all = append(all, spans...)
+	for _, s := range all {
+		for b := s.start; b < s.end(); b++ {
+			h.owner[b] = dir
+		}
+	}
+	h.spans[dir] = all
 }
 
 // homeChange takes a write to a block's place.
@@ -179,6 +178,11 @@ func (f *FS) flushHome(now time.Time) ([]event.Event, error) {
 	f.reads = map[uint64][]byte{}
 	defer func() { f.reads = nil }()
 	t.homeDiff(t.collect())
+	for _, b := range t.logged {
+		if _, _, table := f.tableBlock(b); !table && h.owner[b] == 0 {
+			f.data.add(b) // a directory's no longer
+		}
+	}
 	t.late()
 	t.names()
 	t.attributes()
@@ -195,162 +199,9 @@ func (f *FS) flushHome(now time.Time) ([]event.Event, error) {
 	return t.events, t.err()
 }
 
-// homeDiff compares what the disk says of directories with what was told.
-func (t *txn) homeDiff(candidates []*change) {
-	f, h := t.f, &t.f.home
-	look := map[uint32]bool{}
-	for _, c := range candidates {
-		look[c.ino] = true
-	}
-	for _, b := range t.logged {
-		if d, ok := h.owner[b]; ok {
-			look[d] = true
-		}
-	}
-	for d := range h.unclear {
-		look[d] = true
-	}
-	// Names depend on what became of their inodes.
-	for ino, c := range t.inodes {
-		if live(&c.old) == live(&c.new) && !c.replaced() {
-			continue
-		}
-		if p := f.parents.of(ino); p != 0 {
-			look[p] = true
-		}
-		for _, p := range f.parents.more[ino] {
-			look[p] = true
-		}
-	}
-	now := map[uint32]map[string]uint32{}
-	buf := make([]byte, f.sb.BlockSize)
-	for d := range look {
-		in, err := t.new.inode(buf, d)
-		if err != nil || !live(&in) || !in.IsDir() {
-			now[d] = nil
-			delete(h.unclear, d)
-			continue
-		}
-		in.InBody = bytes.Clone(in.InBody)
-		names, clear := f.homeList(t.new, &in)
-		now[d] = names
-		f.own(t.new, &in)
-		t.mark(d, clear)
-	}
-	var gone, come []edit
-	for d, is := range now {
-		was, known := h.tree[d]
-		fresh := false
-		if c := t.inodes[d]; c != nil && known && c.replaced() {
-			fresh = c.new.IsDir()
-		}
-		for name, ino := range was {
-			if other, ok := is[name]; !ok || other != ino || fresh || t.isReplaced(ino) {
-				gone = append(gone, edit{place{node{ino: d}, name}, ino})
-			}
-		}
-		for name, ino := range is {
-			if other, ok := was[name]; !ok || other != ino || fresh || t.isReplaced(ino) {
-				come = append(come, edit{place{node{d, fresh}, name}, ino})
-			}
-		}
-	}
-	t.reconcile(now, gone, come)
-}
-
-// mark notes whether a directory is to be looked at again.
-func (t *txn) mark(d uint32, clear bool) {
-	h := &t.f.home
-	if clear {
-		delete(h.unclear, d)
-	} else if _, ok := h.unclear[d]; !ok {
-		h.unclear[d] = t.time
-	}
-}
-
-func (t *txn) isReplaced(ino uint32) bool {
-	c := t.inodes[ino]
-	return c != nil && c.replaced()
-}
-
-// reconcile drops names that cannot be right yet, and holds those back that may turn up elsewhere.
-func (t *txn) reconcile(now map[uint32]map[string]uint32, gone, come []edit) {
-	f, h := t.f, &t.f.home
-	coming := map[uint32]bool{}
-	taken := map[place]bool{}
-	for _, e := range come {
-		_, c, err := t.states(e.ino)
-		if err != nil || !live(c) {
-			continue
-		}
-		if c.IsDir() && !t.isReplaced(e.ino) {
-			if at := f.parents.of(e.ino); at != 0 {
-				// A directory has one name: the one in the directory that it calls its parent.
-				leaves := false
-				for _, g := range gone {
-					leaves = leaves || g.ino == e.ino
-				}
-				if up, err := f.dotdot(t.new, e.ino); !leaves && (err != nil || up != e.dir.ino || at == e.dir.ino) {
-					t.mark(e.dir.ino, false)
-					continue
-				}
-			} else if coming[e.ino] {
-				t.mark(e.dir.ino, false)
-				continue
-			}
-		}
-		if _, known := h.tree[e.dir.ino]; !known && !t.appears(e.dir.ino) && e.dir.ino != RootInode {
-			t.mark(e.dir.ino, false) // in a directory that nothing names yet
-			continue
-		}
-		coming[e.ino] = true
-		taken[e.place] = true
-		t.added = append(t.added, e)
-	}
-	for _, e := range gone {
-		_, c, err := t.states(e.ino)
-		since, waits := h.unclear[e.dir.ino]
-		if err == nil && live(c) && !t.isReplaced(e.ino) && !coming[e.ino] && now[e.dir.ino] != nil && !taken[place{node{ino: e.dir.ino}, e.name}] &&
-			(c.IsDir() || int(c.Links) > len(f.parents.more[e.ino])) && (!waits || t.time.Sub(since) < patience) {
-			t.mark(e.dir.ino, false)
-			continue
-		}
-		t.removed = append(t.removed, e)
-	}
-	// What comes into a directory that itself does not come has to wait.
-	for again := true; again; {
-		again = false
-		for i := 0; i < len(t.added); i++ {
-			e := t.added[i]
-			if _, known := h.tree[e.dir.ino]; known && !e.dir.fresh || e.dir.ino == RootInode || t.comes(e.dir.ino) {
-				continue
-			}
-			t.added = append(t.added[:i], t.added[i+1:]...)
-			t.mark(e.dir.ino, false)
-			again = true
-			i--
-		}
-	}
-}
-
-// appears says whether a directory is new to the tree.
-func (t *txn) appears(ino uint32) bool {
-	_, c, err := t.states(ino)
-	return err == nil && live(c) && c.IsDir()
-}
-
-// comes says whether a name is added for an inode.
-func (t *txn) comes(ino uint32) bool {
-	for _, e := range t.added {
-		if e.ino == ino {
-			return true
-		}
-	}
-	return false
-}
-
 // learnHome takes over into the tree what an operation did.
-func (h *homeBatch) learn(o *op) {
+func (f *FS) learnHome(o *op) {
+	h := &f.home
 	if h.tree == nil {
 		return
 	}
@@ -363,8 +214,12 @@ func (h *homeBatch) learn(o *op) {
 		if o.in.IsDir() {
 			delete(h.tree, o.ino)
 		}
+		if f.parents.of(o.ino) == 0 {
+			delete(h.files, o.ino)
+		}
 		return
 	}
+	h.files[o.ino] = identityOf(o.in)
 	if h.tree[o.to.dir.ino] == nil {
 		h.tree[o.to.dir.ino] = map[string]uint32{}
 	}

@@ -74,9 +74,16 @@ func (t *txn) pair(ops []*op, ino uint32, gone, come []edit) []*op {
 	if err != nil {
 		t.fail(err)
 	}
-	// Without a journal an inode may have come before its first name.
-	named := t.source != event.Home || t.f.parents.of(ino) != 0
-	if named && live(old) && live(now) && same(old, now) {
+	one := live(old) && live(now) && same(old, now)
+	if t.source == event.Home {
+		// An inode may have come before its first name, or gone before its last.
+		id, named := t.f.home.files[ino]
+		one = named && live(now) && id == identityOf(now)
+		if named && id != identityOf(old) {
+			old = &Inode{Number: ino, Generation: id.generation, Mode: id.kind}
+		}
+	}
+	if one {
 		if now.IsDir() && len(come) > len(gone) && len(gone) == 0 {
 			// A directory has one name. The other is one that the disk will lose soon, or has lost unseen.
 			if p, err := t.f.dirPlace(t.old, ino); err == nil {
@@ -184,8 +191,7 @@ func newSim(t *txn, ops []*op) *sim {
 
 // made is the directory that an operation creates.
 func (s *sim) made(o *op) node {
-	c := s.t.inodes[o.ino]
-	return node{o.ino, c != nil && c.replaced()}
+	return node{o.ino, s.t.isReplaced(o.ino)}
 }
 
 func (s *sim) run() {

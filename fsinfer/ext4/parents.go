@@ -86,7 +86,6 @@ func (p *parents) known(dir uint32) bool { return dir < p.next || p.read[dir] }
 func (f *FS) learn(t *txn, o *op) {
 	p := &f.parents
 	p.names.drop(o.ino)
-	f.home.learn(o)
 	if o.kind == opRemove || o.kind == opRename {
 		if p.known(o.from.dir.ino) {
 			p.remove(o.ino, o.from.dir.ino)
@@ -103,6 +102,7 @@ func (f *FS) learn(t *txn, o *op) {
 	if o.kind == opCreate && o.in.IsDir() && !p.known(o.ino) {
 		p.read[o.ino] = true // all its names come as changes
 	}
+	f.learnHome(o)
 }
 
 // readDir counts the names in a directory ahead of the crawl.

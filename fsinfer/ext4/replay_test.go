@@ -64,11 +64,17 @@ func replay(t *testing.T, r *fsoracle.Recording) {
 	var replayer *fsoracle.Replayer
 	journalled := fs.Super().HasJournal()
 	verbose := os.Getenv("VMSCOPE_EVENTS") != ""
-	wrong := 0
+	wrong, odd, told := 0, 0, 0
+	defer func() {
+		if odd > 0 {
+			t.Logf("%d findings in %d events of a file system without a journal", odd, told)
+		}
+	}()
 	take := func(events []event.Event, err error) {
 		if err != nil {
 			t.Errorf("entry %d: %v", log.Index(), err)
 		}
+		told += len(events)
 		for _, e := range events {
 			if verbose {
 				t.Logf("%d %s %s %q from %q %d %+v %d+%d %s", e.TID, e.Source, e.Op, e.Path, e.OldPath, e.Inode, e.Attr, e.Offset, e.Length, e.Detail)
@@ -78,6 +84,7 @@ func replay(t *testing.T, r *fsoracle.Recording) {
 			}
 			for _, f := range replayer.Apply(e) {
 				if !journalled {
+					odd++
 					continue // without a journal only the end counts
 				}
 				if wrong++; wrong < 20 {

@@ -25,6 +25,7 @@ type txn struct {
 	inodes  map[uint32]*change       // inodes whose bytes changed
 	reuse   bool                     // numbers of some of them went to other files
 	ranges  map[uint32][]block.Range // bytes that a fast commit tells as mapped anew
+	anew    map[uint32]bool          // without a journal: numbers that went, or did not, from one file to another
 	removed []edit
 	added   []edit
 
