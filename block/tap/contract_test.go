@@ -76,7 +76,7 @@ func TestMirrorContract(t *testing.T) {
 }
 
 // idleQEMU starts a machine that never runs, with a disk d0.
-func idleQEMU(t *testing.T) qemu.Process {
+func idleQEMU(t *testing.T, args ...string) qemu.Process {
 	t.Helper()
 	if testing.Short() {
 		guestlab.Skip(t, "starts QEMU; not under -short")
@@ -88,6 +88,7 @@ func idleQEMU(t *testing.T) qemu.Process {
 	}
 	cmd := exec.Command("qemu-system-x86_64", "-M", "q35", "-m", "32", "-display", "none", "-nodefaults", "-S", "-accel", "tcg",
 		"-qmp", "unix:"+socket+",server=on,wait=off", "-drive", "if=none,id=d0,format=raw,file="+image, "-device", "virtio-blk-pci,drive=d0")
+	cmd.Args = append(cmd.Args, args...)
 	if err := cmd.Start(); err != nil {
 		guestlab.SkipOrFail(t, err.Error())
 	}

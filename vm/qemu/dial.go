@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
+	"time"
 
 	"vmscope/internal/qmp"
 )
@@ -26,17 +28,23 @@ func dial(ctx context.Context, path string, pid int) (*qmp.Client, error) {
 // holds that and libvirt's virsh is there and knows the machine, through
 // libvirt. It must be closed soon: a socket serves one client at a time.
 func (p Process) Monitor(ctx context.Context) (qmp.Monitor, error) {
-	var errs error
-	for _, path := range p.QMP {
-		c, err := p.socket(ctx, path)
-		if err == nil {
-			return c, nil
-		}
-		errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", path, err))
+	// Who holds a monitor for good is most often libvirt.
+	wait := monitorWait
+	_, virsh := exec.LookPath("virsh")
+	if virsh == nil {
+		wait = virshAfter
 	}
-	if ctx.Err() == nil {
-		if v, err := qmp.NewVirsh(ctx, p.Name); err == nil {
+	m, errs := p.sockets(ctx, wait)
+	if m != nil {
+		return m, nil
+	}
+	if virsh == nil && ctx.Err() == nil {
+		v, err := qmp.NewVirsh(ctx, p.Name)
+		if err == nil {
 			return v, nil
+		}
+		if m, errs = p.sockets(ctx, monitorWait); m != nil {
+			return m, nil
 		}
 	}
 	if errs == nil {
@@ -45,10 +53,19 @@ func (p Process) Monitor(ctx context.Context) (qmp.Monitor, error) {
 	return nil, fmt.Errorf("%v: %w", p, errs)
 }
 
-func (p Process) socket(ctx context.Context, path string) (*qmp.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, monitorWait)
-	defer cancel()
-	return dial(ctx, path, p.PID)
+// sockets connects to the first socket that answers.
+func (p Process) sockets(ctx context.Context, wait time.Duration) (qmp.Monitor, error) {
+	var errs error
+	for _, path := range p.QMP {
+		dctx, cancel := context.WithTimeout(ctx, wait)
+		c, err := dial(dctx, path, p.PID)
+		cancel()
+		if err == nil {
+			return c, nil
+		}
+		errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", path, err))
+	}
+	return nil, errs
 }
 
 // Alive reports whether the process still runs, and is still the same.

@@ -19,6 +19,8 @@ const (
 	// monitorWait bounds the wait for a monitor that somebody else may be using for a
 	// moment.
 	monitorWait = 3 * time.Second
+	// virshAfter is when libvirt is asked instead.
+	virshAfter = 300 * time.Millisecond
 	// monitorIdle is how long a connection is kept for the next question.
 	monitorIdle = 200 * time.Millisecond
 )
