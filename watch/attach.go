@@ -137,7 +137,12 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 	}
 	for _, v := range live {
 		s := v.fs.Super()
-		v.label, v.crawl, v.since = fsLabel(v.name, s), true, w.opt.Clock()
+		v.label, v.crawl = fsLabel(v.name, s), true
+		if captures {
+			v.since = w.opt.Clock()
+		} else {
+			v.fs.CaughtUp()
+		}
 		w.place(v)
 		w.volumes = append(w.volumes, v)
 		e := event.Event{Op: event.Attached, TID: uint64(v.fs.Last()), Detail: v.part.Type}

@@ -65,8 +65,19 @@ type errStop struct{ error }
 
 // Run tells events to emit, one after the other, until ctx ends, the disks do, or emit returns an error. A disk that ends
 // in order (io.EOF, as logs do) is no error.
+//
+// Where there is no file system to watch it returns at once, with an error of the class errors.ErrUnsupported; Wait does not.
 func (w *Watch) Run(ctx context.Context, emit func(event.Event) error) error {
-	w.emit = emit
+	return w.run(ctx, emit, false)
+}
+
+// Wait is Run that waits for file systems to be made.
+func (w *Watch) Wait(ctx context.Context, emit func(event.Event) error) error {
+	return w.run(ctx, emit, true)
+}
+
+func (w *Watch) run(ctx context.Context, emit func(event.Event) error, wait bool) error {
+	w.emit, w.ready = emit, wait
 	defer w.close()
 	w.mu.Lock()
 	err := w.attach(ctx)

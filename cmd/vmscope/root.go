@@ -72,7 +72,7 @@ says why; 130 interrupted.`,
 		c.GroupID = "process"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
+	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.replayCmd(), a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
 		c.GroupID = "disk"
 		root.AddCommand(c)
 	}

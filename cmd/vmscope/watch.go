@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/block/tap"
+	"vmscope/event"
+	"vmscope/kernel"
+	"vmscope/watch"
+)
+
+// watchFlags are what all commands take that tell events.
+type watchFlags struct {
+	ops     []string
+	fs      []string
+	content string
+	limit   int64
+	raw     bool
+}
+
+func (f *watchFlags) add(c *cobra.Command) {
+	p := c.Flags()
+	p.StringSliceVar(&f.ops, "op", nil, "tell only these kinds of events (MKFILE,RENAME,…)")
+	p.StringSliceVar(&f.fs, "fs", nil, "watch only these partitions or volumes (vda1, vg0/root)")
+	p.StringVar(&f.content, "content", "", "keep each version of the watched files in this directory, named by its hash")
+	p.Int64Var(&f.limit, "content-limit", 1<<20, "size in bytes up to which --content keeps a file")
+	_ = c.RegisterFlagCompletionFunc("op", fixed(eventWords()...))
+}
+
+// eventOps are the kinds of events that can be chosen.
+var eventOps = []event.Op{
+	event.MkDir, event.MkFile, event.RmDir, event.RmFile, event.Rename, event.Link, event.Symlink, event.Mknod, event.Write, event.Truncate,
+	event.Chmod, event.Chown, event.Xattr, event.Mount, event.Unmount,
+}
+
+func eventWords() []string {
+	var out []string
+	for _, o := range eventOps {
+		out = append(out, string(o))
+	}
+	return out
+}
+
+func (f *watchFlags) options(paths []string) (o watch.Options, err error) {
+	o = watch.Options{Paths: paths, FileSystems: f.fs}
+	for _, w := range f.ops {
+		op := event.Op(strings.ToUpper(w))
+		if !strings.Contains(" "+strings.Join(eventWords(), " ")+" ", " "+string(op)+" ") {
+			return o, fmt.Errorf("--op %q: it is one of %s", w, strings.Join(eventWords(), ", "))
+		}
+		o.Ops = append(o.Ops, op)
+	}
+	if f.content != "" {
+		if f.limit <= 0 {
+			return o, fmt.Errorf("--content-limit %d: it is a number of bytes", f.limit)
+		}
+		if err := os.MkdirAll(f.content, 0o700); err != nil {
+			return o, err
+		}
+		o.Content = f.limit
+	}
+	return o, nil
+}
+
+// teller prints events as they come.
+type teller struct {
+	*app
+	mu    sync.Mutex
+	flags *watchFlags
+	bar   *progress
+}
+
+// tell prints one event. Each line goes out at once: somebody waits for it.
+func (t *teller) tell(e event.Event) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bar.clear()
+	row := eventOf(&e)
+	if e.Content != nil && t.flags.content != "" && !e.Content.Torn {
+		row.Copy = filepath.Join(t.flags.content, row.SHA256)
+		if err := keep(row.Copy, e.Content.Data); err != nil {
+			return err
+		}
+	}
+	switch {
+	case t.json:
+		if err := t.object(row); err != nil {
+			return err
+		}
+	case e.Op == event.Attached:
+		fmt.Fprintf(t.err, "vmscope: watching %s (%s) from now on\n", kernel.Text(e.FS), kernel.Text(e.Detail))
+	case row.Copy != "":
+		fmt.Fprintf(t.out, "%s sha256:%s\n", t.paint(&e), row.SHA256[:16])
+	default:
+		fmt.Fprintln(t.out, t.paint(&e))
+	}
+	if b, ok := t.out.(*bufio.Writer); ok {
+		return b.Flush()
+	}
+	return nil
+}
+
+// paint colours what an event did.
+func (t *teller) paint(e *event.Event) string {
+	line := eventLine(e)
+	if !t.colors() {
+		return line
+	}
+	color := "36"
+	switch e.Op {
+	case event.MkDir, event.MkFile, event.Symlink, event.Mknod, event.Link:
+		color = "32"
+	case event.RmDir, event.RmFile:
+		color = "31"
+	case event.Lost:
+		color = "31;1"
+	}
+	return "\x1b[" + color + "m" + string(e.Op) + "\x1b[m" + line[len(e.Op):]
+}
+
+// keep writes a version of a file, once.
+func keep(path string, data []byte) error {
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".version-")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		os.Remove(tmp.Name())
+	}
+	return err
+}
+
+// warn says on stderr what is wrong with a guest's disk.
+func (t *teller) warn(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bar.clear()
+	fmt.Fprintln(t.err, "vmscope: "+oneLine(err))
+}
+
+func (t *teller) progress(fs string, done, total uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bar.show(fs, done, total)
+}
+
+// progress is one line on a terminal that is written over.
+type progress struct {
+	out   *os.File
+	shown bool
+	last  time.Time
+}
+
+// newProgress shows on stderr, if that is a terminal.
+func newProgress() *progress {
+	if isTTY(os.Stderr) {
+		return &progress{out: os.Stderr}
+	}
+	return &progress{}
+}
+
+func (p *progress) show(what string, done, total uint64) {
+	if p.out == nil || total == 0 || done < total && time.Since(p.last) < 100*time.Millisecond {
+		return
+	}
+	p.clear()
+	if done < total {
+		fmt.Fprintf(p.out, "%s: %d %% of the directories are known", what, done*100/total)
+		p.shown, p.last = true, time.Now()
+	}
+}
+
+func (p *progress) clear() {
+	if p.shown {
+		fmt.Fprint(p.out, "\r\x1b[K")
+		p.shown = false
+	}
+}
+
+func (a *app) watchCmd() *cobra.Command {
+	var f watchFlags
+	var disks []string
+	var diskPaths, detach bool
+	c := &cobra.Command{
+		Use:   "watch TARGET [PATH…]",
+		Short: "Tell what happens to files, as it is committed to disk",
+		Long: `watch attaches to the disks of a running VM and tells what happens to its files,
+as soon as the guest's file system has committed it to disk: MKDIR, MKFILE,
+RMDIR, RMFILE, RENAME, LINK, SYMLINK, MKNOD, WRITE, TRUNCATE, CHMOD, CHOWN,
+XATTR, MOUNT, UNMOUNT. The guest is not changed, stopped or restarted, and never
+waits for us; Ctrl-C leaves it as it was. It needs the VM's QMP socket.
+
+A PATH is watched with all below it; without one, everything is. In a PATH, *, ?
+and [a-z] stand for parts of one name, ** for any number of names. It need not
+exist yet. Paths are the guest's where its mounts can be read from its memory,
+else those of the file system on the disk.
+
+File systems: ext2, ext3, ext4; on whole disks, MBR and GPT partitions, LVM2.
+
+While a disk is watched, QEMU refuses snapshots, resizing and migration of it:
+'vmscope watch TARGET --detach' makes all watches of TARGET leave.`,
+		Example: `  vmscope watch web1 /root /etc
+  vmscope watch web1 '/home/*/.ssh' --content versions
+  vmscope watch web1 --op RMFILE,RENAME --json | jq -r .path`,
+		ValidArgsFunction: a.completeTarget,
+		Args:              targetAnd(-1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if detach {
+				return a.detach(cmd.Context(), args[0], disks)
+			}
+			o, err := f.options(args[1:])
+			if err != nil {
+				return err
+			}
+			t := &teller{app: a, flags: &f, bar: newProgress()}
+			o.Progress, o.Warn = t.progress, t.warn
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
+			err = vmscope.Watch(ctx, args[0], vmscope.WatchOptions{Options: o, Disks: disks, DiskPaths: diskPaths}, t.tell)
+			t.bar.clear()
+			switch {
+			case cmd.Context().Err() != nil && errors.Is(err, cmd.Context().Err()):
+				return nil // Ctrl-C is how it ends
+			case errors.Is(err, tap.ErrInUse):
+				return fmt.Errorf("%w; 'vmscope watch %s --detach' makes a watch leave", err, args[0])
+			}
+			return err
+		},
+	}
+	f.add(c)
+	c.Flags().StringSliceVar(&disks, "disk", nil, "watch only these disks (vda; 'vmscope disks' lists them)")
+	c.Flags().BoolVar(&diskPaths, "disk-paths", false, "tell paths as they are on the disk, also where the guest has it mounted elsewhere")
+	c.Flags().BoolVar(&detach, "detach", false, "make the watches of TARGET leave its disks, then end")
+	return c
+}
+
+// detach makes watches leave.
+func (a *app) detach(ctx context.Context, target string, disks []string) error {
+	if len(disks) == 0 {
+		disks = []string{""}
+	}
+	total := 0
+	for _, d := range disks {
+		n, err := tap.Detach(ctx, strings.TrimPrefix(target, "qemu:"), d)
+		if err != nil {
+			return err
+		}
+		total += n
+	}
+	if a.json {
+		return a.object(map[string]int{"detached": total})
+	}
+	fmt.Fprintf(a.out, "%d left\n", total)
+	return nil
+}
