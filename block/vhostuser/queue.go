@@ -186,6 +186,12 @@ func (r *run) serve() {
 	}
 	r.before = nil
 	err := mem.Guard(r.loop)
+	// Kicks that were seen and not read would wake QEMU when it takes the descriptor back, and there start an old guest's
+	// device again. Whoever serves the ring next looks at it before it waits.
+	if r.kick >= 0 && !r.drain {
+		var b [8]byte
+		unix.Read(r.kick, b[:])
+	}
 	r.besides.Wait()
 	r.q.s.srv.finished(r)
 	if err != nil {
