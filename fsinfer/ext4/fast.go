@@ -90,6 +90,7 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	defer func() { f.reads = nil }()
 	first := t.fastNames(fc, top)
 	t.fastInodes(fc, top)
+	t.neverThere(first)
 	for p, before := range first {
 		now := top.names[p.dir.ino][p.name]
 		c := t.inodes[before]
@@ -160,6 +161,40 @@ func (t *txn) fastNames(fc *jbd2.FastCommit, top *fastState) map[place]uint32 {
 		top.set(o.Parent, p.name, now)
 	}
 	return first
+}
+
+// neverThere finds names that a fast commit tells as gone, and that were made since the last commit: of an inode that is freed
+// again, a fast commit tells that its names went and not that they came (fs/ext4/fast_commit.c, ext4_fc_commit_dentry_updates).
+func (t *txn) neverThere(first map[place]uint32) {
+	names := map[uint32]int{}
+	for _, ino := range first {
+		names[ino]++
+	}
+	scratch := make([]byte, t.f.sb.BlockSize)
+	for p, ino := range first {
+		if ino == 0 {
+			continue
+		}
+		old, err := t.old.inode(scratch, ino)
+		if c := t.inodes[ino]; c != nil {
+			old = c.old
+		}
+		there := err == nil && live(&old)
+		if links := int(old.Links); there && (names[ino] > links || old.IsDir() && names[ino] > 1) {
+			there = false
+			dir, err := t.old.inode(scratch, p.dir.ino)
+			if err == nil && live(&dir) && dir.IsDir() {
+				dir.InBody = slices.Clone(dir.InBody)
+				t.fail(t.f.scan(t.old, &dir, func(name string, d Dirent) bool {
+					there = there || name == p.name && d.Ino == ino
+					return !there
+				}))
+			}
+		}
+		if !there {
+			first[p] = 0
+		}
+	}
 }
 
 // fastInodes notes the inodes of the commit, before and behind it.

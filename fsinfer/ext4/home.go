@@ -211,7 +211,7 @@ func (f *FS) learnHome(o *op) {
 		}
 	}
 	if o.kind == opRemove {
-		if o.in.IsDir() {
+		if o.in.IsDir() && h.files[o.ino] == identityOf(o.in) { // else the next one of this number is there already
 			delete(h.tree, o.ino)
 		}
 		if f.parents.of(o.ino) == 0 {

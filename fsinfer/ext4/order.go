@@ -386,6 +386,12 @@ func (s *sim) unlock() bool {
 		}
 	}
 	for _, o := range s.ops {
+		if !o.done && o.kind == opRename && !o.away && s.waiters[waitEmpty(o.from.dir)] != nil {
+			s.detour(o)
+			return true
+		}
+	}
+	for _, o := range s.ops {
 		if !o.done && o.kind == opCreate && !o.lax {
 			if _, ok := s.blocker(o).(waitStale); ok {
 				o.lax = true
