@@ -35,6 +35,7 @@ type serverConn struct {
 	out        []byte // replies that were not sent yet
 	exts       []Extent
 	last       [1]byte // of a range, which tells whether it is in memory
+	noNow      bool    // that cannot be asked
 }
 
 const (

@@ -34,13 +34,6 @@ type caps struct {
 	extenter Extenter
 	cacher   Cacher
 	filer    Filer
-	now      nowReader
-}
-
-// nowReader is a device that knows whether a read has to wait. It is false also where the read fails.
-type nowReader interface {
-	Cacher
-	readNow(p []byte, off int64) bool
 }
 
 // writable reports whether writes are taken.
@@ -69,7 +62,6 @@ func (e *Export) caps(structured bool) caps {
 	}
 	c.extenter, _ = e.Device.(Extenter)
 	c.filer, _ = e.Device.(Filer)
-	c.now, _ = e.Device.(nowReader)
 	if c.cacher, _ = e.Device.(Cacher); c.cacher != nil {
 		c.flags |= tfCache
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +23,7 @@ type File struct {
 	block    bool // a block device
 
 	// What the file system turned out not to know.
-	noPunch, noZeroRange, noDsync, noNowait atomic.Bool
+	noPunch, noZeroRange, noDsync atomic.Bool
 	// full says that there are no holes, so that none have to be looked for.
 	full   atomic.Bool
 	failed atomic.Pointer[error] // of the first flush that failed
@@ -102,27 +101,6 @@ func (d *File) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return n, nil
-}
-
-// readNow reads p if it is all in the page cache.
-func (d *File) readNow(p []byte, off int64) bool {
-	if d.noNowait.Load() {
-		return d.readFull(p, off)
-	}
-	iov := unix.Iovec{Base: unsafe.SliceData(p)}
-	iov.SetLen(len(p))
-	// The offset is in two halves, on 64 bits all in the first.
-	n, _, no := unix.Syscall6(unix.SYS_PREADV2, uintptr(d.fd), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
-	if no == unix.EOPNOTSUPP || no == unix.ENOSYS {
-		d.noNowait.Store(true)
-		return d.readFull(p, off)
-	}
-	return no == 0 && int(n) == len(p)
-}
-
-func (d *File) readFull(p []byte, off int64) bool {
-	n, err := d.ReadAt(p, off)
-	return n == len(p) && err == nil
 }
 
 // WriteAt writes to the file.

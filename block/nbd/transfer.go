@@ -3,6 +3,10 @@ package nbd
 import (
 	"fmt"
 	"io"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"vmscope/block"
 )
@@ -124,12 +128,11 @@ func (c *serverConn) readInline(q *request, off int64, n int) error {
 	was := len(c.out)
 	c.header(q, off, n, chunkDone)
 	b := c.out[len(c.out) : len(c.out)+n]
-	if c.now != nil && c.now.readNow(b, off) {
-		c.out = c.out[:len(c.out)+n]
-		return nil
-	}
-	if c.now != nil {
-		c.prefetch()
+	if c.filer != nil {
+		if f, fileOff, ok := c.filer.File(off, n); ok && c.readNow(f, b, fileOff) {
+			c.out = c.out[:len(c.out)+n]
+			return nil
+		}
 	}
 	if err := readFull(c.dev, b, off); err != nil {
 		c.out = c.out[:was]
@@ -139,9 +142,30 @@ func (c *serverConn) readInline(q *request, off int64, n int) error {
 	return nil
 }
 
+// readNow reads b from a file if it is in the page cache. If not, it has the disk begin with the requests behind this one.
+func (c *serverConn) readNow(f *os.File, b []byte, off int64) bool {
+	if c.noNow {
+		return false
+	}
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	// The offset is in two halves, on 64 bits all in the first.
+	n, _, no := unix.Syscall6(unix.SYS_PREADV2, f.Fd(), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
+	switch {
+	case no == unix.EAGAIN || no == 0 && int(n) < len(b):
+		c.prefetch()
+	case no != 0:
+		c.noNow = true
+	}
+	return no == 0 && int(n) == len(b)
+}
+
 // prefetch has the disk work at all the reads that have come already, while the first of them is waited for: requests are
 // handled one after the other, but the disk can do many at once.
 func (c *serverConn) prefetch() {
+	if c.cacher == nil {
+		return
+	}
 	const most = 64
 	b := c.in.buf[c.in.r:c.in.w]
 	for range most {
@@ -159,7 +183,7 @@ func (c *serverConn) prefetch() {
 			}
 			b = b[q.len:]
 		} else if no, _ := c.check(&q); q.typ == cmdRead && no == 0 {
-			c.now.Cache(int64(q.off), int64(q.len))
+			c.cacher.Cache(int64(q.off), int64(q.len))
 		}
 	}
 }
@@ -215,9 +239,8 @@ func (c *serverConn) readLong(q *request, off int64, n int) (more bool, err erro
 	sent := 0 // of the data, once the header is out
 	if c.filer != nil {
 		if f, fileOff, ok := c.filer.File(off, n); ok {
-			if c.now != nil && !c.now.readNow(c.last[:], off+int64(n)-1) {
-				c.now.Cache(off, int64(n))
-				c.prefetch()
+			if !c.readNow(f, c.last[:], fileOff+int64(n)-1) && !c.noNow && c.cacher != nil {
+				c.cacher.Cache(off, int64(n))
 			}
 			if err := c.flushOut(true); err != nil {
 				return false, err
