@@ -97,15 +97,22 @@ func helpers(t *testing.T, tap *Tap, not ...int) (receiver, guard int) {
 	return 0, 0
 }
 
-// ours lists the helper processes that live.
+// ours lists the helper processes of this program that live.
 func ours(t *testing.T) []string {
 	t.Helper()
+	self, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
 	all, err := os.ReadDir("/proc")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []string
 	for _, e := range all {
+		if exe, err := os.Stat("/proc/" + e.Name() + "/exe"); err != nil || !os.SameFile(exe, self) {
+			continue
+		}
 		b, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
 		if strings.HasPrefix(string(b), "vmscope-guard\x00") || strings.HasPrefix(string(b), "vmscope-receiver\x00") {
 			out = append(out, e.Name()+" "+strings.ReplaceAll(string(b), "\x00", " "))
