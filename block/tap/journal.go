@@ -17,7 +17,8 @@ type Journal struct {
 	Disk int
 	// Volume is where the file system's volume lies, as block.Map has it. Homes on other disks are not captured.
 	Volume []block.Segment
-	// Extents are where the journal's blocks lie, in bytes of the volume; their order does not matter.
+	// Extents are where the journal's blocks lie, in bytes of the volume. The first begins with the journal's superblock:
+	// a mount may change the format by it.
 	Extents []block.Range
 }
 
@@ -26,6 +27,7 @@ type logReader struct {
 	format jbd2.Format
 	disk   int
 	volume *block.Map
+	super  int64         // where on the disk the journal's superblock is; -1: not there
 	areas  []block.Range // of the disk, sorted: where the journal lies
 	tags   []jbd2.Tag
 	blocks []uint64
@@ -39,7 +41,12 @@ func newLogReader(j Journal) (*logReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &logReader{format: j.Format, disk: j.Disk, volume: m}
+	l := &logReader{format: j.Format, disk: j.Disk, volume: m, super: -1}
+	if len(j.Extents) > 0 {
+		if p := m.Locate(j.Extents[0].Off); p.Len > 0 && !p.Zero && p.Disk == j.Disk {
+			l.super = p.Off
+		}
+	}
 	const most = 1 << 20 // pieces: a journal dealt out over stripes of 64 KiB has 2^14 a GiB
 	for _, e := range j.Extents {
 		if e.Off < 0 || e.Len < 0 || e.Off > m.Size() || e.Len > m.Size()-e.Off {
@@ -94,8 +101,24 @@ func (l *logReader) read(off int64, data []byte, need func(block.Range), commit 
 				}
 			case jbd2.Commit:
 				commit()
+			case jbd2.Super1, jbd2.Super2:
+				if at == l.super {
+					l.follow(b)
+				}
 			}
 		}
+	}
+}
+
+// follow takes over the format of a superblock that was written: the first mount of a journal that mke2fs made turns on
+// checksums and wide block numbers.
+func (l *logReader) follow(b []byte) {
+	sb, err := jbd2.ParseSuper(b)
+	if err != nil {
+		return
+	}
+	if f := sb.Format(); f.BlockSize == l.format.BlockSize {
+		l.format = f
 	}
 }
 
