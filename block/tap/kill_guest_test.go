@@ -267,6 +267,18 @@ func TestKilledAndStopped(t *testing.T) {
 				t.Error("the guard is stopped still")
 			}
 		}, false},
+		{"stop both", func(t *testing.T, tap *Tap) {
+			r, guard := helpers(t, tap)
+			sig(t, guard, syscall.SIGSTOP)
+			sig(t, r, syscall.SIGSTOP)
+			time.Sleep(time.Second)
+			if a, b := state(r), state(guard); a == 'T' || b == 'T' {
+				t.Errorf("still stopped: %c %c", a, b)
+			}
+			if now, _ := tap.Processes(); now != r {
+				t.Error("another receiver")
+			}
+		}, false},
 		{"kill both", func(t *testing.T, tap *Tap) {
 			r, guard := helpers(t, tap)
 			sig(t, guard, syscall.SIGKILL)

@@ -125,6 +125,7 @@ func help(text string) int {
 		err = json.Unmarshal([]byte(text), &j)
 	}
 	if err == nil {
+		unstoppable() // where that fails, the guard is there
 		switch j.Role {
 		case roleGuard:
 			err = guard(&k, j)
