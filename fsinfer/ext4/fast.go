@@ -104,7 +104,7 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 			if c := t.inodes[now]; c != nil && c.new.IsDir() && !live(&c.new) {
 				continue
 			}
-			t.added = append(t.added, edit{place{node{p.dir.ino, t.isFresh(p.dir.ino)}, p.name}, now})
+			t.added = append(t.added, edit{place{node{p.dir.ino, t.isReplaced(p.dir.ino)}, p.name}, now})
 		}
 	}
 	t.locate()
@@ -113,12 +113,6 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	t.remember()
 	top.sink()
 	return t.events, t.err()
-}
-
-// isFresh says whether a directory's number went to another directory.
-func (t *txn) isFresh(ino uint32) bool {
-	c := t.inodes[ino]
-	return c != nil && c.replaced() && c.new.IsDir() && c.old.IsDir()
 }
 
 // fastNames notes what names lead to behind the commit, and gives what they led to before it.
