@@ -1,5 +1,6 @@
 # make demo   the main job, live, on a fresh Debian machine (installs what it needs)
 # make test   all tests, on real guests too
+# make test-long  a hundred random runs on watched guests, about ten minutes
 # make check  formatting, vet, house rules, short tests
 # make bench  the numbers of docs/performance.md
 GO ?= go
@@ -7,7 +8,7 @@ export CGO_ENABLED = 0
 # A distribution's Go may be told not to fetch the version that go.mod asks for.
 export GOTOOLCHAIN ?= auto
 
-.PHONY: build install demo deps go test check short bench fuzz clean
+.PHONY: build install demo deps go test check short bench fuzz clean test-long
 
 build: bin/vmscope
 
@@ -27,6 +28,9 @@ demo: deps build
 
 test: deps
 	@scripts/test
+
+test-long: deps
+	@scripts/test-long
 
 check:
 	@scripts/check
