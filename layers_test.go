@@ -24,7 +24,7 @@ var layers = []string{
 	".",         // package vmscope
 	"detect detect/*",
 	"daemon daemon/*",
-	"cmd/* examples/* bench",
+	"cmd/* examples/* bench bench/*",
 }
 
 // tools are packages below internal that are programs or test gear: they may

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"vmscope"
+	"vmscope/event"
+	"vmscope/internal/guestlab"
+	"vmscope/watch"
+)
+
+// config says what to measure.
+type config struct {
+	numbers  []int
+	rounds   int
+	kernel   string
+	dir      string
+	progress io.Writer
+}
+
+const (
+	diskSize = 256 << 20
+	// settle is left between two samples, so that what follows the one (the other side of a mirror, inference) does not count
+	// for the next.
+	settle = 30 * time.Millisecond
+	// patience is how long an event may take until the run fails.
+	patience = 20 * time.Second
+	// where the files are made, in the guest and on the disk.
+	mountPoint = "/mnt/%s"
+	directory  = "/dir"
+)
+
+// measure boots a guest and takes all samples.
+func measure(ctx context.Context, c config) (*result, error) {
+	tmp, err := os.MkdirTemp(c.dir, "vmscope-figure7-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	cfg := guestlab.Config{Kernel: c.kernel, Modules: []string{"ext4"}}
+	for m := range modes {
+		d := guestlab.Disk{ID: fmt.Sprint("disk", int(m)), Path: filepath.Join(tmp, fmt.Sprint("disk", int(m)))}
+		// No lazy initialization: nothing else is to write.
+		if err := guestlab.MakeExt(d.Path, diskSize, "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"); err != nil {
+			return nil, err
+		}
+		cfg.Disks = append(cfg.Disks, d)
+	}
+	g, err := guestlab.Start(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer g.Close()
+	for _, d := range cfg.Disks {
+		dev, err := g.DiskDevice(ctx, d.ID)
+		if err == nil {
+			err = g.Mount(ctx, dev, fmt.Sprintf(mountPoint, d.ID), "ext4", "")
+		}
+		if err == nil {
+			_, err = g.Run(ctx, "mkdir "+fmt.Sprintf(mountPoint, d.ID)+directory)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	res := newResult(c.numbers)
+	// The first samples find cold caches on both sides: one round does not count.
+	for round := -1; round < c.rounds; round++ {
+		into := res
+		if round < 0 {
+			into = newResult(c.numbers)
+		}
+		if err := oneRound(ctx, g, cfg.Disks, round+1, into); err != nil {
+			return nil, fmt.Errorf("round %d: %w", round, err)
+		}
+		fmt.Fprintf(c.progress, "\rround %d of %d", round+1, c.rounds)
+	}
+	fmt.Fprintln(c.progress)
+	return res, nil
+}
+
+// oneRound gives the disks their modes and takes one sample of each number in each.
+func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, round int, res *result) (err error) {
+	var watchers [modes]*watcher
+	defer func() {
+		for _, w := range watchers {
+			err = errors.Join(err, w.stop())
+		}
+	}()
+	disk := func(m mode) string { return disks[(int(m)+round)%len(disks)].ID }
+	for m := tapped; m < modes; m++ {
+		if watchers[m], err = startWatcher(ctx, g, disk(m), m); err != nil {
+			return err
+		}
+	}
+	for _, i := range rand.Perm(len(res.numbers)) {
+		for _, k := range rand.Perm(int(modes)) {
+			m := mode(k)
+			dir := fmt.Sprintf(mountPoint, disk(m)) + directory
+			took, err := fill(ctx, g, watchers[m], "create", dir, res.numbers[i])
+			if err == nil {
+				_, err = fill(ctx, g, watchers[m], "remove", dir, res.numbers[i])
+			}
+			if err != nil {
+				return fmt.Errorf("%d files, %v: %w", res.numbers[i], m, err)
+			}
+			res.samples[i][m] = append(res.samples[i][m], took)
+			if m == watched {
+				res.lags = append(res.lags, time.Duration(watchers[m].lag.Load()))
+			}
+		}
+	}
+	return nil
+}
+
+// fill has the guest make or remove files, and waits until all of that was told where it is watched.
+func fill(ctx context.Context, g *guestlab.Guest, w *watcher, what, dir string, n int) (time.Duration, error) {
+	seen := w.count()
+	out, err := g.Run(ctx, fmt.Sprintf("rat fill %s %s %d", what, dir, n))
+	if err != nil {
+		return 0, err
+	}
+	ns, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	for began := time.Now(); w.tells() && w.count() < seen+int64(n); time.Sleep(time.Millisecond) {
+		if time.Since(began) > patience {
+			return 0, fmt.Errorf("%d events came of %d", w.count()-seen, n)
+		}
+	}
+	time.Sleep(settle)
+	if got := w.count() - seen; w.tells() && got != int64(n) {
+		return 0, fmt.Errorf("%d events came of %d", got, n)
+	}
+	return time.Duration(ns), nil
+}
+
+// watcher is a watch of one disk. A nil watcher is none.
+type watcher struct {
+	mode   mode
+	cancel context.CancelFunc
+	done   chan error
+	events atomic.Int64 // MKFILE and RMFILE
+	lag    atomic.Int64 // from the last MKFILE's commit on disk to its event, in ns
+}
+
+// startWatcher returns when the watch is complete.
+func startWatcher(ctx context.Context, g *guestlab.Guest, disk string, m mode) (*watcher, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &watcher{mode: m, cancel: cancel, done: make(chan error, 1)}
+	path := directory
+	if m == tapped {
+		path = "/elsewhere"
+	}
+	o := vmscope.WatchOptions{Options: watch.Options{Paths: []string{path}}, Disks: []string{disk}, DiskPaths: true}
+	attached := make(chan struct{}, 1)
+	go func() {
+		w.done <- vmscope.Watch(ctx, g.Name(), o, func(e event.Event) error {
+			switch e.Op {
+			case event.Attached:
+				select {
+				case attached <- struct{}{}:
+				default:
+				}
+			case event.MkFile:
+				w.lag.Store(int64(time.Since(e.Time)))
+				w.events.Add(1)
+			case event.RmFile:
+				w.events.Add(1)
+			case event.Lost:
+				return fmt.Errorf("events were lost: %s", e.Detail)
+			}
+			return nil
+		})
+	}()
+	select {
+	case <-attached:
+		time.Sleep(settle)
+		return w, nil
+	case err := <-w.done:
+		cancel()
+		return nil, err
+	case <-time.After(patience):
+		cancel()
+		return nil, errors.New("no ATTACHED came")
+	}
+}
+
+func (w *watcher) tells() bool { return w != nil && w.mode == watched }
+
+func (w *watcher) count() int64 {
+	if w == nil {
+		return 0
+	}
+	return w.events.Load()
+}
+
+func (w *watcher) stop() error {
+	if w == nil {
+		return nil
+	}
+	w.cancel()
+	if err := <-w.done; !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

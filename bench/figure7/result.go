@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+type mode int
+
+const (
+	plain mode = iota
+	tapped
+	watched
+	modes
+)
+
+func (m mode) String() string {
+	return [...]string{"plain", "tapped", "tapped with watchpoint"}[m]
+}
+
+// result holds the samples. Those of one index in one number's modes are of one round.
+type result struct {
+	numbers []int
+	samples [][modes][]time.Duration
+	lags    []time.Duration // from the commit's arrival at the disk to the last event of it
+}
+
+func newResult(numbers []int) *result {
+	return &result{numbers: numbers, samples: make([][modes][]time.Duration, len(numbers))}
+}
+
+// quantile of values that need not be sorted, between neighbours as R's type 7.
+func quantile(v []time.Duration, q float64) time.Duration {
+	s := slices.Sorted(slices.Values(v))
+	if len(s) == 0 {
+		return 0
+	}
+	x := q * float64(len(s)-1)
+	i := min(int(x), len(s)-1)
+	j := min(i+1, len(s)-1)
+	return s[i] + time.Duration((x-float64(i))*float64(s[j]-s[i]))
+}
+
+// difference is the median of b-a within rounds, with its bootstrap interval of 95 %: percentiles of the median over
+// resamples of the rounds.
+func difference(a, b []time.Duration) (median, low, high time.Duration) {
+	d := make([]time.Duration, min(len(a), len(b)))
+	for i := range d {
+		d[i] = b[i] - a[i]
+	}
+	if len(d) == 0 {
+		return 0, 0, 0
+	}
+	const resamples = 4000
+	r := rand.New(rand.NewPCG(7, uint64(len(d)))) // the same samples give the same table
+	medians := make([]time.Duration, resamples)
+	again := make([]time.Duration, len(d))
+	for i := range medians {
+		for k := range again {
+			again[k] = d[r.IntN(len(d))]
+		}
+		medians[i] = quantile(again, 0.5)
+	}
+	return quantile(d, 0.5), quantile(medians, 0.025), quantile(medians, 0.975)
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Nanoseconds())/1e6) }
+
+// table is Markdown: median and quartiles, and what a tap adds.
+func (r *result) table() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| files | plain, ms | tapped, ms | with watchpoint, ms | tapped - plain, ms | with watchpoint - plain, ms | covered by noise |\n|---|---|---|---|---|---|---|\n")
+	for i, n := range r.numbers {
+		s := &r.samples[i]
+		fmt.Fprintf(&b, "| %d", n)
+		for m := range modes {
+			fmt.Fprintf(&b, " | %s (%s to %s)", ms(quantile(s[m], 0.5)), ms(quantile(s[m], 0.25)), ms(quantile(s[m], 0.75)))
+		}
+		covered := [modes]bool{}
+		for m := tapped; m < modes; m++ {
+			d, low, high := difference(s[plain], s[m])
+			fmt.Fprintf(&b, " | %s (%s to %s)", ms(d), ms(low), ms(high))
+			covered[m] = low <= 0 && high >= 0
+		}
+		fmt.Fprintf(&b, " | %s |\n", verdict(covered[tapped], covered[watched]))
+	}
+	if len(r.samples) > 0 {
+		fmt.Fprintf(&b, "\n%d samples a mode.", len(r.samples[0][plain]))
+	}
+	if len(r.lags) > 0 {
+		fmt.Fprintf(&b, " The last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(quantile(r.lags, 0.5)), ms(quantile(r.lags, 0.9)))
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
+
+func verdict(tap, watchpoint bool) string {
+	switch {
+	case tap && watchpoint:
+		return "both"
+	case tap:
+		return "tapped only"
+	case watchpoint:
+		return "watchpoint only"
+	}
+	return "neither"
+}
+
+// csv is one line a number and mode: both, and the samples in microseconds.
+func (r *result) csv() string {
+	var b strings.Builder
+	line := func(first, second string, v []time.Duration) {
+		b.WriteString(first + "," + second)
+		for _, d := range v {
+			fmt.Fprintf(&b, ",%d", d.Microseconds())
+		}
+		b.WriteByte('\n')
+	}
+	for i, n := range r.numbers {
+		for m := range modes {
+			line(strconv.Itoa(n), m.String(), r.samples[i][m])
+		}
+	}
+	line("0", "lag", r.lags)
+	return b.String()
+}
+
+func parseCSV(text string) (*result, error) {
+	r := &result{}
+	for line := range strings.Lines(text) {
+		f := strings.Split(strings.TrimSpace(line), ",")
+		if len(f) < 2 {
+			return nil, fmt.Errorf("line %q is none of samples", line)
+		}
+		n, err := strconv.Atoi(f[0])
+		if err != nil {
+			return nil, err
+		}
+		var v []time.Duration
+		for _, x := range f[2:] {
+			us, err := strconv.ParseInt(x, 10, 64)
+			if err != nil {
+				return nil, err
+			}
+			v = append(v, time.Duration(us)*time.Microsecond)
+		}
+		if f[1] == "lag" {
+			r.lags = v
+			continue
+		}
+		i := slices.Index(r.numbers, n)
+		if i < 0 {
+			i = len(r.numbers)
+			r.numbers = append(r.numbers, n)
+			r.samples = append(r.samples, [modes][]time.Duration{})
+		}
+		m := plain
+		for m < modes && m.String() != f[1] {
+			m++
+		}
+		if m == modes {
+			return nil, fmt.Errorf("no such mode: %q", f[1])
+		}
+		r.samples[i][m] = v
+	}
+	return r, nil
+}
