@@ -9,22 +9,19 @@ import (
 	"vmscope/block/nbd"
 )
 
-// content makes the disk's content readable, and says how: through an export of QEMU's, else in the image itself.
+// content makes the disk's content readable, and says how. A raw image is read where it lies: what QEMU has written by now is
+// in the same host's page cache, or on the disk. All else QEMU exports.
 func (m *mirror) content(ctx context.Context) (message, error) {
-	socket, err := m.export(ctx)
-	if err == nil {
-		return message{Kind: msgAttached, PID: os.Getpid(), Socket: socket, Export: m.ID}, nil
-	}
-	if m.Raw != "" && ctx.Err() == nil {
-		// A raw image holds what QEMU has written by now: it is the same host's page cache.
-		if f, ferr := block.OpenFile(m.Raw); ferr == nil {
+	if m.Raw != "" {
+		if f, err := block.OpenFile(m.Raw); err == nil {
 			defer f.Close()
-			if f.Size() >= m.Size {
+			if f.Size() == m.Size {
 				return message{Kind: msgAttached, PID: os.Getpid(), File: m.Raw}, nil
 			}
 		}
 	}
-	return message{}, err
+	socket, err := m.export(ctx)
+	return message{Kind: msgAttached, PID: os.Getpid(), Socket: socket, Export: m.ID}, err
 }
 
 // dialBase opens what an "attached" message tells.

@@ -106,6 +106,7 @@ var classes = map[string]error{
 	"guest ended": ErrGuestEnded,
 	"no disk":     ErrNoDisk,
 	"crashing":    errCrashing,
+	"unsupported": errors.ErrUnsupported,
 }
 
 // pack puts an error into a message, unpack gets it back.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,9 @@ type Disk struct {
 	File     string // what is below, as QEMU writes it
 	Size     int64  // bytes, as the guest sees it
 	ReadOnly bool
+
+	plain    bool // File is the path of an image that is read as it lies there
+	threaded bool // an iothread serves it
 }
 
 func (d Disk) String() string {
@@ -58,14 +62,42 @@ func disks(ctx context.Context, m qmp.Monitor) ([]Disk, error) {
 	}
 	types := map[string]string{}
 	for _, b := range reply {
-		if path, ok := device(b.QDev); ok {
-			var s string
-			if qmp.Query(ctx, m, "qom-get", map[string]string{"path": path, "property": "type"}, &s) == nil {
-				types[b.QDev] = s
-			}
+		if path := device(b.QDev); path != "" {
+			types[b.QDev], _ = property(ctx, m, path, "type")
 		}
 	}
-	return list(reply, types), nil
+	all := list(reply, types)
+	return all, threads(ctx, m, all)
+}
+
+// property reads a text of QEMU's object tree.
+func property(ctx context.Context, m qmp.Monitor, path, name string) (string, error) {
+	var s string
+	err := qmp.Query(ctx, m, "qom-get", map[string]string{"path": path, "property": name}, &s)
+	return s, err
+}
+
+// threads finds the disks that a thread of their own serves: see mirror.export. Where it cannot be told, it is so.
+func threads(ctx context.Context, m qmp.Monitor, all []Disk) error {
+	var list []struct{}
+	if err := qmp.Query(ctx, m, "query-iothreads", nil, &list); err != nil || len(list) == 0 {
+		return err
+	}
+	for i := range all {
+		d := &all[i]
+		thread, err := property(ctx, m, d.QDev, "iothread") // of virtio-blk
+		if err != nil {
+			var bus string
+			if bus, err = property(ctx, m, device(d.QDev), "parent_bus"); err == nil {
+				// A SCSI disk's is its controller's, which IDE and NVMe have not.
+				if thread, err = property(ctx, m, path.Dir(bus), "iothread"); err != nil && strings.Contains(err.Error(), "not found") {
+					err = nil
+				}
+			}
+		}
+		d.threaded = thread != "" || err != nil
+	}
+	return nil
 }
 
 // blockInfo is what is used of QEMU's BlockInfo (qapi/block-core.json).
@@ -83,10 +115,17 @@ type blockInfo struct {
 	} `json:"inserted"`
 }
 
-// device gives the object of a device: of virtio disks query-block names a part of it.
-func device(qdev string) (string, bool) {
-	return strings.TrimSuffix(qdev, "/virtio-backend"), strings.HasPrefix(qdev, "/")
+// device gives the path of a device's object: of virtio disks query-block names a part of it, of some the id. "" if there is
+// none.
+func device(qdev string) string {
+	if qdev != "" && !strings.HasPrefix(qdev, "/") {
+		return peripheral + qdev
+	}
+	return strings.TrimSuffix(qdev, "/virtio-backend")
 }
+
+// peripheral is where devices with an id are.
+const peripheral = "/machine/peripheral/"
 
 // list makes disks of an answer; types are the devices' types by their path.
 func list(reply []blockInfo, types map[string]string) []Disk {
@@ -100,12 +139,11 @@ func list(reply []blockInfo, types map[string]string) []Disk {
 			Node: b.Inserted.Node, QDev: b.QDev, Format: b.Inserted.Drv, File: file(b.Inserted.File),
 			Size: b.Inserted.Image.Size, ReadOnly: b.Inserted.RO,
 		}
-		path, _ := device(b.QDev)
-		if id, ok := strings.CutPrefix(path, "/machine/peripheral/"); ok && !strings.Contains(id, "/") {
+		if id, ok := strings.CutPrefix(device(b.QDev), peripheral); ok && !strings.Contains(id, "/") {
 			d.ID = id
-		} else if !strings.HasPrefix(b.QDev, "/") {
-			d.ID = b.QDev // older QEMUs give the id itself
 		}
+		// QEMU gives a path only where that tells all: no offset, for one.
+		d.plain = d.Format == "raw" && strings.HasPrefix(b.Inserted.File, "/")
 		if d.ID == "" {
 			d.ID = b.Device
 		}

@@ -37,6 +37,9 @@ func (m *mirror) export(ctx context.Context) (socket string, err error) {
 		return "", err
 	}
 	defer mon.Close()
+	if err := m.exportable(ctx, mon); err != nil {
+		return "", err
+	}
 	exports, err := listExports(ctx, mon)
 	if err != nil {
 		return "", err
@@ -58,6 +61,29 @@ func (m *mirror) export(ctx context.Context) (socket string, err error) {
 		return "", fmt.Errorf("export %s: this QEMU runs an NBD server already, which somebody else started", m.Name)
 	}
 	return m.roSocket(), nil
+}
+
+// exportable reports whether QEMU can export the disk without harm. Before version 9 the end of a connection to an export
+// of a disk that an iothread serves is handled in that thread, where it is not expected: QEMU 7.2.22 ends with an assertion
+// (nbd_blockdev_client_closed, blockdev-nbd.c), and the guest with it.
+func (m *mirror) exportable(ctx context.Context, mon qmp.Monitor) error {
+	if !m.Threaded {
+		return nil
+	}
+	var v struct {
+		QEMU struct {
+			Major int `json:"major"`
+			Minor int `json:"minor"`
+		} `json:"qemu"`
+	}
+	if err := qmp.Query(ctx, mon, "query-version", nil, &v); err != nil {
+		return err
+	}
+	if v.QEMU.Major < 9 {
+		return fmt.Errorf("%s: it is served by an iothread and is no raw image: QEMU %d.%d cannot export it without risk to the guest, version 9 can: %w",
+			m.Name, v.QEMU.Major, v.QEMU.Minor, errors.ErrUnsupported)
+	}
+	return nil
 }
 
 // startServer starts QEMU's NBD server unless it runs. The socket is made here and passed, so that QEMU needs no

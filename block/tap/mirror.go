@@ -34,6 +34,8 @@ type mirror struct {
 	ID     string // of job, node and export: prefix and something random
 	Dir    string // of the machine
 	Raw    string // a path to the image, if it is raw and to be found; "" else
+	// Threaded: an iothread serves the disk.
+	Threaded bool
 }
 
 // Names of nodes have at most 31 characters.
@@ -47,14 +49,34 @@ func newMirror(p qemu.Process, d Disk, dir string) *mirror {
 	}
 	sum := sha256.Sum256([]byte(key))
 	raw := ""
-	if d.Format == "raw" && strings.HasPrefix(d.File, "/") {
-		raw = fmt.Sprintf("/proc/%d/root%s", p.PID, d.File)
+	if d.plain {
+		raw = imageOf(p.PID, d.File)
 	}
 	return &mirror{
-		Raw:    raw,
+		Raw: raw, Threaded: d.threaded,
 		Target: fmt.Sprint(p.PID), Start: p.Start(), Node: d.Node, QDev: d.QDev, Name: d.String(), Size: d.Size, Dir: dir,
 		ID: idPrefix + hex.EncodeToString(sum[:4]) + "-" + strings.ToLower(rand.Text()[:6]),
 	}
+}
+
+// imageOf gives a path that leads to the image that a process has open as file; "" if it has not.
+func imageOf(pid int, file string) string {
+	path := fmt.Sprintf("/proc/%d/root%s", pid, file)
+	want, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return ""
+	}
+	for _, e := range fds {
+		if st, err := os.Stat(filepath.Join(dir, e.Name())); err == nil && os.SameFile(st, want) {
+			return path
+		}
+	}
+	return ""
 }
 
 // prefix is that of all names of this disk.

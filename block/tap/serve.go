@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"vmscope/block"
@@ -124,7 +126,39 @@ func Connect(ctx context.Context, path string, s Service, o Options) (*Tap, erro
 	return t, nil
 }
 
+// absolute makes the paths good for our other processes, which stand elsewhere.
+func (s *Service) absolute() error {
+	paths := []*string{&s.Socket, &s.Cert, &s.Key, &s.CA}
+	if !s.forwards() {
+		paths = append(paths, &s.Image)
+	} else if u, err := url.Parse(s.Image); err == nil {
+		q := u.Query()
+		if p := q.Get("socket"); p != "" && !strings.HasPrefix(p, "@") && !filepath.IsAbs(p) {
+			if p, err = filepath.Abs(p); err != nil {
+				return err
+			}
+			q.Set("socket", p)
+			u.RawQuery = q.Encode()
+			s.Image = u.String()
+		}
+	}
+	for _, p := range paths {
+		if *p == "" || strings.HasPrefix(*p, "@") && p == &s.Socket {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return err
+		}
+		*p = abs
+	}
+	return nil
+}
+
 func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error) {
+	if err := s.absolute(); err != nil {
+		return nil, err
+	}
 	d, err := s.open(ctx)
 	if err != nil {
 		return nil, err

@@ -34,8 +34,8 @@ func TestList(t *testing.T) {
 		{Device: "cd", QDev: "/machine/unattached/device[9]", Inserted: in("iso", "/c")},
 		{Device: "empty", QDev: "/machine/unattached/device[10]"},
 		{Device: "s", QDev: "/machine/peripheral/s", Inserted: in("luks", `json:{`)},
-		{Device: "", QDev: "/machine/peripheral/nv", Inserted: in("raw", "x")},
-	}, map[string]string{"/machine/unattached/device[9]": "ide-cd", "/machine/peripheral/s": "scsi-hd", "/machine/peripheral/nv": "nvme"})
+		{Device: "", QDev: "nv", Inserted: in("raw", "x")},
+	}, map[string]string{"/machine/unattached/device[9]": "ide-cd", "/machine/peripheral/s": "scsi-hd", "nv": "nvme"})
 	want := []Disk{
 		{Name: "vda", ID: "virtio0", Format: "raw", File: "/a"}, {Name: "vdb", ID: "boot", Format: "qcow2", File: "/b"},
 		{Name: "sr0", ID: "cd", Format: "iso", File: "/c", ReadOnly: true}, {Name: "sda", ID: "s", Format: "luks", File: "json:{"},
@@ -46,11 +46,12 @@ func TestList(t *testing.T) {
 	}
 	for i, w := range want {
 		w.Node, w.QDev, w.Size = got[i].Node, got[i].QDev, 1024
+		w.plain = w.File == "/a"
 		if got[i] != w {
 			t.Errorf("%+v, want %+v", got[i], w)
 		}
 	}
-	for name, i := range map[string]int{"vdb": 1, "boot": 1, "/dev/sda": 3, "n-iso": 2, "/machine/peripheral/nv": 4} {
+	for name, i := range map[string]int{"vdb": 1, "boot": 1, "/dev/sda": 3, "n-iso": 2, "nv": 4} {
 		if d, err := choose(got, name); err != nil || d != got[i] {
 			t.Errorf("%q: %+v, %v", name, d, err)
 		}
