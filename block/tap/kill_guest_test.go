@@ -143,9 +143,13 @@ func sig(t *testing.T, pid int, s syscall.Signal) {
 // readerRole makes this program a reader of a tap, to be killed or stopped: see TestMain.
 const readerRole = "VMSCOPE_TAP_TEST_READER"
 
-// reader taps the disk "vda" of a machine and reads for ever.
-func reader(target string) int {
-	tap, err := Attach(context.Background(), target, "vda", Options{RingSize: 256 << 10})
+// reader taps a disk of a machine and reads for ever. what is both, parted by a space.
+func reader(what string) int {
+	target, disk, _ := strings.Cut(what, " ")
+	tap, err := Attach(context.Background(), target, disk, Options{RingSize: 256 << 10})
+	if err == nil {
+		_, err = tap.Device().ReadAt(make([]byte, 4096), 0)
+	}
 	if err != nil {
 		fmt.Println(err)
 		return 1
@@ -164,10 +168,10 @@ func reader(target string) int {
 }
 
 // startReader starts a reader and waits until it has attached.
-func startReader(t *testing.T, g *guestlab.Guest) *exec.Cmd {
+func startReader(t *testing.T, g *guestlab.Guest, disk string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), readerRole+"="+strconv.Itoa(g.PID()))
+	cmd.Env = append(os.Environ(), readerRole+"="+strconv.Itoa(g.PID())+" "+disk)
 	started(t, cmd)
 	return cmd
 }
@@ -325,7 +329,7 @@ func TestKilledAndStopped(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			inTime(t, time.Second, func() time.Duration {
 				stop := load(t, g)
-				cmd := startReader(t, g)
+				cmd := startReader(t, g, "vda")
 				x.do(t, cmd.Process.Pid)
 				cmd.Wait()
 				time.Sleep(300 * time.Millisecond)
@@ -341,7 +345,7 @@ func TestKilledAndStopped(t *testing.T) {
 	t.Run("kill all", func(t *testing.T) {
 		inTime(t, 2*time.Second, func() time.Duration {
 			stop := load(t, g)
-			cmd := startReader(t, g)
+			cmd := startReader(t, g, "vda")
 			for _, p := range append(ours(t), fmt.Sprint(cmd.Process.Pid)) {
 				pid, _ := strconv.Atoi(strings.Fields(p)[0])
 				syscall.Kill(pid, syscall.SIGKILL)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,21 @@ func TestComeAndGo(t *testing.T) {
 		default:
 		}
 	}
+	// Readers of an export that are killed, with their receivers or alone.
+	for i := range rounds / 2 {
+		cmd := startReader(t, g, "cow")
+		if i%2 == 1 {
+			for _, p := range ours(t) {
+				if pid, err := strconv.Atoi(strings.Fields(p)[0]); err == nil && pid != os.Getpid() {
+					syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		nobody(t)
+	}
+	attachTo(t, g, "cow", Options{}).Close()
 	n, worst := stop()
 	t.Logf("%d rounds, %d writes in the guest, the slowest %v", rounds, n, worst)
 	clean(t, g)
