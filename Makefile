@@ -23,7 +23,9 @@ install: build
 deps:
 	@scripts/deps
 
-demo: deps build
+demo:
+	@scripts/deps demo
+	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
 test: deps
