@@ -106,8 +106,9 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 	}
 	for dir, inodes := range wanted {
 		if t.f.home.tree != nil {
-			for _, ino := range inodes {
-				if name, err := t.f.nameIn(t.old, dir, ino); err == nil {
+			slices.Sort(inodes)
+			for name, ino := range t.f.home.tree[dir] {
+				if _, ok := slices.BinarySearch(inodes, ino); ok && out[ino] == "" {
 					path(ino, place{node{ino: dir}, name})
 				}
 			}
@@ -123,11 +124,18 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 		in.InBody = bytes.Clone(in.InBody)
 		left := len(inodes)
 		found := map[uint32]string{}
-		err = t.f.scan(v, &in, func(name string, d Dirent) bool {
-			if _, seen := found[d.Ino]; !seen && slices.Contains(inodes, d.Ino) {
-				found[d.Ino] = name
-				left--
-			}
+		slices.Sort(inodes)
+		want := func(ino uint32) bool {
+			_, ok := slices.BinarySearch(inodes, ino)
+			return ok && found[ino] == ""
+		}
+		if left == 1 {
+			only := inodes[0]
+			want = func(ino uint32) bool { return ino == only }
+		}
+		err = t.f.scan(v, &in, want, func(name string, d Dirent) bool {
+			found[d.Ino] = name
+			left--
 			return left > 0
 		})
 		for _, ino := range inodes {

@@ -338,15 +338,16 @@ func nameOf(dir *Inode, d Dirent) string {
 // list gives all names of a directory.
 func (f *FS) list(v *view, in *Inode) (nameSet, error) {
 	names := nameSet{}
-	err := f.scan(v, in, func(name string, d Dirent) bool {
+	err := f.scan(v, in, nil, func(name string, d Dirent) bool {
 		names[name] = d.Ino
 		return true
 	})
 	return names, err
 }
 
-// scan visits all names of a directory until visit returns false.
-func (f *FS) scan(v *view, in *Inode, visit func(name string, d Dirent) bool) error {
+// scan visits the names of a directory until visit returns false. Where wanted is given, only of inodes that it asks for: a
+// name is made a string, which costs more than all the rest.
+func (f *FS) scan(v *view, in *Inode, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
 	fast := v.fc.edits(in.Number)
 	if v.fc.inode(in.Number) != nil {
 		blocks := view{fs: f}
@@ -355,6 +356,7 @@ func (f *FS) scan(v *view, in *Inode, visit func(name string, d Dirent) bool) er
 			return err
 		}
 		if live(&base) && same(&base, in) {
+			base.InBody = bytes.Clone(base.InBody)
 			in = &base
 		} else {
 			in = &Inode{Number: in.Number}
@@ -362,7 +364,7 @@ func (f *FS) scan(v *view, in *Inode, visit func(name string, d Dirent) bool) er
 	}
 	more := true
 	see := func(d Dirent) bool {
-		if d.IsDot() {
+		if d.IsDot() || wanted != nil && !wanted(d.Ino) {
 			return true
 		}
 		name := nameOf(in, d)
@@ -373,7 +375,7 @@ func (f *FS) scan(v *view, in *Inode, visit func(name string, d Dirent) bool) er
 		return more
 	}
 	for name, ino := range fast {
-		if ino != 0 && more {
+		if ino != 0 && more && (wanted == nil || wanted(ino)) {
 			more = visit(name, Dirent{Ino: ino})
 		}
 	}

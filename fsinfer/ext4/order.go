@@ -40,7 +40,8 @@ func (t *txn) names() {
 	}
 	slices.SortFunc(t.removed, order)
 	slices.SortFunc(t.added, order)
-	var ops []*op
+	ops := make([]*op, 0, max(len(t.removed), len(t.added)))
+	t.slab = make([]op, 0, len(t.removed)+len(t.added))
 	for gone, come := t.removed, t.added; len(gone) > 0 || len(come) > 0; {
 		var ino uint32
 		switch {
@@ -55,6 +56,7 @@ func (t *txn) names() {
 		ops = t.pair(ops, ino, gone[:i], come[:j])
 		gone, come = gone[i:], come[j:]
 	}
+	t.events = slices.Grow(t.events, len(ops))
 	t.sim = newSim(t, ops)
 	t.sim.run()
 }
@@ -92,28 +94,37 @@ func (t *txn) pair(ops []*op, ino uint32, gone, come []edit) []*op {
 		}
 		n := min(len(gone), len(come))
 		for i := range n {
-			ops = append(ops, &op{kind: opRename, ino: ino, from: gone[i].place, to: come[i].place, in: now})
+			ops = append(ops, t.op(op{kind: opRename, ino: ino, from: gone[i].place, to: come[i].place, in: now}))
 		}
 		gone, come = gone[n:], come[n:]
 		for _, e := range gone {
-			ops = append(ops, &op{kind: opRemove, ino: ino, from: e.place, in: old})
+			ops = append(ops, t.op(op{kind: opRemove, ino: ino, from: e.place, in: old}))
 		}
 		for _, e := range come {
-			ops = append(ops, &op{kind: opLink, ino: ino, to: e.place, in: now})
+			ops = append(ops, t.op(op{kind: opLink, ino: ino, to: e.place, in: now}))
 		}
 		return ops
 	}
 	for _, e := range gone {
-		ops = append(ops, &op{kind: opRemove, ino: ino, from: e.place, in: old})
+		ops = append(ops, t.op(op{kind: opRemove, ino: ino, from: e.place, in: old}))
 	}
 	for i, e := range come {
 		kind := opCreate
 		if i > 0 {
 			kind = opLink
 		}
-		ops = append(ops, &op{kind: kind, ino: ino, to: e.place, in: now})
+		ops = append(ops, t.op(op{kind: kind, ino: ino, to: e.place, in: now}))
 	}
 	return ops
+}
+
+// op keeps an operation.
+func (t *txn) op(o op) *op {
+	if len(t.slab) == cap(t.slab) { // it must not move
+		return &o
+	}
+	t.slab = append(t.slab, o)
+	return &t.slab[len(t.slab)-1]
 }
 
 // states gives an inode before and behind the change.
@@ -160,8 +171,8 @@ type (
 func newSim(t *txn, ops []*op) *sim {
 	s := &sim{
 		t: t, ops: ops, queue: slices.Clone(ops), left: len(ops), waiters: map[any][]*op{},
-		holds: map[place]*op{}, makes: map[node]*op{}, births: map[uint32]*op{}, moves: map[uint32]*op{},
-		leaving: map[node]int{}, stale: map[uint32]int{}, at: map[node]place{}, last: map[uint32]place{},
+		holds: make(map[place]*op, len(t.removed)), makes: map[node]*op{}, births: make(map[uint32]*op, len(t.added)), moves: map[uint32]*op{},
+		leaving: map[node]int{}, stale: make(map[uint32]int, len(t.removed)), at: map[node]place{}, last: make(map[uint32]place, len(t.added)),
 	}
 	for _, o := range ops {
 		switch o.kind {
@@ -287,7 +298,8 @@ func (s *sim) path(p place) (string, error) {
 
 // joinPath walks from a name up to the root.
 func joinPath(p place, locate func(node) (place, error)) (string, error) {
-	parts := []string{p.name}
+	var some [16]string
+	parts := append(some[:0], p.name)
 	size := len(p.name) + 1
 	for d := p.dir; d.ino != RootInode; {
 		up, err := locate(d)

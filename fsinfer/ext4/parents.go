@@ -123,12 +123,12 @@ func (f *FS) readDir(v *view, ino uint32) error {
 
 // count notes the names in a directory.
 func (f *FS) count(v *view, in *Inode) error {
-	return f.scan(v, in, func(_ string, d Dirent) bool {
-		if d.Ino <= f.sb.Inodes && d.Ino != 0 {
-			f.parents.add(d.Ino, in.Number)
+	return f.scan(v, in, func(ino uint32) bool {
+		if ino <= f.sb.Inodes && ino != 0 {
+			f.parents.add(ino, in.Number)
 		}
-		return true
-	})
+		return false
+	}, nil)
 }
 
 // Crawl implements fsinfer.Crawler: it looks through about n more inodes for directories.
@@ -222,11 +222,9 @@ func (f *FS) nameIn(v *view, dir, ino uint32) (string, error) {
 		return "", fmt.Errorf("inode %d is in inode %d, which is no directory: %w", ino, dir, mem.ErrInconsistent)
 	}
 	name, found := "", false
-	err = f.scan(v, &in, func(s string, d Dirent) bool {
-		if d.Ino == ino {
-			name, found = s, true
-		}
-		return !found
+	err = f.scan(v, &in, func(i uint32) bool { return i == ino }, func(s string, _ Dirent) bool {
+		name, found = s, true
+		return false
 	})
 	if !found {
 		return "", errors.Join(fmt.Errorf("directory inode %d does not name inode %d: %w", dir, ino, mem.ErrInconsistent), err)

@@ -32,6 +32,7 @@ type txn struct {
 	errs   []error
 	events []event.Event
 	sim    *sim
+	slab   []op
 }
 
 // change is an inode before and after. Either may not be live.
@@ -71,10 +72,11 @@ type place struct {
 
 // newTxn prepares a change that sets the given blocks.
 func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source event.Source) *txn {
-	t := &txn{f: f, tid: tid, time: when, source: source, inodes: map[uint32]*change{}}
+	t := &txn{f: f, tid: tid, time: when, source: source}
 	t.old = f.before()
 	t.new = &view{fs: f, new: blocks}
 	t.logged = make([]uint64, 0, len(blocks))
+	t.inodes = make(map[uint32]*change, min(len(blocks)*4, 1<<12))
 	for b := range blocks {
 		t.logged = append(t.logged, b)
 	}
@@ -126,6 +128,7 @@ func (t *txn) collect() []*change {
 			t.fail(fmt.Errorf("inode table: %w", err))
 			continue
 		}
+		kept := false
 		// What the kernel never wrote is garbage: it makes such a block of zeroes when it first uses it.
 		unused := t.unused(group)
 		for off := 0; off+size <= len(data); off += size {
@@ -147,6 +150,7 @@ func (t *txn) collect() []*change {
 			if equal && binary.LittleEndian.Uint16(is)&sIFMT != sIFDIR {
 				continue
 			}
+			kept = kept || len(before) > 0 && len(scratch) > 0 && &before[0] == &scratch[0]
 			c, err := t.parse(ino, was, is)
 			if err != nil {
 				t.fail(err)
@@ -160,6 +164,9 @@ func (t *txn) collect() []*change {
 				dirs = append(dirs, c)
 			}
 		}
+		if kept { // the change refers to it
+			scratch = make([]byte, f.sb.BlockSize)
+		}
 	}
 	return dirs
 }
@@ -170,8 +177,7 @@ var zeroInode [4096]byte
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
 	c := &change{ino: ino}
 	var err error
-	// The store that was lies in may change before the change is worked off.
-	if c.old, err = t.f.sb.ParseInode(ino, bytes.Clone(was)); err != nil {
+	if c.old, err = t.f.sb.ParseInode(ino, was); err != nil {
 		return nil, err
 	}
 	c.new, err = t.f.sb.ParseInode(ino, is)
