@@ -80,7 +80,11 @@ func measure(ctx context.Context, c config) (*result, error) {
 		if round < 0 {
 			into = newResult(c.numbers)
 		}
-		if err := oneRound(ctx, g, cfg.Disks, round+1, into); err != nil {
+		err := oneRound(ctx, g, cfg.Disks, round+1, into)
+		if ctx.Err() != nil && round > 0 {
+			break // what there is counts
+		}
+		if err != nil {
 			return nil, fmt.Errorf("round %d: %w", round, err)
 		}
 		fmt.Fprintf(c.progress, "\rround %d of %d", round+1, c.rounds)
