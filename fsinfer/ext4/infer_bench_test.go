@@ -265,17 +265,19 @@ func BenchmarkData(b *testing.B) {
 				}
 			}
 			data := make([]byte, c.size)
-			off := int64(0)
+			off := int64(1 << 20)
 			end := fs.dev.Size() - c.size
 			b.SetBytes(c.size)
+			began := cpuTime()
 			for b.Loop() {
 				if _, err := fs.Apply(block.Write{Op: block.OpWrite, Off: off, Len: c.size, Data: data}); err != nil {
 					b.Fatal(err)
 				}
 				if off += 3 * c.size; off > end {
-					off = 0
+					off = 1 << 20
 				}
 			}
+			b.ReportMetric(float64(c.size)*float64(b.N)/1e9/(cpuTime()-began).Seconds(), "GB/cpu-s")
 		})
 	}
 }
