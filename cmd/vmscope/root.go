@@ -31,6 +31,7 @@ says why; 130 interrupted.`,
 		Example: `  vmscope vms
   vmscope ps web1
   vmscope lsmod dump.elf --json | jq -r .name
+  vmscope watch web1 /etc /root
   vmscope cat web1 /etc/passwd
   vmscope read web1 --sym linux_banner --string`,
 		SilenceUsage:  true,

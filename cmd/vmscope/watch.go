@@ -54,6 +54,9 @@ func eventWords() []string {
 
 func (f *watchFlags) options(paths []string) (o watch.Options, err error) {
 	o = watch.Options{Paths: paths, FileSystems: f.fs}
+	if _, err := watch.New(nil, o); err != nil {
+		return o, err // before any disk is touched
+	}
 	for _, w := range f.ops {
 		op := event.Op(strings.ToUpper(w))
 		if !strings.Contains(" "+strings.Join(eventWords(), " ")+" ", " "+string(op)+" ") {
@@ -216,15 +219,24 @@ else those of the file system on the disk.
 File systems: ext2, ext3, ext4; on whole disks, MBR and GPT partitions, LVM2.
 
 While a disk is watched, QEMU refuses snapshots, resizing and migration of it:
-'vmscope watch TARGET --detach' makes all watches of TARGET leave.`,
+'vmscope watch TARGET --detach' makes all watches of TARGET leave. A watch that
+was made to leave, or whose guest has ended, says so on stderr; its status is 0.`,
 		Example: `  vmscope watch web1 /root /etc
   vmscope watch web1 '/home/*/.ssh' --content versions
   vmscope watch web1 --op RMFILE,RENAME --json | jq -r .path`,
 		ValidArgsFunction: a.completeTarget,
-		Args:              targetAnd(-1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return fmt.Errorf("watch needs a TARGET: the name of a running VM ('vmscope vms' lists them); see '%s --help'", cmd.CommandPath())
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if detach {
 				return a.detach(cmd.Context(), args[0], disks)
+			}
+			if st, err := os.Stat(strings.TrimPrefix(args[0], "file:")); err == nil && st.Mode().IsRegular() {
+				return fmt.Errorf("watch %q: that is a file, not a running VM; 'vmscope nbd' serves an image to one, 'vmscope replay' reads a recording", args[0])
 			}
 			o, err := f.options(args[1:])
 			if err != nil {
@@ -239,6 +251,9 @@ While a disk is watched, QEMU refuses snapshots, resizing and migration of it:
 			switch {
 			case cmd.Context().Err() != nil && errors.Is(err, cmd.Context().Err()):
 				return nil // Ctrl-C is how it ends
+			case vmscope.Ended(err):
+				fmt.Fprintln(a.err, "vmscope: "+oneLine(err)) // no failure, but nobody asked us
+				return nil
 			case errors.Is(err, tap.ErrInUse):
 				return fmt.Errorf("%w; 'vmscope watch %s --detach' makes a watch leave", err, args[0])
 			}

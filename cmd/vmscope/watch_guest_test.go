@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vmscope/internal/guestlab"
+	"vmscope/internal/qmp"
+	"vmscope/vm/qemu"
+)
+
+// watching is a 'vmscope watch' of its own process.
+type watching struct {
+	*exec.Cmd
+	stdout *bufio.Reader
+	stderr chan string // all of it, when it ended
+}
+
+// startWatch returns when events are complete.
+func startWatch(t *testing.T, args ...string) *watching {
+	t.Helper()
+	w := &watching{Cmd: vmscopeCmd(append([]string{"watch"}, args...)...), stderr: make(chan string, 1)}
+	out, err := w.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, err := w.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Process.Kill() })
+	w.stdout = bufio.NewReader(out)
+	lines := bufio.NewReader(errs)
+	first, err := lines.ReadString('\n')
+	if err != nil || !strings.Contains(first, "from now on") {
+		t.Fatalf("watch says %q, %v", first, err)
+	}
+	go func() {
+		rest, _ := io.ReadAll(lines)
+		w.stderr <- string(rest)
+	}()
+	return w
+}
+
+// until reads lines up to one that ends so.
+func (w *watching) until(t *testing.T, end string) (lines []string) {
+	t.Helper()
+	timer := time.AfterFunc(time.Minute, func() { w.Process.Kill() })
+	defer timer.Stop()
+	for {
+		line, err := w.stdout.ReadString('\n')
+		if err != nil {
+			t.Fatalf("%v before %q, behind %q", err, end, lines)
+		}
+		lines = append(lines, strings.TrimSuffix(line, "\n"))
+		if strings.HasSuffix(line, end+"\n") {
+			return lines
+		}
+	}
+}
+
+// ended waits for its end, and gives its status and what it said.
+func (w *watching) ended() (status int, stderr string) {
+	stderr = <-w.stderr
+	w.Wait()
+	return w.ProcessState.ExitCode(), stderr
+}
+
+// leftInQEMU lists what is in a QEMU that only we would have made.
+func leftInQEMU(t *testing.T, g *guestlab.Guest) (left []string) {
+	t.Helper()
+	p, err := qemu.Find(itoa(g.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := p.Monitor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for _, question := range []string{"query-block-jobs", "query-block-exports", "query-named-block-nodes"} {
+		var list []json.RawMessage
+		if err := qmp.Query(t.Context(), m, question, nil, &list); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range list {
+			if question != "query-named-block-nodes" || strings.Contains(string(x), `"vmscope-`) {
+				left = append(left, string(x))
+			}
+		}
+	}
+	return left
+}
+
+// TestWatchGuest watches a running guest as a user does: the paper's four events, Ctrl-C, a request to leave, the guest's end.
+func TestWatchGuest(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	guestlab.MakeFS(t, image, 64<<20, "-t", "ext4")
+	g := guestlab.Boot(t, guestlab.Config{Kernel: guestlab.TestKernels(t)[0], MemoryMiB: 256, Disk: image, Modules: []string{"ext4"}})
+	inGuest := func(script string) {
+		t.Helper()
+		if _, err := g.Run(t.Context(), script); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := g.Mount(t.Context(), "/dev/vda", "/srv", "ext4", ""); err != nil {
+		t.Fatal(err)
+	}
+	inGuest("mkdir /srv/root /srv/etc; echo 1 >/srv/etc/passwd; touch /srv/root/bar; sync")
+
+	versions := filepath.Join(t.TempDir(), "versions")
+	w := startWatch(t, g.Name(), "/srv/root", "/srv/etc", "--content", versions)
+	inGuest("cd /srv; mkdir root/foo; sync; touch root/dummy unwatched; sync; rm root/bar; sync; echo 22 >etc/passwd.new; sync; mv etc/passwd.new etc/passwd; sync")
+	var said []string
+	for _, line := range w.until(t, "sha256:"+sha256Of("22\n")[:16]) {
+		line, _, _ = strings.Cut(line, " sha256:")
+		said = append(said, line)
+	}
+	said = append(said, w.until(t, "RENAME: /srv/etc/passwd.new -> /srv/etc/passwd sha256:"+sha256Of("22\n")[:16])...)
+	want := "MKDIR: /srv/root/foo, MKFILE: /srv/root/dummy, RMFILE: /srv/root/bar, MKFILE: /srv/etc/passwd.new, RMFILE: /srv/etc/passwd, " +
+		"RENAME: /srv/etc/passwd.new -> /srv/etc/passwd sha256:" + sha256Of("22\n")[:16]
+	if got := strings.Join(said, ", "); got != want {
+		t.Errorf("told %s\nwant %s", got, want)
+	}
+	if b, err := os.ReadFile(filepath.Join(versions, sha256Of("22\n"))); string(b) != "22\n" {
+		t.Errorf("the version that was kept: %q, %v", b, err)
+	}
+	failed(t, []string{"watch", g.Name()}, "in use", "--detach")
+	if err := w.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if status, stderr := w.ended(); status != 0 && status != statusInterrupted || stderr != "" {
+		t.Errorf("Ctrl-C: status %d, %q", status, stderr)
+	}
+	if left := leftInQEMU(t, g); len(left) > 0 {
+		t.Errorf("Ctrl-C left %s", left)
+	}
+
+	w = startWatch(t, g.Name(), "--disk-paths", "--op", "RMDIR")
+	inGuest("mkdir /srv/root/x; sync; rmdir /srv/root/foo; sync")
+	if lines := w.until(t, "/root/foo"); len(lines) != 1 || lines[0] != "RMDIR: /root/foo" {
+		t.Errorf("--op RMDIR told %q", lines)
+	}
+	if out, stderr, status := run(t, "watch", g.Name(), "--detach"); out != "1 left\n" || status != 0 {
+		t.Errorf("--detach: %q, %q, status %d", out, stderr, status)
+	}
+	if status, stderr := w.ended(); status != 0 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "detached on request") {
+		t.Errorf("made to leave: status %d, %q", status, stderr)
+	}
+	if left := leftInQEMU(t, g); len(left) > 0 {
+		t.Errorf("--detach left %s", left)
+	}
+	if out, _, status := run(t, "watch", g.Name(), "--detach", "--json"); out != `{"detached":0}`+"\n" || status != 0 {
+		t.Errorf("--detach of nothing: %q, status %d", out, status)
+	}
+
+	w = startWatch(t, g.Name())
+	if err := syscall.Kill(g.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if status, stderr := w.ended(); status != 0 || !strings.Contains(stderr, "the guest has ended") {
+		t.Errorf("the guest ended: status %d, %q", status, stderr)
+	}
+}
+
+func sha256Of(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
