@@ -136,6 +136,7 @@ func (f *FS) Crawl(ctx context.Context, n int) (done, total uint64, err error) {
 	p := &f.parents
 	v := f.before()
 	scratch := make([]byte, f.sb.BlockSize)
+	t := tableReader{v: v, scratch: scratch}
 	var errs []error
 	for n > 0 && p.next <= p.total {
 		if err := ctx.Err(); err != nil {
@@ -151,11 +152,13 @@ func (f *FS) Crawl(ctx context.Context, n int) (done, total uint64, err error) {
 			n -= 64
 			continue
 		}
-		in, err := v.inode(scratch, p.next)
 		ino := p.next
-		if err == nil && live(&in) && in.IsDir() && (ino >= f.sb.FirstInode || ino == RootInode) && !p.read[ino] {
-			in.InBody = slices.Clone(in.InBody)
-			err = f.count(v, &in)
+		raw, err := t.inode(ino)
+		if err == nil && isDir(raw) && (ino >= f.sb.FirstInode || ino == RootInode) && !p.read[ino] {
+			in, perr := f.sb.ParseInode(ino, slices.Clone(raw))
+			if err = perr; live(&in) {
+				err = errors.Join(err, f.count(v, &in))
+			}
 			n -= 8
 		}
 		if err != nil && len(errs) < 16 {
@@ -166,6 +169,59 @@ func (f *FS) Crawl(ctx context.Context, n int) (done, total uint64, err error) {
 		n--
 	}
 	return uint64(min(p.next-1, p.total)), uint64(p.total), errors.Join(errs...)
+}
+
+// isDir says whether an inode looks like a directory's.
+func isDir(raw []byte) bool { return le.Uint16(raw)&sIFMT == sIFDIR }
+
+// tableReader reads inodes one behind another, many at a time.
+type tableReader struct {
+	v       *view
+	scratch []byte
+	ahead   []byte // what lies on the disk from block start on
+	start   uint64
+	b       uint64
+	data    []byte // of block b
+}
+
+// readAhead is how much of an inode table is read at once, bytes.
+const readAhead = 64 << 10
+
+// inode gives the bytes of an inode, valid until the next call.
+func (t *tableReader) inode(ino uint32) ([]byte, error) {
+	f := t.v.fs
+	if raw := t.v.fc.inode(ino); raw != nil {
+		return raw, nil
+	}
+	b, off, err := f.inodePlace(ino)
+	if err != nil {
+		return nil, err
+	}
+	if t.data == nil || b != t.b {
+		if t.data, err = t.block(b); err != nil {
+			t.data = nil
+			return nil, err
+		}
+		t.b = b
+	}
+	return t.data[off : off+f.sb.InodeSize], nil
+}
+
+func (t *tableReader) block(b uint64) ([]byte, error) {
+	f, bs := t.v.fs, uint64(t.v.fs.sb.BlockSize)
+	if f.store.has(b) || b >= f.sb.Blocks {
+		return t.v.peek(t.scratch, b)
+	}
+	if n := uint64(len(t.ahead)) / bs; b < t.start || b-t.start >= n {
+		t.ahead = slices.Grow(t.ahead[:0], readAhead)[:max(readAhead, int(bs))]
+		n := min(uint64(len(t.ahead))/bs, f.sb.Blocks-b)
+		t.start, t.ahead = b, t.ahead[:n*bs]
+		if got, err := f.dev.ReadAt(t.ahead, int64(b*bs)); got < len(t.ahead) {
+			t.ahead = t.ahead[:0]
+			return nil, fmt.Errorf("block %d: %w", b, err)
+		}
+	}
+	return t.ahead[(b-t.start)*bs:][:bs], nil
 }
 
 // usedInodes is how many inodes of a group were ever used.
