@@ -8,7 +8,8 @@ import (
 )
 
 // TestExamplesShort holds the examples to the length they are meant to show:
-// the paper's module list in 28 lines, none over 60.
+// the paper's module list in 28 lines, its watch of a disk in 15 from main on,
+// none over 60.
 func TestExamplesShort(t *testing.T) {
 	files, err := filepath.Glob("examples/*/main.go")
 	if err != nil || len(files) < 3 {
@@ -22,6 +23,12 @@ func TestExamplesShort(t *testing.T) {
 		most := 60
 		if f == "examples/modules/main.go" {
 			most = 28
+		}
+		if f == "examples/events/main.go" {
+			_, body, _ := bytes.Cut(b, []byte("func main() {"))
+			if n := bytes.Count(body, []byte("\n")); n > 15 {
+				t.Errorf("%s has %d lines from main on, 15 are the most", f, n)
+			}
 		}
 		if n := bytes.Count(b, []byte("\n")); n > most {
 			t.Errorf("%s has %d lines, %d are the most", f, n, most)
