@@ -49,16 +49,7 @@ func (d *dataLog) reset() {
 
 func (d *dataLog) sort() {
 	if !d.sorted {
-		slices.SortFunc(d.spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
-		out := d.spans[:0]
-		for _, s := range d.spans {
-			if n := len(out); n > 0 && s.start <= out[n-1].end() {
-				out[n-1].count = max(out[n-1].end(), s.end()) - out[n-1].start
-				continue
-			}
-			out = append(out, s)
-		}
-		d.spans, d.sorted = out, true
+		d.spans, d.sorted = union(d.spans), true
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"vmscope/mem"
 )
 
 // span is a run of blocks.
@@ -52,8 +54,7 @@ func (f *FS) dirSpans(v *view, in *Inode, seen func(b uint64)) ([]span, error) {
 		}
 		return true
 	})
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
-	return spans, tolerate(err)
+	return union(spans), tolerate(err)
 }
 
 // tolerate takes a wrong checksum for no error: the content was read, and recovery will complain.
@@ -62,6 +63,20 @@ func tolerate(err error) error {
 		return nil
 	}
 	return err
+}
+
+// union sorts spans and joins those that touch: a guest may have a directory name one block many times.
+func union(spans []span) []span {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+	out := spans[:0]
+	for _, s := range spans {
+		if n := len(out); n > 0 && s.start <= out[n-1].end() {
+			out[n-1].count = max(out[n-1].end(), s.end()) - out[n-1].start
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // subtract gives the parts of a that are not in b. Both are ascending.
@@ -345,6 +360,9 @@ func (f *FS) list(v *view, in *Inode) (nameSet, error) {
 	return names, err
 }
 
+// maxWork bounds the blocks that are read to find names for one change.
+const maxWork = 1 << 20
+
 // scan visits the names of a directory until visit returns false. Where wanted is given, only of inodes that it asks for: a
 // name is made a string, which costs more than all the rest.
 func (f *FS) scan(v *view, in *Inode, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
@@ -389,6 +407,11 @@ func (f *FS) scan(v *view, in *Inode, wanted func(ino uint32) bool, visit func(n
 	scratch := make([]byte, f.sb.BlockSize)
 	for _, s := range spans {
 		for b := s.start; b < s.end() && more; b++ {
+			if f.reads != nil {
+				if f.work++; f.work > maxWork {
+					return fmt.Errorf("more than %d blocks of directories to read for one change: %w", maxWork, mem.ErrInconsistent)
+				}
+			}
 			data, rerr := v.peek(scratch, b)
 			if rerr != nil {
 				return rerr

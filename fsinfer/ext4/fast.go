@@ -18,7 +18,11 @@ type fastState struct {
 	under  *fastState
 	inodes map[uint32][]byte
 	names  map[uint32]map[string]uint32 // by directory; 0: the name is gone
+	size   int                          // names and inodes
 }
+
+// maxFast bounds what fast commits may tell between two full ones: their area of the journal holds less.
+const maxFast = 1 << 19
 
 // inode gives the bytes of an inode; nil where fast commits did not tell it.
 func (s *fastState) inode(ino uint32) []byte {
@@ -59,12 +63,18 @@ func (s *fastState) set(dir uint32, name string, ino uint32) {
 		}
 		s.names[dir] = map[string]uint32{}
 	}
+	if _, ok := s.names[dir][name]; !ok {
+		s.size++
+	}
 	s.names[dir][name] = ino
 }
 
 func (s *fastState) setInode(ino uint32, raw []byte) {
 	if s.inodes == nil {
 		s.inodes = map[uint32][]byte{}
+	}
+	if _, ok := s.inodes[ino]; !ok {
+		s.size++
 	}
 	s.inodes[ino] = raw
 }
@@ -83,6 +93,9 @@ func (s *fastState) sink() {
 
 // applyFast works out a fast commit (fs/ext4/fast_commit.c): unlike a full one it tells names and inodes, no blocks.
 func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, error) {
+	if f.fast.size > maxFast {
+		return nil, fmt.Errorf("fast commit %d: no full one for %d names and inodes: %w", fc.TID, f.fast.size, mem.ErrInconsistent)
+	}
 	t := f.newTxn(nil, uint64(fc.TID), when, event.FastCommit)
 	top := &fastState{under: &f.fast}
 	t.new.fc = top

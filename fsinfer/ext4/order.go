@@ -157,6 +157,8 @@ type sim struct {
 	at      map[node]place   // directories that moved or came, where they are now
 	last    map[uint32]place // a name of each file that was touched
 	left    int
+	steps   int // of looking for a way out
+	bytes   int // of paths
 }
 
 // What an operation waits for; a place stands for its name being free.
@@ -281,7 +283,7 @@ func (s *sim) inside(d node, ino uint32) (mover uint32, ok bool) {
 }
 
 // maxDepth bounds the way from a directory to the root: a path of 4096 bytes has no more parts, but a tree may be deeper.
-const maxDepth = 1 << 16
+const maxDepth = 1 << 13
 
 // locate tells where a directory stands now.
 func (s *sim) locate(d node) (place, error) {
@@ -293,7 +295,12 @@ func (s *sim) locate(d node) (place, error) {
 
 // path gives the path of a name as things stand now.
 func (s *sim) path(p place) (string, error) {
-	return joinPath(p, s.locate)
+	if s.bytes > maxPaths {
+		return "", fmt.Errorf("transaction %d: more than %d bytes of paths: %w", s.t.tid, maxPaths, mem.ErrInconsistent)
+	}
+	path, err := joinPath(p, s.locate)
+	s.bytes += len(path)
+	return path, err
 }
 
 // joinPath walks from a name up to the root.
@@ -307,7 +314,7 @@ func joinPath(p place, locate func(node) (place, error)) (string, error) {
 			return "", err
 		}
 		parts = append(parts, up.name)
-		if size += len(up.name) + 1; size > maxPath {
+		if size += len(up.name) + 1; size > maxPath || len(parts) > maxDepth {
 			return "", fmt.Errorf("directory inode %d: its path has no end: %w", p.dir.ino, mem.ErrInconsistent)
 		}
 		d = up.dir
@@ -320,7 +327,10 @@ func joinPath(p place, locate func(node) (place, error)) (string, error) {
 }
 
 // maxPath bounds a path, in bytes. A tree may be deeper than the paths that a process may name.
-const maxPath = 1 << 20
+const maxPath = 1 << 16
+
+// maxPaths bounds the paths of one change, in bytes.
+const maxPaths = 256 << 20
 
 // settle takes note that an operation was done and wakes those that waited for it.
 func (s *sim) settle(o *op) {
@@ -369,9 +379,22 @@ func (s *sim) wake(key any) {
 	}
 }
 
+// maxSteps bounds the search for an order, which takes time by the square of what is in the way.
+const maxSteps = 1 << 26
+
 // unlock is called when every operation that is left waits. It tells rings of names that change places, lets go of the wish
 // that a number's old file goes before its new one comes, and, if the change contradicts itself, says so.
 func (s *sim) unlock() bool {
+	if s.steps += len(s.ops); s.steps > maxSteps {
+		s.t.fail(fmt.Errorf("transaction %d: no order of its changes of names was found: %w", s.t.tid, mem.ErrInconsistent))
+		for _, o := range s.ops {
+			if !o.done {
+				s.tell(o, "the order is not known")
+				s.settle(o)
+			}
+		}
+		return true
+	}
 	seen := map[*op]int{}
 	for i, start := range s.ops {
 		if start.done || start.kind != opRename {

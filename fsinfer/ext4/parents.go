@@ -14,41 +14,85 @@ import (
 type parents struct {
 	perGroup uint32
 	first    [][]uint32          // by group, as long as the group's highest known inode
+	count    []uint32            // by group: names that were noted, roughly
+	far      map[uint32]uint32   // of inodes far behind the others of their group
 	more     map[uint32][]uint32 // further directories of inodes with several names
-	read     map[uint32]bool     // directories that were read out of turn, ahead of the crawl
-	next     uint32              // the crawl is past all inodes below
+	moreLen  int
+	read     map[uint32]bool // directories that were read out of turn, ahead of the crawl
+	next     uint32          // the crawl is past all inodes below
 	total    uint32
 	names    nameCache
 }
 
 // of gives the directory of an inode, 0 if it is not known.
 func (p *parents) of(ino uint32) uint32 {
-	g, i := (ino-1)/p.perGroup, (ino-1)%p.perGroup
-	if int(g) >= len(p.first) || int(i) >= len(p.first[g]) {
+	if ino == 0 {
 		return 0
 	}
-	return p.first[g][i]
+	g, i := (ino-1)/p.perGroup, (ino-1)%p.perGroup
+	switch {
+	case int(g) >= len(p.first):
+		return 0
+	case int(i) < len(p.first[g]):
+		return p.first[g][i]
+	case len(p.far) == 0:
+		return 0
+	}
+	return p.far[ino]
 }
 
+// A group fills from its start. A name for an inode far behind those that are known goes into a map, so that few names that
+// a guest makes up cost little memory.
+const (
+	nearInodes  = 256
+	nearEachOne = 32
+)
+
 func (p *parents) set(ino, dir uint32) {
+	if ino == 0 {
+		return
+	}
 	g, i := (ino-1)/p.perGroup, (ino-1)%p.perGroup
-	if int(g) >= len(p.first) || ino == 0 {
+	if int(g) >= len(p.first) {
 		return
 	}
 	s := p.first[g]
-	if int(i) >= len(s) {
-		if dir == 0 {
-			return
+	if int(i) < len(s) {
+		s[i] = dir
+		return
+	}
+	if dir == 0 {
+		delete(p.far, ino)
+		return
+	}
+	if p.count[g] < 1<<24 {
+		p.count[g]++
+	}
+	if i >= nearInodes+nearEachOne*p.count[g] {
+		p.far[ino] = dir
+		return
+	}
+	if int(i) >= cap(s) {
+		// By little, to keep to the four bytes.
+		s = slices.Grow(s, int(i)-len(s)+1+int(i)/8)
+	}
+	from := len(s)
+	s = s[:i+1]
+	p.first[g] = s
+	if len(p.far) > 0 {
+		for k := from; k < len(s); k++ {
+			n := g*p.perGroup + uint32(k) + 1
+			if d, ok := p.far[n]; ok {
+				s[k] = d
+				delete(p.far, n)
+			}
 		}
-		if int(i) >= cap(s) {
-			// A group fills from its start: grow by little, to keep to the four bytes.
-			s = slices.Grow(s, int(i)-len(s)+1+int(i)/8)
-		}
-		s = s[:i+1]
-		p.first[g] = s
 	}
 	s[i] = dir
 }
+
+// maxMore bounds the names beyond the first of each inode: 16 MiB.
+const maxMore = 1 << 22
 
 // add notes one more name of an inode.
 func (p *parents) add(ino, dir uint32) {
@@ -56,7 +100,10 @@ func (p *parents) add(ino, dir uint32) {
 		p.set(ino, dir)
 		return
 	}
-	p.more[ino] = append(p.more[ino], dir)
+	if p.moreLen < maxMore {
+		p.more[ino] = append(p.more[ino], dir)
+		p.moreLen++
+	}
 }
 
 // remove forgets one name.
@@ -64,6 +111,7 @@ func (p *parents) remove(ino, dir uint32) {
 	rest := p.more[ino]
 	if i := slices.Index(rest, dir); i >= 0 {
 		rest = slices.Delete(rest, i, i+1)
+		p.moreLen--
 	} else if p.of(ino) == dir {
 		if len(rest) == 0 {
 			p.set(ino, 0)
@@ -71,6 +119,7 @@ func (p *parents) remove(ino, dir uint32) {
 		}
 		p.set(ino, rest[len(rest)-1])
 		rest = rest[:len(rest)-1]
+		p.moreLen--
 	}
 	if len(rest) == 0 {
 		delete(p.more, ino)

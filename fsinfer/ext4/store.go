@@ -15,6 +15,7 @@ type store struct {
 	limit int     // slots in memory
 	free  []int32 // slots to use again
 	next  int32
+	max   int32 // slots at most
 	file  *os.File
 	dir   string // where file is made; "" is the system's place for temporary files
 }
@@ -26,7 +27,7 @@ const storeMemory = 4 << 20
 const maxSlots = 1 << 24
 
 func newStore(blockSize int) *store {
-	return &store{size: blockSize, slots: map[uint64]int32{}, limit: max(storeMemory/blockSize, 16)}
+	return &store{size: blockSize, slots: map[uint64]int32{}, limit: max(storeMemory/blockSize, 16), max: maxSlots}
 }
 
 func (s *store) has(b uint64) bool {
@@ -61,7 +62,7 @@ func (s *store) put(b uint64, data []byte) error {
 		if n := len(s.free); n > 0 {
 			slot, s.free = s.free[n-1], s.free[:n-1]
 		} else {
-			if s.next == maxSlots {
+			if s.next >= s.max {
 				return errors.New("too many blocks are away from home")
 			}
 			slot = s.next

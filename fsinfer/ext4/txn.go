@@ -72,6 +72,7 @@ type place struct {
 
 // newTxn prepares a change that sets the given blocks.
 func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source event.Source) *txn {
+	f.work = 0
 	t := &txn{f: f, tid: tid, time: when, source: source}
 	t.old = f.before()
 	t.new = &view{fs: f, new: blocks}
