@@ -172,13 +172,62 @@ func (w *Watch) capture(ctx context.Context, volumes []*volume) (bool, error) {
 		if len(journals) == 0 {
 			continue
 		}
-		gen, err := c.Capture(ctx, journals)
+		gen, err := w.captureOn(ctx, i, c, journals)
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", d.Name, err)
 		}
 		w.gen[i], any = gen, true
 	}
 	return any, nil
+}
+
+// captureOn tells one disk of its journals. A tap answers with a mark among the writes; where these wait for us and leave no
+// room for it, they are read here.
+func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []tap.Journal) (uint32, error) {
+	type answer struct {
+		gen uint32
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		gen, err := c.Capture(ctx, journals)
+		answers <- answer{gen, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.gen, a.err
+	case <-time.After(settle / 2):
+	}
+	for {
+		select {
+		case a := <-answers:
+			return a.gen, a.err
+		default:
+		}
+		wait, stop := context.WithTimeout(ctx, 10*time.Millisecond)
+		write, err := w.disks[disk].Source.Next(wait)
+		stop()
+		w.drawn[disk]++
+		l, isLost := lost(err)
+		switch {
+		case err == nil:
+			if err := w.apply(disk, &write); err != nil {
+				return 0, err
+			}
+		case isLost:
+			w.missed(l.Error())
+		case isMark(err) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		default:
+			return 0, err
+		}
+	}
+}
+
+// missed has all be attached anew because of writes that are missing, unless nothing is attached that could lack them.
+func (w *Watch) missed(why string) {
+	if len(w.volumes) > 0 {
+		w.again = why
+	}
 }
 
 // everything makes the content of all writes wanted again.

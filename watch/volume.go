@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,13 @@ type volume struct {
 // known says whether there is a reader for what lies in a volume.
 func known(v *part.Volume) bool {
 	return (v.Type == "ext2" || v.Type == "ext3" || v.Type == "ext4") && v.Unmapped == ""
+}
+
+// on says whether a part of a volume lies on a disk.
+func (v *volume) on(disk int) bool {
+	return slices.ContainsFunc(v.part.Segments, func(s block.Segment) bool {
+		return slices.ContainsFunc(s.Legs, func(l block.Leg) bool { return l.Disk == disk })
+	})
 }
 
 // journal describes a volume's journal to a tap; ok is false without one.

@@ -34,6 +34,7 @@ type Watch struct {
 	ended   int       // disks that ended
 	gen     []uint32  // what the disks capture
 	caught  []bool    // a disk's content is only wanted where it tells something
+	drawn   []uint64  // how often a disk was read by others than its goroutine: what that holds is void then
 }
 
 // New prepares a watch of disks of one machine.
@@ -51,7 +52,7 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks))}, nil
+	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks))}, nil
 }
 
 // Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
@@ -121,13 +122,19 @@ func (w *Watch) close() {
 func (w *Watch) follow(ctx context.Context, disk int) error {
 	src := w.disks[disk].Source
 	for {
-		wait, stop := context.WithTimeout(ctx, w.patience())
+		patience, drawn := w.patience(disk)
+		wait, stop := context.WithTimeout(ctx, patience)
 		write, err := src.Next(wait)
 		stop()
 		w.mu.Lock()
 		switch l, isLost := lost(err); {
+		case err == nil && w.drawn[disk] != drawn:
+			err = nil
+			w.missed("a write came while file systems were attached")
 		case err == nil:
-			err = w.apply(disk, &write)
+			if err = w.apply(disk, &write); err == nil && w.rescan {
+				err = w.divide(ctx)
+			}
 		case isLost:
 			w.again = l.Error()
 			err = nil
@@ -137,7 +144,7 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 			w.mu.Unlock()
 			return nil
 		case errors.Is(err, context.DeadlineExceeded):
-			err = w.idle(ctx)
+			err = w.idle(ctx, disk)
 		case errors.Is(err, io.EOF):
 			w.ended++
 			w.mu.Unlock()
@@ -158,16 +165,16 @@ func isMark(err error) bool {
 	return errors.As(err, &m)
 }
 
-// patience is how long to wait for a write until something else is done.
-func (w *Watch) patience() time.Duration {
+// patience is how long to wait for a write until something else is done, and how often others have read the disk.
+func (w *Watch) patience(disk int) (time.Duration, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, v := range w.volumes {
 		if v.crawl {
-			return time.Millisecond
+			return time.Millisecond, w.drawn[disk]
 		}
 	}
-	return w.opt.Quiet
+	return w.opt.Quiet, w.drawn[disk]
 }
 
 // apply hands a write to the volumes that it touches.
@@ -243,12 +250,12 @@ func (w *Watch) send(e event.Event) error {
 }
 
 // idle is called when a disk had nothing to say for a while.
-func (w *Watch) idle(ctx context.Context) error {
+func (w *Watch) idle(ctx context.Context, disk int) error {
 	if w.rescan {
 		return w.divide(ctx)
 	}
 	for _, v := range w.volumes {
-		if !v.since.IsZero() {
+		if !v.since.IsZero() && v.on(disk) { // other disks may still have older writes
 			v.since = time.Time{}
 			v.fs.CaughtUp()
 			for i := range w.disks {
@@ -292,9 +299,7 @@ func (w *Watch) choose(disk int) {
 	}
 	var wanted []block.Range
 	for _, v := range w.volumes {
-		if !slices.ContainsFunc(v.part.Segments, func(s block.Segment) bool {
-			return slices.ContainsFunc(s.Legs, func(l block.Leg) bool { return l.Disk == disk })
-		}) {
+		if !v.on(disk) {
 			continue
 		}
 		_, where, ok := v.fs.Journal()
