@@ -44,7 +44,8 @@ func (t *txn) hasName(c *change) bool {
 func (t *txn) attributes() {
 	var changed []*change
 	for _, c := range t.inodes {
-		if c.stays() && t.hasName(c) {
+		// Without a journal a file may have been there before its first name: that tells all of it.
+		if c.stays() && t.hasName(c) && !t.named[c.ino] {
 			changed = append(changed, c)
 		}
 	}
@@ -129,11 +130,11 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 			_, ok := slices.BinarySearch(inodes, ino)
 			return ok && found[ino] == ""
 		}
+		one := uint32(0)
 		if left == 1 {
-			only := inodes[0]
-			want = func(ino uint32) bool { return ino == only }
+			one = inodes[0]
 		}
-		err = t.f.scan(v, &in, want, func(name string, d Dirent) bool {
+		err = t.f.scan(v, &in, one, want, func(name string, d Dirent) bool {
 			found[d.Ino] = name
 			left--
 			return left > 0

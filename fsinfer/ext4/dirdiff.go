@@ -252,6 +252,7 @@ func (t *txn) diffSame(c *change) error {
 
 // compare turns two listings of a directory into edits.
 func (t *txn) compare(d node, was, is nameSet) {
+	t.removed, t.added = slices.Grow(t.removed, len(was)), slices.Grow(t.added, len(is))
 	for name, ino := range was {
 		now, ok := is[name]
 		if ok && now == ino {
@@ -353,7 +354,7 @@ func nameOf(dir *Inode, d Dirent) string {
 // list gives all names of a directory.
 func (f *FS) list(v *view, in *Inode) (nameSet, error) {
 	names := nameSet{}
-	err := f.scan(v, in, nil, func(name string, d Dirent) bool {
+	err := f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
 		names[name] = d.Ino
 		return true
 	})
@@ -364,8 +365,9 @@ func (f *FS) list(v *view, in *Inode) (nameSet, error) {
 const maxWork = 1 << 20
 
 // scan visits the names of a directory until visit returns false. Where wanted is given, only of inodes that it asks for: a
-// name is made a string, which costs more than all the rest.
-func (f *FS) scan(v *view, in *Inode, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
+// name is made a string, which costs more than all the rest. Where only one is wanted, its number is given too: few blocks
+// hold these four bytes.
+func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
 	fast := v.fc.edits(in.Number)
 	if v.fc.inode(in.Number) != nil {
 		blocks := view{fs: f}
@@ -415,6 +417,9 @@ func (f *FS) scan(v *view, in *Inode, wanted func(ino uint32) bool, visit func(n
 			data, rerr := v.peek(scratch, b)
 			if rerr != nil {
 				return rerr
+			}
+			if one != 0 && !bytes.Contains(data, le.AppendUint32(nil, one)) {
+				continue
 			}
 			if derr := f.sb.DirentsOf(in, data, see); derr != nil && err == nil {
 				err = derr

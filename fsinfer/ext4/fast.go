@@ -192,7 +192,7 @@ func (t *txn) neverThere(first map[place]uint32) {
 			dir, err := t.old.inode(scratch, p.dir.ino)
 			if err == nil && live(&dir) && dir.IsDir() {
 				dir.InBody = slices.Clone(dir.InBody)
-				t.fail(t.f.scan(t.old, &dir, func(i uint32) bool { return i == ino }, func(name string, _ Dirent) bool {
+				t.fail(t.f.scan(t.old, &dir, ino, func(i uint32) bool { return i == ino }, func(name string, _ Dirent) bool {
 					there = there || name == p.name
 					return !there
 				}))

@@ -72,7 +72,7 @@ func (f *FS) homeList(v *view, in *Inode) (names map[string]uint32, clear bool) 
 	clear = true
 	names = map[string]uint32{}
 	buf := make([]byte, f.sb.BlockSize)
-	err := f.scan(v, in, nil, func(name string, d Dirent) bool {
+	err := f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
 		if d.Ino > f.sb.Inodes || d.Ino < f.sb.FirstInode {
 			clear = false
 			return true

@@ -22,10 +22,13 @@ type made struct {
 }
 
 func (m *made) ReadAt(p []byte, off int64) (int, error) {
-	if b := m.over[uint64(off)/4096]; b != nil && off%4096 == 0 && len(p) == 4096 {
-		return copy(p, b), nil
+	n, err := m.Device.ReadAt(p, off)
+	for at := 0; off%4096 == 0 && at+4096 <= n; at += 4096 {
+		if b := m.over[uint64(off+int64(at))/4096]; b != nil {
+			copy(p[at:], b)
+		}
 	}
-	return m.Device.ReadAt(p, off)
+	return n, err
 }
 
 // attachMade attaches to an empty file system with room for a million files.

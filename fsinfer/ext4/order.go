@@ -36,7 +36,13 @@ func (t *txn) names() {
 		return
 	}
 	order := func(a, b edit) int {
-		return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.dir.ino, b.dir.ino), cmp.Compare(a.name, b.name))
+		switch {
+		case a.ino != b.ino:
+			return cmp.Compare(a.ino, b.ino)
+		case a.dir.ino != b.dir.ino:
+			return cmp.Compare(a.dir.ino, b.dir.ino)
+		}
+		return strings.Compare(a.name, b.name)
 	}
 	slices.SortFunc(t.removed, order)
 	slices.SortFunc(t.added, order)
@@ -362,6 +368,9 @@ func (s *sim) settle(o *op) {
 			s.at[d] = o.to
 			delete(s.makes, d)
 			s.wake(waitMade(d))
+		}
+		if s.t.source == event.Home {
+			s.t.named[o.ino] = true
 		}
 		delete(s.births, o.ino)
 		s.wake(waitBorn(o.ino))

@@ -172,7 +172,7 @@ func (f *FS) readDir(v *view, ino uint32) error {
 
 // count notes the names in a directory.
 func (f *FS) count(v *view, in *Inode) error {
-	return f.scan(v, in, func(ino uint32) bool {
+	return f.scan(v, in, 0, func(ino uint32) bool {
 		if ino <= f.sb.Inodes && ino != 0 {
 			f.parents.add(ino, in.Number)
 		}
@@ -327,7 +327,7 @@ func (f *FS) nameIn(v *view, dir, ino uint32) (string, error) {
 		return "", fmt.Errorf("inode %d is in inode %d, which is no directory: %w", ino, dir, mem.ErrInconsistent)
 	}
 	name, found := "", false
-	err = f.scan(v, &in, func(i uint32) bool { return i == ino }, func(s string, _ Dirent) bool {
+	err = f.scan(v, &in, ino, func(i uint32) bool { return i == ino }, func(s string, _ Dirent) bool {
 		name, found = s, true
 		return false
 	})

@@ -85,6 +85,9 @@ func replay(t *testing.T, r *fsoracle.Recording) {
 			for _, f := range replayer.Apply(e) {
 				if !journalled {
 					odd++
+					if verbose {
+						t.Log(f)
+					}
 					continue // without a journal only the end counts
 				}
 				if wrong++; wrong < 20 {

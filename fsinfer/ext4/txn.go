@@ -25,14 +25,16 @@ type txn struct {
 	inodes  map[uint32]*change       // inodes whose bytes changed
 	reuse   bool                     // numbers of some of them went to other files
 	ranges  map[uint32][]block.Range // bytes that a fast commit tells as mapped anew
+	named   map[uint32]bool          // without a journal: files whose first name came
 	anew    map[uint32]bool          // without a journal: numbers that went, or did not, from one file to another
 	removed []edit
 	added   []edit
 
-	errs   []error
-	events []event.Event
-	sim    *sim
-	slab   []op
+	errs    []error
+	events  []event.Event
+	sim     *sim
+	slab    []op
+	changes []change // to use
 }
 
 // change is an inode before and after. Either may not be live.
@@ -73,7 +75,7 @@ type place struct {
 // newTxn prepares a change that sets the given blocks.
 func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source event.Source) *txn {
 	f.work = 0
-	t := &txn{f: f, tid: tid, time: when, source: source}
+	t := &txn{f: f, tid: tid, time: when, source: source, named: map[uint32]bool{}}
 	t.old = f.before()
 	t.new = &view{fs: f, new: blocks}
 	t.logged = make([]uint64, 0, len(blocks))
@@ -176,7 +178,11 @@ func (t *txn) collect() []*change {
 var zeroInode [4096]byte
 
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
-	c := &change{ino: ino}
+	if len(t.changes) == 0 {
+		t.changes = make([]change, 32)
+	}
+	c := &t.changes[0]
+	t.changes, c.ino = t.changes[1:], ino
 	var err error
 	if c.old, err = t.f.sb.ParseInode(ino, was); err != nil {
 		return nil, err
