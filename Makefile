@@ -2,13 +2,13 @@
 # make test   all tests, on real guests too
 # make test-long  a hundred random runs on watched guests, about ten minutes
 # make check  formatting, vet, house rules, short tests
-# make bench  the numbers of docs/performance.md
+# make bench  the numbers of docs/performance.md: of memory; bench-disk and figure7, of disks
 GO ?= go
 export CGO_ENABLED = 0
 # A distribution's Go may be told not to fetch the version that go.mod asks for.
 export GOTOOLCHAIN ?= auto
 
-.PHONY: build install demo deps go test check short bench fuzz clean test-long
+.PHONY: build install demo deps go test check short bench bench-disk figure7 fuzz clean test-long
 
 build: bin/vmscope
 
@@ -42,6 +42,13 @@ short:
 
 bench: deps build
 	$(GO) run ./bench
+
+# ROUNDS and SAMPLES make it shorter.
+bench-disk: deps
+	$(GO) run ./bench/disk $(if $(ROUNDS),-rounds $(ROUNDS))
+
+figure7: deps
+	$(GO) run ./bench/figure7 -svg docs/figure7.svg -csv docs/figure7.csv $(if $(SAMPLES),-samples $(SAMPLES))
 
 clean:
 	rm -rf bin

@@ -26,6 +26,7 @@ func (m mode) String() string {
 type result struct {
 	numbers []int
 	samples [][modes][]time.Duration
+	wrong   []string        // samples of which not all events were told, or too many; not kept in CSV
 	lags    []time.Duration // from the commit's arrival at the disk to the last event of it
 }
 
@@ -95,6 +96,9 @@ func (r *result) table() string {
 		fmt.Fprintf(&b, " The last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(quantile(r.lags, 0.5)), ms(quantile(r.lags, 0.9)))
 	}
 	b.WriteByte('\n')
+	for _, text := range r.wrong {
+		b.WriteString("\nWRONG: " + text + "\n")
+	}
 	return b.String()
 }
 
