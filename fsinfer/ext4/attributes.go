@@ -26,7 +26,8 @@ func (t *txn) locate() {
 	for _, e := range t.added {
 		touched[e.ino] = true
 	}
-	for ino, c := range t.inodes {
+	for _, c := range t.changed {
+		ino := c.ino
 		for c.stays() && !touched[ino] && t.hasName(c) && f.parents.of(ino) == 0 && f.parents.next <= f.parents.total {
 			if _, _, err := f.Crawl(context.Background(), 4096); err != nil {
 				t.fail(err)
@@ -43,7 +44,7 @@ func (t *txn) hasName(c *change) bool {
 // attributes tells what changed in inodes that were there before and are there still.
 func (t *txn) attributes() {
 	var changed []*change
-	for _, c := range t.inodes {
+	for _, c := range t.changed {
 		// Without a journal a file may have been there before its first name: that tells all of it.
 		if c.stays() && t.hasName(c) && !t.named[c.ino] {
 			changed = append(changed, c)

@@ -107,6 +107,9 @@ func (t *txn) touched(c *change) []block.Range {
 	}
 	c.looked = true
 	f, in := t.f, &c.new
+	if in.Size == 0 {
+		return nil
+	}
 	bs := int64(f.sb.BlockSize)
 	out := slices.Clone(t.ranges[c.ino])
 	add := func(logical, count uint64) {

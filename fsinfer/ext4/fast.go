@@ -255,7 +255,7 @@ func (t *txn) fastInodes(fc *jbd2.FastCommit, top *fastState) {
 			t.fail(err)
 			continue
 		}
-		t.inodes[ino] = &change{ino: ino, old: old, new: in}
+		t.note(&change{ino: ino, old: old, new: in})
 		top.setInode(ino, now)
 	}
 }

@@ -65,7 +65,8 @@ func (t *txn) homeDiff(candidates []*change) {
 		l.queue = append(l.queue, d)
 	}
 	// Names depend on what became of their inodes.
-	for ino, c := range t.inodes {
+	for _, c := range t.changed {
+		ino := c.ino
 		if live(&c.old) == live(&c.new) && !t.isReplaced(ino) {
 			continue
 		}

@@ -105,13 +105,14 @@ func (t *txn) late() {
 			continue
 		}
 		in.InBody = bytes.Clone(in.InBody)
-		t.inodes[ino] = &change{ino: ino, old: in, new: in}
+		t.note(&change{ino: ino, old: in, new: in})
 	}
 }
 
 // remember takes note of where the files of the change lie now.
 func (t *txn) remember() {
-	for ino, c := range t.inodes {
+	for _, c := range t.changed {
+		ino := c.ino
 		switch {
 		case !live(&c.new) || !c.new.IsRegular():
 			t.f.late.forget(ino)

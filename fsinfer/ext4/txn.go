@@ -23,6 +23,7 @@ type txn struct {
 	logged []uint64 // the blocks of the change, ascending
 
 	inodes  map[uint32]*change       // inodes whose bytes changed
+	changed []*change                // the same, in the order in which they were found
 	reuse   bool                     // numbers of some of them went to other files
 	ranges  map[uint32][]block.Range // bytes that a fast commit tells as mapped anew
 	named   map[uint32]bool          // without a journal: files whose first name came
@@ -79,12 +80,18 @@ func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source
 	t.old = f.before()
 	t.new = &view{fs: f, new: blocks}
 	t.logged = make([]uint64, 0, len(blocks))
-	t.inodes = make(map[uint32]*change, min(len(blocks)*4, 1<<12))
+	t.inodes = make(map[uint32]*change, min(len(blocks)*16, 1<<14))
 	for b := range blocks {
 		t.logged = append(t.logged, b)
 	}
 	slices.Sort(t.logged)
 	return t
+}
+
+// note takes up a changed inode.
+func (t *txn) note(c *change) {
+	t.inodes[c.ino] = c
+	t.changed = append(t.changed, c)
 }
 
 func (t *txn) fail(err error) {
@@ -160,7 +167,7 @@ func (t *txn) collect() []*change {
 				continue
 			}
 			if !equal {
-				t.inodes[ino] = c
+				t.note(c)
 				t.reuse = t.reuse || c.replaced()
 			}
 			if live(&c.old) && c.old.IsDir() || live(&c.new) && c.new.IsDir() {
