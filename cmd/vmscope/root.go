@@ -13,8 +13,9 @@ func (a *app) rootCmd() *cobra.Command {
 		Use:   "vmscope",
 		Short: "See into virtual machines from outside",
 		Long: `vmscope reads a guest's memory through the hypervisor, or out of a dump, and
-says what goes on in it. It needs a target and nothing else: no agent, no
-profile, no debug symbols, no special option of the hypervisor.
+says what goes on in it; it looks into its disks, and tells what happens to the
+files on them as it is committed. It needs a target and nothing else: no agent,
+no profile, no debug symbols, no special option of the hypervisor.
 
 Targets:
   NAME           the one running VM of that name
