@@ -135,6 +135,7 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 			}
 		}
 	}
+	w.crawled = false
 	for _, v := range live {
 		s := v.fs.Super()
 		v.label, v.crawl = fsLabel(v.name, s), true
@@ -208,14 +209,16 @@ func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []
 		write, err := w.disks[disk].Source.Next(wait)
 		stop()
 		w.drawn[disk]++
+		w.torn[disk] = w.torn[disk] || len(w.volumes) > 0
 		l, isLost := lost(err)
 		switch {
 		case err == nil:
 			if err := w.apply(disk, &write); err != nil {
 				return 0, err
 			}
+		case isLost && len(w.volumes) > 0: // they lack it; those that are being attached do not
+			w.again = l.Error()
 		case isLost:
-			w.missed(l.Error())
 		case isMark(err) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
 		default:
 			return 0, err
@@ -223,11 +226,27 @@ func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []
 	}
 }
 
-// missed has all be attached anew because of writes that are missing, unless nothing is attached that could lack them.
-func (w *Watch) missed(why string) {
-	if len(w.volumes) > 0 {
-		w.again = why
+// skip passes over what waits, of which nothing is told any more: what is attached next holds it.
+func (w *Watch) skip(ctx context.Context) error {
+	now := w.opt.Clock()
+	for i, d := range w.disks {
+		if _, ok := d.Source.(Queue); !ok {
+			continue
+		}
+		for {
+			wait, stop := context.WithTimeout(ctx, time.Millisecond)
+			write, err := d.Source.Next(wait)
+			stop()
+			w.drawn[i]++
+			if err == nil && write.Time.After(now) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+				break
+			}
+			if _, isLost := lost(err); err != nil && !isLost && !isMark(err) {
+				return err
+			}
+		}
 	}
+	return nil
 }
 
 // everything makes the content of all writes wanted again.

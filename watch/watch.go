@@ -31,10 +31,13 @@ type Watch struct {
 	again   string    // why the volumes are to be attached anew
 	rescan  bool      // the disks are divided anew
 	stale   time.Time // when that was noticed
+	crawled bool      // all crawls are at their ends
+	next    time.Time // when to go on with crawls amid writes
 	ended   int       // disks that ended
 	gen     []uint32  // what the disks capture
 	caught  []bool    // a disk's content is only wanted where it tells something
 	drawn   []uint64  // how often a disk was read by others than its goroutine: what that holds is void then
+	torn    []bool    // and a volume that was attached lacks it
 }
 
 // New prepares a watch of disks of one machine.
@@ -52,7 +55,7 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks))}, nil
+	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
 }
 
 // Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
@@ -127,14 +130,19 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 		write, err := src.Next(wait)
 		stop()
 		w.mu.Lock()
+		if w.drawn[disk] == drawn {
+			w.torn[disk] = false
+		}
 		switch l, isLost := lost(err); {
 		case err == nil && w.drawn[disk] != drawn:
-			err = nil
-			w.missed("a write came while file systems were attached")
+			if w.torn[disk] {
+				w.again = "a write came while file systems were attached"
+			}
 		case err == nil:
 			if err = w.apply(disk, &write); err == nil && w.rescan {
 				err = w.divide(ctx)
 			}
+			w.crawl(ctx)
 		case isLost:
 			w.again = l.Error()
 			err = nil
@@ -262,11 +270,38 @@ func (w *Watch) idle(ctx context.Context, disk int) error {
 				w.choose(i)
 			}
 		}
-		if err := v.step(ctx, 1<<13, w.opt.Progress); err != nil && ctx.Err() == nil {
-			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
-		}
+		w.step(ctx, v)
 	}
 	return w.quiet(w.opt.Clock())
+}
+
+// crawl goes on with the crawls beside writes that never pause, for at most half of the time.
+func (w *Watch) crawl(ctx context.Context) {
+	if len(w.volumes) == 0 || w.crawled {
+		return
+	}
+	begin := time.Now()
+	if begin.Before(w.next) {
+		return
+	}
+	w.crawled = true
+	for _, v := range w.volumes {
+		if v.crawl {
+			w.crawled = false
+			if v.since.IsZero() {
+				w.step(ctx, v)
+			}
+		}
+	}
+	end := time.Now()
+	w.next = end.Add(end.Sub(begin))
+}
+
+// step goes on with one crawl.
+func (w *Watch) step(ctx context.Context, v *volume) {
+	if err := v.step(ctx, 1<<13, w.opt.Progress); err != nil && ctx.Err() == nil {
+		w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+	}
 }
 
 // quiet has the file systems without journal tell what waits.
@@ -283,8 +318,11 @@ func (w *Watch) quiet(now time.Time) error {
 // begin attaches all anew behind a loss.
 func (w *Watch) begin(ctx context.Context) error {
 	reason := w.again
-	w.again = ""
+	w.again, w.rescan = "", false
 	if err := w.send(event.Event{Op: event.Lost, Detail: reason}); err != nil {
+		return err
+	}
+	if err := w.skip(ctx); err != nil {
 		return err
 	}
 	return w.attach(ctx)
