@@ -1,6 +1,7 @@
 package ext4
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -37,23 +38,23 @@ const maxBatch = 64 << 20
 // gather reads the whole tree.
 func (f *FS) gather() error {
 	h := &f.home
-	*h = homeBatch{
-		blocks: map[uint64][]byte{}, tree: map[uint32]map[string]uint32{}, owner: map[uint64]uint32{}, spans: map[uint32][]span{},
-		files: map[uint32]identity{}, unclear: map[uint32]bool{}, held: map[place]time.Time{},
-	}
 	v := f.before()
 	buf := make([]byte, f.sb.BlockSize)
 	for g := range f.sb.Groups {
 		used := (uint64(f.usedInodes(v, buf, g))*uint64(f.sb.InodeSize) + uint64(f.sb.BlockSize) - 1) / uint64(f.sb.BlockSize)
 		for i := range min(used, f.tableBlocks) {
 			data, err := f.current(buf, f.tables[g]+i)
-			if err == nil {
+			if err == nil && !bytes.Equal(data, zeroBlock[:len(data)]) {
 				err = f.store.put(f.tables[g]+i, data)
 			}
 			if err != nil {
 				return fmt.Errorf("inode table of group %d: %w", g, err)
 			}
 		}
+	}
+	*h = homeBatch{
+		blocks: map[uint64][]byte{}, tree: map[uint32]map[string]uint32{}, owner: map[uint64]uint32{}, spans: map[uint32][]span{},
+		files: map[uint32]identity{}, unclear: map[uint32]bool{}, held: map[place]time.Time{},
 	}
 	// Building the tree is a change that makes all of it, of which the events are told to nobody.
 	f.parents.next = f.parents.total + 1

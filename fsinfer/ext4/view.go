@@ -41,6 +41,12 @@ func (f *FS) current(scratch []byte, b uint64) ([]byte, error) {
 	if data, ok, err := f.store.get(scratch, b); ok || err != nil {
 		return data, err
 	}
+	if f.home.tree != nil {
+		// Tables are held as they were told; on the disk they may be ahead of that.
+		if _, _, table := f.tableBlock(b); table {
+			return zeroBlock[:f.sb.BlockSize], nil
+		}
+	}
 	if data, ok := f.reads[b]; ok {
 		return data, nil
 	}
