@@ -16,15 +16,17 @@ type Consumer struct {
 	cur  uint64 // of the next record
 	tail uint64 // all below it was released
 	seen uint64 // how far Scan has looked
-	// kept are the positions of the records from tail to cur.
+	// kept are the positions of the records from tail to cur, behind the first gone ones.
 	kept []uint64
+	gone int
+	// hold is the first of the pre-images that belong to what is given next, if held: they stay until that was worked on,
+	// however many they are and however full the ring is. over: it was given.
+	hold       uint64
+	held, over bool
 	// Lag is how many bytes of records that were given stay in the ring, as long as it is not half full. Set it before
 	// the first Next.
 	Lag int
 }
-
-// maxKept bounds the number of records that stay.
-const maxKept = 256
 
 // NewConsumer opens a ring for reading from where an earlier consumer was. files stay the caller's; Wake is used until
 // Close.
@@ -99,19 +101,34 @@ func (c *Consumer) release(head uint64) {
 	if head-c.tail > c.s.size/2 {
 		lag = 0
 	}
-	n := 0
-	for n < len(c.kept) && (c.cur-c.kept[n] > lag || len(c.kept)-n > maxKept) {
+	if c.over { // the record that they belong to was worked on
+		c.held, c.over = false, false
+	}
+	n := c.gone
+	for n < len(c.kept) && c.cur-c.kept[n] > lag && !(c.held && int64(c.kept[n]-c.hold) >= 0) {
 		n++
 	}
-	if n == 0 {
+	if n == c.gone {
 		return
 	}
-	c.tail = c.cur
+	c.tail, c.gone = c.cur, n
 	if n < len(c.kept) {
 		c.tail = c.kept[n]
 	}
-	c.kept = c.kept[:copy(c.kept, c.kept[n:])]
+	if c.gone > len(c.kept)/2 {
+		c.kept, c.gone = c.kept[:copy(c.kept, c.kept[c.gone:])], 0
+	}
 	c.s.word(hdrTail).Store(c.tail)
+}
+
+// note takes down what a record that is given means for what is held.
+func (c *Consumer) note(pos uint64, r *Record) {
+	switch {
+	case r.Kind != PreImage:
+		c.over = c.held && (len(r.Data) > 0 || r.Kind == Lost)
+	case !c.held || c.over:
+		c.hold, c.held, c.over = pos, true, false
+	}
 }
 
 // Poll gives the next record if it is there. The one before it is void, unless Lag keeps it.
@@ -130,6 +147,9 @@ func (c *Consumer) Poll() (r Record, ok bool, err error) {
 			return Record{}, false, nil
 		}
 		c.kept = append(c.kept, c.cur)
+		if state != void {
+			c.note(c.cur, &r)
+		}
 		c.cur += size
 		if state == void {
 			c.release(head)

@@ -154,7 +154,8 @@ func TestScan(t *testing.T) {
 		t.Error(r, err)
 	}
 	held.Commit()
-	for range 4 {
+	p.Append(Record{Kind: Write, Len: 1, Data: []byte("x")}) // what it belongs to
+	for range 5 {
 		c.Poll()
 	}
 	if _, err := c.At(at[0]); !errors.Is(err, ErrDamaged) {
@@ -163,6 +164,29 @@ func TestScan(t *testing.T) {
 	p.Append(Record{Kind: PreImage, Len: 1, Data: []byte("y")})
 	if scan(); len(at) != 2 {
 		t.Error(at)
+	}
+}
+
+// Pre-images stay until the write that follows them was worked on: however many, and though the ring is more than half full.
+func TestHold(t *testing.T) {
+	p, c, _ := pair(t, small, 0)
+	const images = small / headSize / 4 // half of the ring
+	for range images {
+		p.Append(Record{Kind: PreImage, Len: 3, Data: []byte("old")})
+	}
+	p.Append(Record{Kind: Write, Off: 7}) // of another connection, without content
+	p.Append(Record{Kind: Write, Len: 6, Data: []byte("commit")})
+	p.Append(Record{Kind: Write})
+	for range images + 2 {
+		if _, ok, err := c.Poll(); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if r, err := c.At(0); err != nil || string(r.Data) != "old" {
+		t.Errorf("%v, %v", r, err)
+	}
+	if c.Poll(); c.Tail() < images*headSize {
+		t.Errorf("held up to %d", c.Tail())
 	}
 }
 
@@ -333,7 +357,7 @@ func FuzzHostile(f *testing.F) {
 		clear(c.s.at(0, small))
 		copy(c.s.at(0, small), b)
 		tail &^= headSize - 1
-		c.tail, c.cur, c.seen, c.kept = tail, tail, tail, nil
+		c.tail, c.cur, c.seen, c.kept, c.gone = tail, tail, tail, nil, 0
 		c.s.word(hdrHead).Store(head)
 		steps := 0
 		scanned := 0
