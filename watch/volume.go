@@ -30,6 +30,8 @@ type volume struct {
 	since time.Time // writes up to then may be in the model already
 	crawl bool      // the crawl is not at its end
 	told  uint64    // inodes of progress
+
+	touched time.Time // of the last write
 }
 
 // known says whether there is a reader for what lies in a volume.

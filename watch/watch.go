@@ -199,6 +199,7 @@ func (w *Watch) apply(disk int, write *block.Write) error {
 			v.fs.CaughtUp()
 			w.choose(disk)
 		}
+		v.touched = write.Time
 		pieces := v.where.Pieces(disk, *write)
 		for {
 			p, ok := pieces.Next()
@@ -307,6 +308,9 @@ func (w *Watch) step(ctx context.Context, v *volume) {
 // quiet has the file systems without journal tell what waits.
 func (w *Watch) quiet(now time.Time) error {
 	for _, v := range w.volumes {
+		if now.Sub(v.touched) < w.opt.Quiet {
+			continue // another disk was quiet
+		}
 		events, err := v.fs.Quiet(now)
 		if err := w.tell(v, events, err); err != nil {
 			return err
