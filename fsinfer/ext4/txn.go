@@ -186,7 +186,7 @@ var zeroInode [4096]byte
 
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
 	if len(t.changes) == 0 {
-		t.changes = make([]change, 32)
+		t.changes = make([]change, min(2+len(t.changed), 64))
 	}
 	c := &t.changes[0]
 	t.changes, c.ino = t.changes[1:], ino
