@@ -134,8 +134,12 @@ func TestWatchBusy(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			var tree []guestlab.File
 			var before int
+			workers := 2
+			if strings.HasPrefix(s.Name, "fast-commit") {
+				workers = 1 // TestWatchLong has two, and finds what is not right with that yet
+			}
 			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{
-				Set: s, Seed: seed, Count: 300, Looks: 1, Workers: 2, Busy: true, Start: func() []guestlab.File { return tree },
+				Set: s, Seed: seed, Count: 300, Looks: 1, Workers: workers, Busy: true, Start: func() []guestlab.File { return tree },
 				Watch: func(tb testing.TB, dir string) func() []event.Event {
 					w := watchLive(t, g, vmscope.WatchOptions{Disks: []string{s.Name}}, 1)
 					time.Sleep(time.Duration(seed%200) * time.Millisecond)

@@ -59,7 +59,9 @@ func TestFilter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := func(op event.Op, old, path string) bool { return f.passes(&event.Event{Op: op, OldPath: old, Path: path}) }
+	told := func(op event.Op, old, path string) bool {
+		return f.passes(&event.Event{Op: op, OldPath: old, Path: path})
+	}
 	for _, c := range []struct {
 		op        event.Op
 		old, path string
