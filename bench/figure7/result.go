@@ -74,10 +74,10 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Nanosecon
 // table is Markdown: median and quartiles, and what a tap adds.
 func (r *result) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| files | plain, ms | tapped, ms | with watchpoint, ms | tapped - plain, ms | with watchpoint - plain, ms | covered by noise |\n|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "| files | samples | plain, ms | tapped, ms | with watchpoint, ms | tapped - plain, ms | with watchpoint - plain, ms | covered by noise |\n|---|---|---|---|---|---|---|---|\n")
 	for i, n := range r.numbers {
 		s := &r.samples[i]
-		fmt.Fprintf(&b, "| %d", n)
+		fmt.Fprintf(&b, "| %d | %d", n, len(s[plain]))
 		for m := range modes {
 			fmt.Fprintf(&b, " | %s (%s to %s)", ms(quantile(s[m], 0.5)), ms(quantile(s[m], 0.25)), ms(quantile(s[m], 0.75)))
 		}
@@ -89,11 +89,8 @@ func (r *result) table() string {
 		}
 		fmt.Fprintf(&b, " | %s |\n", verdict(covered[tapped], covered[watched]))
 	}
-	if len(r.samples) > 0 {
-		fmt.Fprintf(&b, "\n%d samples a mode.", len(r.samples[0][plain]))
-	}
 	if len(r.lags) > 0 {
-		fmt.Fprintf(&b, " The last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(quantile(r.lags, 0.5)), ms(quantile(r.lags, 0.9)))
+		fmt.Fprintf(&b, "\nThe last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(quantile(r.lags, 0.5)), ms(quantile(r.lags, 0.9)))
 	}
 	b.WriteByte('\n')
 	for _, text := range r.wrong {
@@ -153,7 +150,7 @@ func parseCSV(text string) (*result, error) {
 			v = append(v, time.Duration(us)*time.Microsecond)
 		}
 		if f[1] == "lag" {
-			r.lags = v
+			r.lags = append(r.lags, v...)
 			continue
 		}
 		i := slices.Index(r.numbers, n)
