@@ -105,7 +105,7 @@ func testWatch(t *testing.T, g *guestlab.Guest) {
 		switch {
 		case strings.Contains(b, "func Test"):
 			put("main_test.go", b)
-		case strings.Contains(b, "func main"):
+		case strings.Contains(b, "package main") && strings.Contains(b, "func main"):
 			put("main.go", b)
 		}
 	}

@@ -26,12 +26,21 @@ func (t *txn) locate() {
 	for _, e := range t.added {
 		touched[e.ino] = true
 	}
-	for _, c := range t.changed {
-		ino := c.ino
-		for c.stays() && !touched[ino] && t.hasName(c) && f.parents.of(ino) == 0 && f.parents.next <= f.parents.total {
+	find := func(ino uint32) {
+		for f.parents.of(ino) == 0 && f.parents.next <= f.parents.total {
 			if _, _, err := f.Crawl(context.Background(), 4096); err != nil {
 				t.fail(err)
 			}
+		}
+	}
+	for _, c := range t.changed {
+		if c.stays() && !touched[c.ino] && t.hasName(c) {
+			find(c.ino)
+		}
+	}
+	for _, e := range t.added {
+		if c := t.inodes[e.ino]; c == nil || live(&c.old) {
+			find(e.ino) // one more name, or the first?
 		}
 	}
 }

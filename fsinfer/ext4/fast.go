@@ -103,7 +103,7 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	defer func() { f.reads = nil }()
 	first := t.fastNames(fc, top)
 	t.fastInodes(fc, top)
-	t.neverThere(first)
+	t.neverThere(first, top)
 	for p, before := range first {
 		now := top.names[p.dir.ino][p.name]
 		c := t.inodes[before]
@@ -172,7 +172,7 @@ func (t *txn) fastNames(fc *jbd2.FastCommit, top *fastState) map[place]uint32 {
 
 // neverThere finds names that a fast commit tells as gone, and that were made since the last commit: of an inode that is freed
 // again, a fast commit tells that its names went and not that they came (fs/ext4/fast_commit.c, ext4_fc_commit_dentry_updates).
-func (t *txn) neverThere(first map[place]uint32) {
+func (t *txn) neverThere(first map[place]uint32, top *fastState) {
 	names := map[uint32]int{}
 	for _, ino := range first {
 		names[ino]++
@@ -180,6 +180,10 @@ func (t *txn) neverThere(first map[place]uint32) {
 	scratch := make([]byte, t.f.sb.BlockSize)
 	for p, ino := range first {
 		if ino == 0 {
+			// A name that came while the last full commit was being written may be told again.
+			if now := top.names[p.dir.ino][p.name]; now != 0 && t.f.fast.edits(p.dir.ino)[p.name] == 0 && t.isNamed(p, now) {
+				first[p] = now
+			}
 			continue
 		}
 		old, err := t.old.inode(scratch, ino)
@@ -188,20 +192,27 @@ func (t *txn) neverThere(first map[place]uint32) {
 		}
 		there := err == nil && live(&old)
 		if links := int(old.Links); there && (names[ino] > links || old.IsDir() && names[ino] > 1) {
-			there = false
-			dir, err := t.old.inode(scratch, p.dir.ino)
-			if err == nil && live(&dir) && dir.IsDir() {
-				dir.InBody = slices.Clone(dir.InBody)
-				t.fail(t.f.scan(t.old, &dir, ino, func(i uint32) bool { return i == ino }, func(name string, _ Dirent) bool {
-					there = there || name == p.name
-					return !there
-				}))
-			}
+			there = t.isNamed(p, ino)
 		}
 		if !there {
 			first[p] = 0
 		}
 	}
+}
+
+// isNamed says whether a name led to an inode before the change.
+func (t *txn) isNamed(p place, ino uint32) bool {
+	dir, err := t.old.inode(make([]byte, t.f.sb.BlockSize), p.dir.ino)
+	if err != nil || !live(&dir) || !dir.IsDir() {
+		return false
+	}
+	dir.InBody = slices.Clone(dir.InBody)
+	there := false
+	t.fail(t.f.scan(t.old, &dir, ino, func(i uint32) bool { return i == ino }, func(name string, _ Dirent) bool {
+		there = there || name == p.name
+		return !there
+	}))
+	return there
 }
 
 // fastInodes notes the inodes of the commit, before and behind it.

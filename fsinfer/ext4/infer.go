@@ -263,7 +263,9 @@ func (f *FS) Apply(w block.Write) ([]event.Event, error) {
 	case block.OpFlush:
 		return f.flushHome(w.Time)
 	case block.OpDiscard:
-		f.forget(w.Off, w.Len)
+		if f.journal == nil || !f.journal.behind {
+			f.forget(w.Off, w.Len)
+		}
 		return nil, nil
 	case block.OpZeroes:
 		return f.zeroes(w)
@@ -389,13 +391,11 @@ func (f *FS) homeWrite(w *block.Write, off, n int64, b uint64) ([]event.Event, e
 		f.data.add(b)
 		return nil, nil
 	}
-	if data := f.piece(w, off, n); data != nil {
+	if f.journal.behind {
+		// It may be an older copy. Where its content did not come, that cannot be told: to keep what is held does no harm.
 		held, _, err := f.store.get(f.scratch, b)
-		if err != nil {
+		if data := f.piece(w, off, n); data == nil || err != nil || !bytes.Equal(held, data) {
 			return nil, err
-		}
-		if !bytes.Equal(held, data) && f.journal.behind {
-			return nil, nil // an older copy
 		}
 	}
 	f.store.drop(b)

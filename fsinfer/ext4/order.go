@@ -83,6 +83,10 @@ func (t *txn) pair(ops []*op, ino uint32, gone, come []edit) []*op {
 		t.fail(err)
 	}
 	one := live(old) && live(now) && same(old, now)
+	if one && len(gone) == 0 && t.f.parents.of(ino) == 0 && t.source != event.Home {
+		// A file without a name got one (O_TMPFILE and linkat), or one whose inode a fast commit told before its name.
+		one = false
+	}
 	if t.source == event.Home {
 		// An inode may have come before its first name, or gone before its last.
 		id, named := t.f.home.files[ino]
