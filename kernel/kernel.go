@@ -97,7 +97,7 @@ type Mount struct {
 
 	Type   Text `json:"type"`
 	Source Text `json:"source"`
-	// UUID is that of the file system, in hexadecimal with dashes; "" for one that has none.
+	// UUID is that of a file system on a disk, in hexadecimal with dashes; "" for one that has none.
 	UUID string `json:"uuid,omitempty"`
 	// SuperOptions are those of the file system that all file systems share.
 	SuperOptions string `json:"super_options"`

@@ -143,7 +143,7 @@ func (p *mountPlan) measure() (err error) {
 	if p.mount, err = span(p.Root, p.SB, p.Flags, p.Map, p.Parent, p.Dev, p.ID, p.Group, p.Master, p.TFlags); err != nil {
 		return err
 	}
-	p.super, err = span(p.SDev, p.SFlags, p.SUUID, p.SType, p.SubType, p.SOp)
+	p.super, err = span(p.SDev, p.SFlags, p.SType, p.SubType, p.SOp)
 	return err
 }
 
@@ -290,8 +290,11 @@ func (m *mounts) describe(at mem.VA, root spot) (e kernel.Mount, seen bool, err 
 	if p := m.mount.ptr(m.Map); m.Map.Valid() && p != 0 && !slices.Contains(m.noMap, p) {
 		e.Options += ",idmapped"
 	}
-	if id := m.super.b[m.SUUID.Offset:]; m.SUUID.Size() == 16 && [16]byte(id) != [16]byte{} {
-		e.UUID = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:16])
+	if major(dev) != 0 && m.SUUID.Size() == 16 { // those without a disk have one that nobody knows
+		var id [16]byte
+		if _, err := m.v.Mem.Read(id[:], m.SUUID.At(m.super.at)); err == nil && id != [16]byte{} {
+			e.UUID = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+		}
 	}
 	e.SuperOptions = options(m.super.uint(m.SFlags), sbReadOnly, m.superNames)
 	if e.Propagation, err = m.propagation(flags); err != nil {
