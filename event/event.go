@@ -93,6 +93,6 @@ type Attr struct {
 type Content struct {
 	Data   []byte // the whole file, at most the watch's limit
 	SHA256 [32]byte
-	// Torn says that the file was written again before its content could be read: Data may be newer than the event.
+	// Torn says that not all of the content was on the disk when the event was told: what is missing is zeros in Data.
 	Torn bool
 }

@@ -18,8 +18,8 @@ func (f *FS) CaughtUp() {
 	}
 }
 
-// Content reads a regular file as of the last event: what is at its blocks now. torn says that some of them were not
-// there yet. A file larger than limit is an error.
+// Content reads a regular file as of the last event: what is at its blocks now. torn says that some of them are not
+// written yet: the name and the size of a new file may be committed before its data. A file larger than limit is an error.
 func (f *FS) Content(ino uint32, limit int64) (data []byte, torn bool, err error) {
 	v := f.before()
 	in, err := v.inode(make([]byte, f.sb.BlockSize), ino)
@@ -45,6 +45,7 @@ func (f *FS) Content(ino uint32, limit int64) (data []byte, torn bool, err error
 	var rerr error
 	err = tolerate(f.sb.Extents(v, &in, func(e Extent) bool {
 		if e.Unwritten {
+			torn = torn || int64(e.Logical)*bs < in.Size
 			return true
 		}
 		for i := range int64(e.Len) {

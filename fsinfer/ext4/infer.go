@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"time"
 
 	"vmscope/block"
@@ -308,13 +309,12 @@ func (j *journal) at(b uint64) (index uint32, ok bool) {
 	if j == nil {
 		return 0, false
 	}
-	for i := range j.spans { // few: journals are made in one piece
-		s := &j.spans[i]
-		if b >= s.start && b-s.start < s.count {
-			return s.index + uint32(b-s.start), true
-		}
+	// Journals are made in one piece, but a guest may lie about that.
+	i := sort.Search(len(j.spans), func(i int) bool { return j.spans[i].start > b }) - 1
+	if i < 0 || b-j.spans[i].start >= j.spans[i].count {
+		return 0, false
 	}
-	return 0, false
+	return j.spans[i].index + uint32(b-j.spans[i].start), true
 }
 
 // journalWrite takes a block of the journal, or a part of one.

@@ -154,7 +154,7 @@ func (t *txn) collect() []*change {
 			if raw := t.old.fc.inode(ino); raw != nil {
 				was = raw
 			} else if index >= unused {
-				was = zeroInode[:min(size, len(zeroInode))]
+				was = zeroInode[:size]
 			}
 			equal := bytes.Equal(was, is)
 			if equal && binary.LittleEndian.Uint16(is)&sIFMT != sIFDIR {
@@ -181,8 +181,8 @@ func (t *txn) collect() []*change {
 	return dirs
 }
 
-// zeroInode stands for an inode that was never written.
-var zeroInode [4096]byte
+// zeroInode stands for an inode that was never written. An inode is at most a block.
+var zeroInode [1 << 16]byte
 
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
 	if len(t.changes) == 0 {
