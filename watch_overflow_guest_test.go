@@ -26,7 +26,7 @@ func TestWatchOverflow(t *testing.T) {
 	mount(t, g, list[0])
 	heavy := func(mib int) {
 		t.Helper()
-		out, err := g.Run(t.Context(), fmt.Sprintf("i=0; while [ $i -lt %d ]; do dd if=/dev/zero of=/mnt/data-journal/big bs=1M count=4 conv=fsync 2>/dev/null || exit 1; i=$((i+4)); done; echo $i >/mnt/data-journal/last", mib))
+		out, err := g.Run(t.Context(), fmt.Sprintf("i=0; while [ $i -lt %d ]; do dd if=/dev/zero of=/mnt/data-journal/more-than-a-ring bs=1M count=4 conv=fsync 2>/dev/null || exit 1; i=$((i+4)); done; echo $i >/mnt/data-journal/last", mib))
 		if err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
