@@ -24,11 +24,13 @@ func TestWatchOverflow(t *testing.T) {
 	seed := freshSeed(t)
 	g := fslab.Boot(t, "bookworm-cloud", list, seed, nil)
 	mount(t, g, list[0])
-	heavy := func(mib int) {
+	// The operations of the first test may leave anything at a name that it used: each test has a directory of its own.
+	heavy := func(t *testing.T, dir string, mib int) {
 		t.Helper()
-		out, err := g.Run(t.Context(), fmt.Sprintf("i=0; while [ $i -lt %d ]; do dd if=/dev/zero of=/mnt/data-journal/more-than-a-ring bs=1M count=4 conv=fsync 2>/dev/null || exit 1; i=$((i+4)); done; echo $i >/mnt/data-journal/last", mib))
+		out, err := g.Run(t.Context(), fmt.Sprintf("mkdir %[1]s && i=0 && while [ $i -lt %[2]d ]; do dd if=/dev/zero of=%[1]s/big bs=1M count=4 conv=fsync 2>&1 || exit 1; i=$((i+4)); done; echo $i >%[1]s/last",
+			"/mnt/data-journal/"+dir, mib))
 		if err != nil {
-			t.Errorf("%v: %s", err, out)
+			t.Fatalf("%v: %s", err, out)
 		}
 	}
 	again := func(t *testing.T, events []event.Event) {
@@ -41,7 +43,7 @@ func TestWatchOverflow(t *testing.T) {
 	t.Run("slow reader", func(t *testing.T) {
 		w := watchLive(t, g, vmscope.WatchOptions{Tap: tap.Options{RingSize: 1 << 20}}, 1)
 		w.mu.Lock() // the next event waits, and all behind it
-		heavy(24)
+		heavy(t, "heavy-1", 24)
 		w.mu.Unlock()
 		w.wait("ATTACHED", 1, func(e *told) bool { return e.Op == event.Attached })
 		w.settled(w.disk["data-journal"])
@@ -108,7 +110,7 @@ func TestWatchOverflow(t *testing.T) {
 		until("ATTACHED", func(e event.Event) bool { return e.Op == event.Attached })
 		time.Sleep(500 * time.Millisecond)
 		c.Process.Signal(syscall.SIGSTOP)
-		heavy(100)
+		heavy(t, "heavy-2", 100)
 		c.Process.Signal(syscall.SIGCONT)
 		until("LOST", func(e event.Event) bool { return e.Op == event.Lost })
 		until("ATTACHED", func(e event.Event) bool { return e.Op == event.Attached })
