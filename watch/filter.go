@@ -67,6 +67,21 @@ func (f *filter) remove(p string) bool {
 	return true
 }
 
+// set puts others in place of all watchpoints, or changes nothing.
+func (f *filter) set(paths []string) error {
+	cleaned := make([]string, len(paths))
+	for i, p := range paths {
+		var err error
+		if cleaned[i], err = clean(p); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.paths, f.all = cleaned, false
+	return nil
+}
+
 // passes says whether an event is told.
 func (f *filter) passes(e *event.Event) bool {
 	if e.Op == event.Lost || e.Op == event.Attached {

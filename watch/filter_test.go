@@ -93,4 +93,17 @@ func TestFilter(t *testing.T) {
 	if !f.remove("/not/there/yet") || told(event.MkDir, "", "/x") {
 		t.Error("a watch of nothing tells something")
 	}
+	if err := f.set([]string{"/a", "/b/"}); err != nil || !told(event.MkDir, "", "/b/x") || told(event.MkDir, "", "/c") {
+		t.Errorf("set, %v", err)
+	}
+	if err := f.set([]string{"/c", "d"}); err == nil || told(event.MkDir, "", "/c") || !told(event.MkDir, "", "/a") {
+		t.Errorf("a wrong watchpoint among others changed them, %v", err)
+	}
+	all, err := newFilter(nil, nil)
+	if err != nil || !all.watched("/c") {
+		t.Fatalf("not a watch of everything, %v", err)
+	}
+	if err := all.set(nil); err != nil || all.watched("/c") {
+		t.Errorf("none were set: still a watch of everything, %v", err)
+	}
 }

@@ -64,6 +64,10 @@ func (w *Watch) Add(path string) error { return w.filter.add(path) }
 // Remove reports whether there was such a watchpoint.
 func (w *Watch) Remove(path string) bool { return w.filter.remove(path) }
 
+// SetPaths puts others in place of all watchpoints, from the next event on. None means that nothing is watched, other than in
+// Options. If one of them is wrong, all stays as it was.
+func (w *Watch) SetPaths(paths []string) error { return w.filter.set(paths) }
+
 // errStop carries an error of emit out of a disk's loop.
 type errStop struct{ error }
 

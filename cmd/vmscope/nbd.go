@@ -29,7 +29,7 @@ command line or XML can be changed, and for VMMs other than QEMU.
 
   -blockdev driver=nbd,node-name=d,server.type=unix,server.path=S,reconnect-delay=10,discard=unmap
 
-With --vhost-user it is a vhost-user-blk back end instead, the cheapest way; the
+With --protocol vhost-user it is a vhost-user-blk back end instead, the cheapest way; the
 guest's memory must be shared.
 
   -chardev socket,id=v,path=S,reconnect=1 -device vhost-user-blk-pci,chardev=v
@@ -56,7 +56,7 @@ until the client leaves.`,
 			if err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), socket, s, &f, o)
+			return a.serve(cmd.Context(), socket, s, &f, paths, o)
 		},
 	}
 	f.add(c)
@@ -76,7 +76,7 @@ until the client leaves.`,
 }
 
 // serve serves a disk until it is interrupted.
-func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, o watch.Options) (err error) {
+func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, paths []string, o watch.Options) (err error) {
 	ln, err := listen(socket)
 	if err != nil {
 		return err
@@ -98,6 +98,7 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 	if err != nil {
 		return err
 	}
+	t.follow(ctx, w, paths)
 	fmt.Fprintf(a.err, "vmscope: serving at %q\n", socket)
 	if err = w.Run(ctx, t.tell); errors.Is(err, errors.ErrUnsupported) && ctx.Err() == nil {
 		// There is no file system yet: serve all the same.

@@ -56,6 +56,7 @@ a raw image; neither is written to.`,
 			if err != nil {
 				return err
 			}
+			t.follow(cmd.Context(), w, args[1:])
 			err = w.Run(cmd.Context(), t.tell)
 			t.bar.clear()
 			if errors.Is(err, io.EOF) || follow && errors.Is(err, context.Canceled) {

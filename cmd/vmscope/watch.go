@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +27,7 @@ type watchFlags struct {
 	fs      []string
 	content string
 	limit   int64
-	raw     bool
+	from    string // a file of watchpoints
 }
 
 func (f *watchFlags) add(c *cobra.Command) {
@@ -35,6 +36,7 @@ func (f *watchFlags) add(c *cobra.Command) {
 	p.StringSliceVar(&f.fs, "fs", nil, "watch only these partitions or volumes (vda1, vg0/root)")
 	p.StringVar(&f.content, "content", "", "keep each version of the watched files in this directory, named by its hash")
 	p.Int64Var(&f.limit, "content-limit", 1<<20, "size in bytes up to which --content keeps a file")
+	p.StringVar(&f.from, "paths-from", "", "watch the paths in this file too, one a line; it is read again whenever it changes")
 	_ = c.RegisterFlagCompletionFunc("op", fixed(eventWords()...))
 }
 
@@ -54,6 +56,13 @@ func eventWords() []string {
 
 func (f *watchFlags) options(paths []string) (o watch.Options, err error) {
 	o = watch.Options{Paths: paths, FileSystems: f.fs}
+	if f.from != "" {
+		more, err := readPaths(f.from)
+		if err != nil {
+			return o, err
+		}
+		o.Paths = slices.Concat(paths, more)
+	}
 	if _, err := watch.New(nil, o); err != nil {
 		return o, err // before any disk is touched
 	}
@@ -214,7 +223,9 @@ waits for us; Ctrl-C leaves it as it was. It needs the VM's QMP socket.
 A PATH is watched with all below it; without one, everything is. In a PATH, *, ?
 and [a-z] stand for parts of one name, ** for any number of names. It need not
 exist yet. Paths are the guest's where its mounts can be read from its memory,
-else those of the file system on the disk.
+else those of the file system on the disk. Paths to be watched are added and taken
+away meanwhile by changing the file that --paths-from names: one PATH a line, lines
+that begin with # are comments; an empty file means that nothing is watched.
 
 File systems: ext2, ext3, ext4; on whole disks, MBR and GPT partitions, LVM2.
 
@@ -223,6 +234,7 @@ While a disk is watched, QEMU refuses snapshots, resizing and migration of it:
 was made to leave, or whose guest has ended, says so on stderr; its status is 0.`,
 		Example: `  vmscope watch web1 /root /etc
   vmscope watch web1 '/home/*/.ssh' --content versions
+  vmscope watch web1 --paths-from /etc/vmscope/web1.paths
   vmscope watch web1 --op RMFILE,RENAME --json | jq -r .path`,
 		ValidArgsFunction: a.completeTarget,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -246,7 +258,8 @@ was made to leave, or whose guest has ended, says so on stderr; its status is 0.
 			o.Progress, o.Warn = t.progress, t.warn
 			ctx, stop := untilHangup(cmd.Context())
 			defer stop()
-			err = vmscope.Watch(ctx, args[0], vmscope.WatchOptions{Options: o, Disks: disks, DiskPaths: diskPaths}, t.tell)
+			started := func(w *watch.Watch) { t.follow(ctx, w, args[1:]) }
+			err = vmscope.Watch(ctx, args[0], vmscope.WatchOptions{Options: o, Disks: disks, DiskPaths: diskPaths, Started: started}, t.tell)
 			t.bar.clear()
 			switch {
 			case cmd.Context().Err() != nil && errors.Is(err, cmd.Context().Err()):

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,13 +22,13 @@ import (
 type watching struct {
 	*exec.Cmd
 	stdout *bufio.Reader
-	stderr chan string // all of it, when it ended
+	stderr chan string // lines
 }
 
 // startWatch returns when events are complete.
 func startWatch(t *testing.T, args ...string) *watching {
 	t.Helper()
-	w := &watching{Cmd: vmscopeCmd(append([]string{"watch"}, args...)...), stderr: make(chan string, 1)}
+	w := &watching{Cmd: vmscopeCmd(append([]string{"watch"}, args...)...), stderr: make(chan string, 1000)}
 	out, err := w.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -49,8 +48,14 @@ func startWatch(t *testing.T, args ...string) *watching {
 		t.Fatalf("watch says %q, %v", first, err)
 	}
 	go func() {
-		rest, _ := io.ReadAll(lines)
-		w.stderr <- string(rest)
+		for {
+			line, err := lines.ReadString('\n')
+			w.stderr <- line
+			if err != nil {
+				close(w.stderr)
+				return
+			}
+		}
 	}()
 	return w
 }
@@ -72,9 +77,24 @@ func (w *watching) until(t *testing.T, end string) (lines []string) {
 	}
 }
 
+// says waits for a line on stderr with some words.
+func (w *watching) says(t *testing.T, words string) {
+	t.Helper()
+	timer := time.AfterFunc(time.Minute, func() { w.Process.Kill() })
+	defer timer.Stop()
+	for line := range w.stderr {
+		if strings.Contains(line, words) {
+			return
+		}
+	}
+	t.Fatalf("it does not say %q", words)
+}
+
 // ended waits for its end, and gives its status and what it said.
 func (w *watching) ended() (status int, stderr string) {
-	stderr = <-w.stderr
+	for line := range w.stderr {
+		stderr += line
+	}
 	w.Wait()
 	return w.ProcessState.ExitCode(), stderr
 }
@@ -166,6 +186,28 @@ func TestWatchGuest(t *testing.T) {
 	if out, _, status := run(t, "watch", g.Name(), "--detach", "--json"); out != `{"detached":0}`+"\n" || status != 0 {
 		t.Errorf("--detach of nothing: %q, status %d", out, status)
 	}
+
+	paths := filepath.Join(t.TempDir(), "paths")
+	setPaths := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(paths, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setPaths("/srv/one\n")
+	w = startWatch(t, g.Name(), "--paths-from", paths, "/srv/end", "--op", "MKDIR")
+	inGuest("cd /srv; mkdir one two; sync")
+	setPaths("/srv/two # with space\n# not /srv/one\n/srv/two\n")
+	w.says(t, "2 paths from now on")
+	inGuest("cd /srv; mkdir one/a two/a; sync")
+	setPaths("")
+	w.says(t, "0 paths from now on")
+	inGuest("cd /srv; mkdir one/b two/b; sync; mkdir end; sync")
+	if told := strings.Join(w.until(t, "/srv/end"), ", "); told != "MKDIR: /srv/one, MKDIR: /srv/two/a, MKDIR: /srv/end" {
+		t.Errorf("--paths-from: told %s", told)
+	}
+	w.Process.Signal(syscall.SIGINT)
+	w.ended()
 
 	w = startWatch(t, g.Name())
 	if err := syscall.Kill(g.PID(), syscall.SIGKILL); err != nil {
