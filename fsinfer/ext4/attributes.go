@@ -70,8 +70,8 @@ func (t *txn) attributes() {
 func (t *txn) paths(changed []*change) map[uint32]string {
 	out := map[uint32]string{}
 	where := func(d node) (place, error) {
-		if t.sim != nil {
-			return t.sim.locate(d)
+		if t.order != nil {
+			return t.order.locate(d)
 		}
 		return t.f.dirPlace(t.old, d.ino)
 	}
@@ -92,8 +92,8 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 			out[c.ino] = "/"
 			continue
 		}
-		if t.sim != nil {
-			if p, ok := t.sim.last[c.ino]; ok {
+		if t.order != nil {
+			if p, ok := t.order.nameOf(c.ino); ok {
 				path(c.ino, p)
 				continue
 			}
@@ -175,7 +175,7 @@ func (t *txn) attributesOf(c *change, path func() (string, bool)) {
 		if !ok {
 			return // what kept it from being known is in the error
 		}
-		e.Path, e.Inode, e.Generation, e.Attr = p, uint64(c.ino), n.Generation, attrOf(n)
+		e.Path, e.Inode, e.Generation, e.Attr = p, uint64(c.ino), n.Generation, t.attr(n)
 		t.emit(e)
 	}
 	if o.UID != n.UID || o.GID != n.GID {

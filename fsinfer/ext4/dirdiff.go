@@ -118,9 +118,6 @@ func within(blocks []uint64, spans []span, visit func(b uint64)) {
 	}
 }
 
-// nameSet gathers names of a directory. Where a name comes twice the last counts.
-type nameSet map[string]uint32
-
 // diffDir finds the names that went from and came to a directory.
 func (t *txn) diffDir(c *change) error {
 	wasDir, isDirNow := live(&c.old) && c.old.IsDir(), live(&c.new) && c.new.IsDir()
@@ -131,18 +128,14 @@ func (t *txn) diffDir(c *change) error {
 	if wasDir {
 		names, err := t.f.list(t.old, &c.old)
 		errs = wrapDir(c.ino, err)
-		for name, ino := range names {
-			t.removed = append(t.removed, edit{place{node{ino: c.ino}, name}, ino})
-		}
+		t.removed = names.edits(t.removed, node{ino: c.ino})
 	}
 	if isDirNow {
 		names, err := t.f.list(t.new, &c.new)
 		if errs == nil {
 			errs = wrapDir(c.ino, err)
 		}
-		for name, ino := range names {
-			t.added = append(t.added, edit{place{node{c.ino, c.replaced()}, name}, ino})
-		}
+		t.added = names.edits(t.added, node{c.ino, c.replaced()})
 	}
 	return errs
 }
@@ -157,7 +150,6 @@ func wrapDir(ino uint32, err error) error {
 // diffSame compares a directory with itself, reading only the blocks that changed: an htree that is split moves names
 // between blocks that are all logged, so that they cancel out.
 func (t *txn) diffSame(c *change) error {
-	d := node{ino: c.ino}
 	fast := t.old.fc.edits(c.ino)
 	base := c.old
 	if t.old.fc.inode(c.ino) != nil {
@@ -172,15 +164,14 @@ func (t *txn) diffSame(c *change) error {
 			base = Inode{}
 		}
 	}
-	var oldInline, newInline nameSet
-	var err error
+	var was, is nameSet
 	if live(&base) && base.Flags&FlagInlineData != 0 {
-		if oldInline, err = t.f.inlineNames(&base); err != nil {
+		if err := t.f.inlineNames(&base, &was); err != nil {
 			return wrapDir(c.ino, err)
 		}
 	}
 	if c.new.Flags&FlagInlineData != 0 {
-		if newInline, err = t.f.inlineNames(&c.new); err != nil {
+		if err := t.f.inlineNames(&c.new, &is); err != nil {
 			return wrapDir(c.ino, err)
 		}
 	}
@@ -197,13 +188,6 @@ func (t *txn) diffSame(c *change) error {
 			}
 		}
 	}
-	was, is := nameSet{}, nameSet{}
-	for name, ino := range oldInline {
-		was[name] = ino
-	}
-	for name, ino := range newInline {
-		is[name] = ino
-	}
 	scratch, scratch2 := make([]byte, t.f.sb.BlockSize), make([]byte, t.f.sb.BlockSize)
 	var first error
 	keep := func(err error) {
@@ -219,14 +203,14 @@ func (t *txn) diffSame(c *change) error {
 			keep(err)
 			return
 		}
-		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], was, is))
+		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], &was, &is))
 	})
 	for _, s := range subtract(oldSpans, newSpans) {
 		for b := s.start; b < s.end(); b++ {
 			old, err := t.f.current(scratch, b)
 			keep(err)
 			if err == nil {
-				keep(t.f.namesOf(&base, old, was))
+				keep(t.f.namesOf(&base, old, &was))
 			}
 		}
 	}
@@ -235,47 +219,51 @@ func (t *txn) diffSame(c *change) error {
 			now, err := t.new.peek(scratch2, b)
 			keep(err)
 			if err == nil {
-				keep(t.f.namesOf(&c.new, now, is))
+				keep(t.f.namesOf(&c.new, now, &is))
 			}
 		}
 	}
 	for name, ino := range fast {
-		if ino == 0 {
-			delete(was, name)
-		} else {
-			was[name] = ino
-		}
+		was.set(name, ino)
 	}
-	t.compare(d, was, is)
+	t.compare(node{ino: c.ino}, &was, &is)
 	return wrapDir(c.ino, first)
 }
 
 // compare turns two listings of a directory into edits.
-func (t *txn) compare(d node, was, is nameSet) {
-	t.removed, t.added = slices.Grow(t.removed, len(was)), slices.Grow(t.added, len(is))
-	for name, ino := range was {
-		now, ok := is[name]
-		if ok && now == ino {
-			if c := t.inodes[ino]; c == nil || !c.replaced() {
-				continue
-			}
+func (t *txn) compare(d node, was, is *nameSet) {
+	stays := func(e *listed, other *nameSet) bool {
+		if e.ino != other.get(e.name) {
+			return false
 		}
-		t.removed = append(t.removed, edit{place{d, name}, ino})
+		c := t.inodes[e.ino]
+		return c == nil || !c.replaced()
 	}
-	for name, ino := range is {
-		before, ok := was[name]
-		if ok && before == ino {
-			if c := t.inodes[ino]; c == nil || !c.replaced() {
-				continue
-			}
+	t.removed, t.added = slices.Grow(t.removed, len(was.names)), slices.Grow(t.added, len(is.names))
+	for i := range was.names {
+		if e := &was.names[i]; e.ino != 0 && !stays(e, is) {
+			t.removed = append(t.removed, edit{place{d, e.name}, e.ino})
 		}
-		t.added = append(t.added, edit{place{d, name}, ino})
 	}
+	for i := range is.names {
+		if e := &is.names[i]; !stays(e, was) {
+			t.added = append(t.added, edit{place{d, e.name}, e.ino})
+		}
+	}
+}
+
+// edits appends all names of directory d to list.
+func (l *nameSet) edits(list []edit, d node) []edit {
+	list = slices.Grow(list, len(l.names))
+	for _, e := range l.names {
+		list = append(list, edit{place{d, e.name}, e.ino})
+	}
+	return list
 }
 
 // diffBlock adds to the listings what differs between two states of a block. Most of a block stays as it is: the entries that
 // are alike at both ends are passed over without a look into a map, unless all are wanted.
-func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is nameSet) error {
+func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is *nameSet) error {
 	if !all && !t.reuse && bytes.Equal(old, now) {
 		return nil
 	}
@@ -304,10 +292,10 @@ func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is nameSet) 
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
 	for i := range a {
-		was[nameOf(dir, a[i])] = a[i].Ino
+		was.set(nameOf(dir, a[i]), a[i].Ino)
 	}
 	for i := range b {
-		is[nameOf(dir, b[i])] = b[i].Ino
+		is.set(nameOf(dir, b[i]), b[i].Ino)
 	}
 	return nil
 }
@@ -323,24 +311,22 @@ func (f *FS) entries(list []Dirent, dir *Inode, block []byte) ([]Dirent, error) 
 	return list, err
 }
 
-func (f *FS) namesOf(dir *Inode, block []byte, into nameSet) error {
-	return f.sb.DirentsOf(dir, block, func(d Dirent) bool {
-		if !d.IsDot() {
-			into[nameOf(dir, d)] = d.Ino
-		}
-		return true
-	})
+func (f *FS) namesOf(dir *Inode, block []byte, into *nameSet) error {
+	return f.sb.DirentsOf(dir, block, into.take(dir))
 }
 
-func (f *FS) inlineNames(in *Inode) (nameSet, error) {
-	names := nameSet{}
-	err := f.sb.InlineDirents(in, func(d Dirent) bool {
+func (f *FS) inlineNames(dir *Inode, into *nameSet) error {
+	return f.sb.InlineDirents(dir, into.take(dir))
+}
+
+// take takes up the names of a directory that are visited.
+func (l *nameSet) take(dir *Inode) func(Dirent) bool {
+	return func(d Dirent) bool {
 		if !d.IsDot() {
-			names[nameOf(in, d)] = d.Ino
+			l.set(nameOf(dir, d), d.Ino)
 		}
 		return true
-	})
-	return names, err
+	}
 }
 
 // nameOf is an entry's name as paths have it: one that is ciphertext may hold any byte, also those that divide paths.
@@ -352,10 +338,9 @@ func nameOf(dir *Inode, d Dirent) string {
 }
 
 // list gives all names of a directory.
-func (f *FS) list(v *view, in *Inode) (nameSet, error) {
-	names := nameSet{}
-	err := f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
-		names[name] = d.Ino
+func (f *FS) list(v *view, in *Inode) (names nameSet, err error) {
+	err = f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
+		names.set(name, d.Ino)
 		return true
 	})
 	return names, err

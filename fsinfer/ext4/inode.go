@@ -56,10 +56,16 @@ const (
 
 // ParseInode reads inode ino of raw, InodeSize bytes. InBody of the Inode aliases raw. An Inode beside an error is what
 // could be made of it.
-func (s *Super) ParseInode(ino uint32, raw []byte) (Inode, error) {
-	in := Inode{Number: ino}
+func (s *Super) ParseInode(ino uint32, raw []byte) (in Inode, err error) {
+	err = s.parseInode(&in, ino, raw)
+	return in, err
+}
+
+// parseInode is ParseInode into a zero Inode: there are many of them, and they are not small.
+func (s *Super) parseInode(in *Inode, ino uint32, raw []byte) error {
+	in.Number = ino
 	if len(raw) < s.InodeSize {
-		return in, fmt.Errorf("ext4: inode %d: %d bytes of %d: %w", ino, len(raw), s.InodeSize, mem.ErrInconsistent)
+		return fmt.Errorf("ext4: inode %d: %d bytes of %d: %w", ino, len(raw), s.InodeSize, mem.ErrInconsistent)
 	}
 	raw = raw[:s.InodeSize:s.InodeSize]
 	b := raw[:128]
@@ -94,12 +100,12 @@ func (s *Super) ParseInode(ino uint32, raw []byte) (Inode, error) {
 	in.Atime.Sec = int64(int32(le.Uint32(b[8:])))
 
 	err := in.extra(raw)
-	in.ChecksumOK = !s.MetadataCsum() || s.inodeChecksumOK(&in, raw)
+	in.ChecksumOK = !s.MetadataCsum() || s.inodeChecksumOK(in, raw)
 	if size > 1<<63-1 {
-		return in, fmt.Errorf("ext4: inode %d: size %#x: %w", ino, size, mem.ErrInconsistent)
+		return fmt.Errorf("ext4: inode %d: size %#x: %w", ino, size, mem.ErrInconsistent)
 	}
 	in.Size = int64(size)
-	return in, err
+	return err
 }
 
 // extra takes the fields that large inodes have, as far as there are.

@@ -33,9 +33,9 @@ type txn struct {
 
 	errs    []error
 	events  []event.Event
-	sim     *sim
-	slab    []op
-	changes []change // to use
+	order   *ordering
+	changes []change     // to use
+	attrs   []event.Attr // to use
 }
 
 // change is an inode before and after. Either may not be live.
@@ -186,16 +186,14 @@ var zeroInode [1 << 16]byte
 
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
 	if len(t.changes) == 0 {
-		t.changes = make([]change, min(2+len(t.changed), 64))
+		t.changes = make([]change, min(2+len(t.changed), 56)) // no large object
 	}
 	c := &t.changes[0]
 	t.changes, c.ino = t.changes[1:], ino
-	var err error
-	if c.old, err = t.f.sb.ParseInode(ino, was); err != nil {
+	if err := t.f.sb.parseInode(&c.old, ino, was); err != nil {
 		return nil, err
 	}
-	c.new, err = t.f.sb.ParseInode(ino, is)
-	return c, err
+	return c, t.f.sb.parseInode(&c.new, ino, is)
 }
 
 // unused gives the index of a group's first inode that was never written.
@@ -255,8 +253,19 @@ func (t *txn) emit(e event.Event) {
 	t.events = append(t.events, e)
 }
 
-// attrOf is what an event tells of an inode.
-func attrOf(in *Inode) *event.Attr {
-	a := in.Attr()
-	return &a
+// event makes one more event, of what happened to an inode. It may be filled in until the next comes.
+func (t *txn) event(op event.Op, in *Inode) *event.Event {
+	t.emit(event.Event{Op: op, Inode: uint64(in.Number), Generation: in.Generation, Attr: t.attr(in)})
+	return &t.events[len(t.events)-1]
+}
+
+// attr is what an event tells of an inode.
+func (t *txn) attr(in *Inode) *event.Attr {
+	if len(t.attrs) == 0 {
+		t.attrs = make([]event.Attr, min(1+len(t.events), 64))
+	}
+	a := &t.attrs[0]
+	t.attrs = t.attrs[1:]
+	*a = in.Attr()
+	return a
 }

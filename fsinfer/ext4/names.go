@@ -1,0 +1,139 @@
+package ext4
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"vmscope/event"
+)
+
+// op is one net change of a name.
+type op struct {
+	kind     opKind
+	ino      uint32
+	from, to place
+	in       *Inode // state behind the change; of a removal, before it
+	ordered
+}
+
+type opKind uint8
+
+const (
+	opRemove opKind = iota
+	opRename
+	opCreate
+	opLink
+)
+
+// takes says whether the operation needs a name to be free.
+func (o *op) takes() bool { return o.kind != opRemove }
+
+// frees says whether a name is free behind the operation.
+func (o *op) frees() bool { return o.kind == opRemove || o.kind == opRename }
+
+// names pairs names that went with names that came, and tells them in an order in which each step is possible.
+func (t *txn) names() {
+	if len(t.removed) == 0 && len(t.added) == 0 {
+		return
+	}
+	slices.SortFunc(t.removed, compareEdits)
+	slices.SortFunc(t.added, compareEdits)
+	ops, inodes := make([]op, 0, len(t.removed)+len(t.added)), 0
+	for gone, come := t.removed, t.added; len(gone) > 0 || len(come) > 0; inodes++ {
+		var ino uint32
+		switch {
+		case len(gone) == 0:
+			ino = come[0].ino
+		case len(come) == 0:
+			ino = gone[0].ino
+		default:
+			ino = min(gone[0].ino, come[0].ino)
+		}
+		i, j := leading(gone, ino), leading(come, ino)
+		ops = t.pair(ops, ino, gone[:i], come[:j])
+		gone, come = gone[i:], come[j:]
+	}
+	t.events = slices.Grow(t.events, len(ops))
+	t.order = newOrdering(t, ops, inodes)
+	t.order.run()
+}
+
+func compareEdits(a, b edit) int {
+	switch {
+	case a.ino != b.ino:
+		return cmp.Compare(a.ino, b.ino)
+	case a.dir.ino != b.dir.ino:
+		return cmp.Compare(a.dir.ino, b.dir.ino)
+	}
+	return strings.Compare(a.name, b.name)
+}
+
+// leading counts the first edits of one inode.
+func leading(edits []edit, ino uint32) int {
+	n := 0
+	for n < len(edits) && edits[n].ino == ino {
+		n++
+	}
+	return n
+}
+
+// pair makes of one inode's edits what the guest did, and appends it to ops.
+func (t *txn) pair(ops []op, ino uint32, gone, come []edit) []op {
+	old, now, err := t.states(ino)
+	if err != nil {
+		t.fail(err)
+	}
+	one := live(old) && live(now) && same(old, now)
+	if one && len(gone) == 0 && t.f.parents.of(ino) == 0 && t.source != event.Home {
+		// A file without a name got one (O_TMPFILE and linkat), or one whose inode a fast commit told before its name.
+		one = false
+	}
+	if t.source == event.Home {
+		// An inode may have come before its first name, or gone before its last.
+		id, named := t.f.home.files[ino]
+		one = named && live(now) && id == identityOf(now)
+		if named && id != identityOf(old) {
+			old = &Inode{Number: ino, Generation: id.generation, Mode: id.kind}
+		}
+	}
+	first := opCreate
+	if one {
+		first = opLink
+		if now.IsDir() && len(come) > len(gone) && len(gone) == 0 {
+			// A directory has one name. The other is one that the disk will lose soon, or has lost unseen.
+			if p, err := t.f.dirPlace(t.old, ino); err == nil {
+				gone = append(gone, edit{p, ino})
+			}
+		}
+		n := min(len(gone), len(come))
+		for i := range n {
+			ops = append(ops, op{kind: opRename, ino: ino, from: gone[i].place, to: come[i].place, in: now})
+		}
+		gone, come = gone[n:], come[n:]
+	}
+	for i := range gone {
+		ops = append(ops, op{kind: opRemove, ino: ino, from: gone[i].place, in: old})
+	}
+	for i := range come {
+		kind := first
+		if i > 0 {
+			kind = opLink
+		}
+		ops = append(ops, op{kind: kind, ino: ino, to: come[i].place, in: now})
+	}
+	return ops
+}
+
+// states gives an inode before and behind the change.
+func (t *txn) states(ino uint32) (old, now *Inode, err error) {
+	if c := t.inodes[ino]; c != nil {
+		return &c.old, &c.new, nil
+	}
+	in, err := t.old.inode(make([]byte, t.f.sb.BlockSize), ino)
+	if err != nil {
+		in.Number = ino
+	}
+	in.InBody = nil
+	return &in, &in, err
+}
