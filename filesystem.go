@@ -118,7 +118,7 @@ func chooseVolume(l *part.Layout, only int, name string) (*part.Volume, error) {
 		v := &l.Volumes[i]
 		switch {
 		case only >= 0 && !onDisk(v, only):
-		case name != "" && called(v, name), name == "" && readable(v):
+		case name != "" && v.Called(name), name == "" && readable(v):
 			hits = append(hits, v)
 		case v.Known():
 			others = append(others, v)
@@ -139,25 +139,6 @@ func chooseVolume(l *part.Layout, only int, name string) (*part.Volume, error) {
 		return nil, fmt.Errorf("%w: none that can be read (ext2, ext3 or ext4) among %s", ErrNoFileSystem, volumes(others))
 	}
 	return nil, fmt.Errorf("%w: %q; there is %s", ErrNoFileSystem, name, volumes(others))
-}
-
-// called reports whether a user may mean a volume by name.
-func called(v *part.Volume, name string) bool {
-	key, value, ok := strings.Cut(name, "=")
-	switch {
-	case name == v.Name || name == "/dev/"+v.Name:
-		return true
-	case ok && strings.EqualFold(key, "UUID"):
-		return strings.EqualFold(value, v.UUID)
-	case ok && strings.EqualFold(key, "LABEL"):
-		return value == v.Label
-	case ok && strings.EqualFold(key, "PARTUUID"):
-		return strings.EqualFold(value, v.PartUUID)
-	case ok && strings.EqualFold(key, "PARTLABEL"):
-		return value == v.PartLabel
-	}
-	return v.UUID != "" && strings.EqualFold(name, v.UUID) || v.Label != "" && name == v.Label ||
-		v.PartUUID != "" && strings.EqualFold(name, v.PartUUID) || v.PartLabel != "" && name == v.PartLabel
 }
 
 // volumes lists what there is to choose from, for a message.

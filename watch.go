@@ -97,7 +97,7 @@ func attachDisks(ctx context.Context, machine string, o WatchOptions) (disks []w
 		}
 		t, err := tap.Attach(ctx, machine, d.Name, o.Tap)
 		if err != nil {
-			return disks, taps, fmt.Errorf("%s: %w", d.Name, err)
+			return disks, taps, err
 		}
 		taps = append(taps, t)
 		disks = append(disks, watch.Disk{Name: d.Name, Source: t})

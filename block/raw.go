@@ -44,6 +44,9 @@ func NewRaw(f *os.File) (*Raw, error) {
 	return &Raw{File: *d}, nil
 }
 
+// Lock is the function Lock for the image, until Close.
+func (r *Raw) Lock() error { return Lock(r.f) }
+
 // check refuses what does not lie inside of the device: a write must not make an image grow.
 func (r *Raw) check(off, n int64) error {
 	if off < 0 || n < 0 || off > r.size || n > r.size-off {

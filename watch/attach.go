@@ -75,7 +75,7 @@ func (w *Watch) open(list []part.Volume) []*volume {
 	var out []*volume
 	for i := range list {
 		p := &list[i]
-		if !known(p) || len(w.opt.FileSystems) > 0 && !slices.Contains(w.opt.FileSystems, p.Name) {
+		if !known(p) || len(w.opt.FileSystems) > 0 && !slices.ContainsFunc(w.opt.FileSystems, p.Called) {
 			continue
 		}
 		where, err := p.Map()

@@ -51,7 +51,7 @@ type Options struct {
 	Paths []string
 	// Ops are the kinds of events to tell; none means all. LOST and ATTACHED are always told.
 	Ops []event.Op
-	// FileSystems are names of volumes (vda1, vg0/root) to watch; none means all that are known.
+	// FileSystems are names of volumes (vda1, vg0/root), UUIDs or labels of file systems to watch; none means all that are known.
 	FileSystems []string
 	// Content is the size in bytes up to which a watched file's content comes with the events that make or change it; 0:
 	// no content.

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/block"
 )
 
 // File is a raw image, or a block device of the host, as an export's device. It is safe for concurrent use.
@@ -72,6 +74,14 @@ func NewFile(f *os.File, readOnly bool) (*File, error) {
 
 // Close closes the file. Nothing may use d then.
 func (d *File) Close() error { return d.f.Close() }
+
+// Lock is block.Lock for the image, until Close; nothing for one that is only read.
+func (d *File) Lock() error {
+	if !d.writable {
+		return nil
+	}
+	return block.Lock(d.f)
+}
 
 // Size is that of the file when it was opened.
 func (d *File) Size() int64 { return d.size }

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"vmscope/block"
 )
 
 // other people's clients against the server.
@@ -359,13 +361,13 @@ func TestLock(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "lock") {
 		t.Errorf("QEMU writes to what is locked: %v, %s", err, out)
 	}
-	if err := openTest(t, file, false).Lock(); !errors.Is(err, ErrLocked) {
+	if err := openTest(t, file, false).Lock(); !errors.Is(err, block.ErrLocked) {
 		t.Errorf("a second Lock: %v", err)
 	}
 	d.Close()
 	sock := filepath.Join(socketDir(t), "s")
 	startTool(t, exec.Command("qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", sock, file), sock)
-	if err := openTest(t, file, false).Lock(); !errors.Is(err, ErrLocked) {
+	if err := openTest(t, file, false).Lock(); !errors.Is(err, block.ErrLocked) {
 		t.Errorf("Lock of what QEMU writes: %v", err)
 	}
 	if err := openTest(t, file, true).Lock(); err != nil {

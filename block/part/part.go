@@ -9,6 +9,7 @@ package part
 
 import (
 	"fmt"
+	"strings"
 
 	"vmscope/block"
 )
@@ -79,6 +80,26 @@ func (v *Volume) Map() (*block.Map, error) {
 		return nil, fmt.Errorf("%s cannot be read: %s", v.Name, v.Unmapped)
 	}
 	return block.NewMap(v.Segments)
+}
+
+// Called reports whether a user may mean the volume by name: "vda1", "/dev/vda1", "vg0/root", the UUID or label of what is on
+// it or of its partition, also with the key that fstab has before these ("LABEL=root").
+func (v *Volume) Called(name string) bool {
+	key, value, ok := strings.Cut(name, "=")
+	switch {
+	case name == v.Name || name == "/dev/"+v.Name:
+		return true
+	case ok && strings.EqualFold(key, "UUID"):
+		return strings.EqualFold(value, v.UUID)
+	case ok && strings.EqualFold(key, "LABEL"):
+		return value == v.Label
+	case ok && strings.EqualFold(key, "PARTUUID"):
+		return strings.EqualFold(value, v.PartUUID)
+	case ok && strings.EqualFold(key, "PARTLABEL"):
+		return value == v.PartLabel
+	}
+	return v.UUID != "" && strings.EqualFold(name, v.UUID) || v.Label != "" && name == v.Label ||
+		v.PartUUID != "" && strings.EqualFold(name, v.PartUUID) || v.PartLabel != "" && name == v.PartLabel
 }
 
 // Group is an LVM2 volume group.

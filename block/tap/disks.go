@@ -48,10 +48,14 @@ func Disks(ctx context.Context, target string) ([]Disk, error) {
 	}
 	m, err := p.Monitor(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%v: %w", p, err)
 	}
 	defer m.Close()
-	return disks(ctx, m)
+	all, err := disks(ctx, m)
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w", p, err)
+	}
+	return all, nil
 }
 
 // disks asks a monitor.

@@ -154,9 +154,16 @@ func listExports(ctx context.Context, mon qmp.Monitor) ([]exportInfo, error) {
 	return out, err
 }
 
-// sweepExports removes the exports of this disk, but for our own unless all is set, and stops the server if we started it
-// and nobody uses it any more.
+// sweepExports removes the exports of this disk, but for our own unless all is set; the server too, then, if nobody uses it
+// any more.
 func (m *mirror) sweepExports(ctx context.Context, mon qmp.Monitor, all bool) error {
+	return m.dropExports(ctx, mon, all, func(id string) bool {
+		return strings.HasPrefix(id, m.prefix()) && (all || id != m.ID)
+	})
+}
+
+// dropExports removes exports, and waits until they are gone. stop: the server too, if it is ours and nobody uses it any more.
+func (m *mirror) dropExports(ctx context.Context, mon qmp.Monitor, stop bool, which func(id string) bool) error {
 	l, err := m.serverLock()
 	if err != nil {
 		return err
@@ -169,7 +176,7 @@ func (m *mirror) sweepExports(ctx context.Context, mon qmp.Monitor, all bool) er
 		}
 		left, others := 0, 0
 		for _, e := range list {
-			if !strings.HasPrefix(e.ID, m.prefix()) || e.ID == m.ID && !all {
+			if !which(e.ID) {
 				if e.Type == "nbd" {
 					others++
 				}
@@ -180,15 +187,15 @@ func (m *mirror) sweepExports(ctx context.Context, mon qmp.Monitor, all bool) er
 				mon.Run(ctx, "block-export-del", args{"id": e.ID, "mode": "hard"})
 			}
 		}
-		if left == 0 {
-			if others == 0 && all {
-				return m.stopServer(ctx, mon)
-			}
+		switch {
+		case left == 0 && others == 0 && stop:
+			return m.stopServer(ctx, mon)
+		case left == 0:
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: the export does not end: %w", m.Name, ctx.Err())
+			return fmt.Errorf("an export that is removed does not end: %w", ctx.Err())
 		case <-time.After(wait):
 		}
 	}

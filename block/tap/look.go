@@ -33,9 +33,8 @@ type Look struct {
 const lookPrefix = idPrefix + "look-"
 
 // LookAt opens the content of a machine's disks, all of them in the order of Disks; reads of one that could not be opened
-// fail with the reason. A raw image is read where it lies, and
-// QEMU is asked for nothing more than where that is; of all else QEMU makes a read-only export, which Close removes.
-// Exports that a killed process left are removed too.
+// fail with the reason. A raw image is read where it lies, and QEMU is asked for nothing more than where that is; of all
+// else QEMU makes a read-only export, which Close removes. Exports that a killed process left are removed too.
 func LookAt(ctx context.Context, target string) ([]*Look, error) {
 	p, err := qemu.Find(target)
 	if err != nil {
@@ -152,46 +151,7 @@ func (l *Look) Close() error {
 		return errors.Join(err, merr)
 	}
 	defer mon.Close()
-	return errors.Join(err, m.dropExports(ctx, mon, func(id string) bool { return id == m.ID }))
-}
-
-// dropExports removes exports, and stops the server if it is ours and nobody uses it any more.
-func (m *mirror) dropExports(ctx context.Context, mon qmp.Monitor, which func(id string) bool) error {
-	l, err := m.serverLock()
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		list, err := listExports(ctx, mon)
-		if err != nil {
-			return err
-		}
-		left, others := 0, 0
-		for _, e := range list {
-			if !which(e.ID) {
-				if e.Type == "nbd" {
-					others++
-				}
-				continue
-			}
-			left++
-			if !e.Down {
-				mon.Run(ctx, "block-export-del", args{"id": e.ID, "mode": "hard"})
-			}
-		}
-		switch {
-		case left == 0 && others == 0:
-			return m.stopServer(ctx, mon)
-		case left == 0:
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the export of a look does not end: %w", ctx.Err())
-		case <-time.After(wait):
-		}
-	}
+	return errors.Join(err, m.dropExports(ctx, mon, true, func(id string) bool { return id == m.ID }))
 }
 
 // sweepLooks removes what looks left whose process is gone.
@@ -218,5 +178,5 @@ func sweepLooks(ctx context.Context, mon qmp.Monitor, p qemu.Process) error {
 		return err
 	}
 	m := &mirror{Target: fmt.Sprint(p.PID), Start: p.Start(), Dir: dir}
-	return m.dropExports(ctx, mon, dead)
+	return m.dropExports(ctx, mon, true, dead)
 }

@@ -11,9 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"vmscope/block"
 	"vmscope/block/nbd"
+	"vmscope/vm/qemu"
 )
 
 // Protocol is how a disk is served.
@@ -44,17 +46,51 @@ type Service struct {
 
 func (s *Service) forwards() bool { return strings.Contains(s.Image, "://") }
 
-// open opens the disk for serving.
+// open opens the disk for serving, and keeps QEMUs from writing to the image meanwhile.
 func (s *Service) open(ctx context.Context) (servable, error) {
 	switch {
 	case s.forwards():
 		return nbd.Dial(ctx, s.Image, nbd.Options{})
 	case s.Protocol == VhostUser && s.ReadOnly:
-		return nil, fmt.Errorf("serve %q read-only by vhost-user: %w", s.Image, errors.ErrUnsupported)
+		return nil, fmt.Errorf("read-only by vhost-user: %w", errors.ErrUnsupported)
 	case s.Protocol == VhostUser:
-		return block.OpenRaw(s.Image)
-	default:
-		return nbd.OpenFile(s.Image, s.ReadOnly)
+		d, err := block.OpenRaw(s.Image)
+		if err != nil {
+			return nil, err
+		}
+		return locked(ctx, d)
+	}
+	d, err := nbd.OpenFile(s.Image, s.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	return locked(ctx, d)
+}
+
+// lockPatience is how long the locks of a receiver that was killed may take to go.
+const lockPatience = 2 * time.Second
+
+// locked locks a disk, or closes it.
+func locked(ctx context.Context, d interface {
+	servable
+	Lock() error
+}) (servable, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		err := d.Lock()
+		if err == nil {
+			return d, nil
+		}
+		if errors.Is(err, block.ErrLocked) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+				continue
+			}
+		}
+		d.Close()
+		return nil, err
 	}
 }
 
@@ -160,6 +196,9 @@ func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error)
 		return nil, err
 	}
 	d, err := s.open(ctx)
+	if errors.Is(err, block.ErrLocked) {
+		return nil, inUse(s.Image)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -177,6 +216,17 @@ func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error)
 		return nil, err
 	}
 	return t, nil
+}
+
+// inUse says who has an image, if that can be told.
+func inUse(image string) error {
+	all, _ := qemu.List()
+	for _, p := range all {
+		if imageOf(p.PID, image) != "" {
+			return fmt.Errorf("%w by %v, which would not see what others write: watch it as it runs, or end it first", ErrInUse, p)
+		}
+	}
+	return fmt.Errorf("%w by another process, which would not see what others write: end that first", ErrInUse)
 }
 
 // Serving is the number of clients that a receiver goes on to serve after Close. It ends with the last of them.

@@ -193,12 +193,15 @@ func (f *fileSystem) flags(c *cobra.Command) {
 		}
 		return nil
 	}))
-	_ = c.RegisterFlagCompletionFunc("fs", completeDisks(func(r diskRow) []string {
-		if r.Content == "ext2" || r.Content == "ext3" || r.Content == "ext4" {
-			return []string{r.Name, string(r.Label), string(r.UUID)}
-		}
-		return nil
-	}))
+	_ = c.RegisterFlagCompletionFunc("fs", completeDisks(fileSystemWords))
+}
+
+// fileSystemWords are the names of a file system that can be read.
+func fileSystemWords(r diskRow) []string {
+	if r.Content == "ext2" || r.Content == "ext3" || r.Content == "ext4" {
+		return []string{r.Name, string(r.Label), string(r.UUID)}
+	}
+	return nil
 }
 
 // completeDisks completes by what is on the target's disks.

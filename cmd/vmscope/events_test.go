@@ -33,6 +33,10 @@ func TestWrongWatches(t *testing.T) {
 		{"watch no-such-vm", []string{"no such VM", "no-such-vm"}},
 		{"watch no-such-vm --detach", []string{"no such VM", "no-such-vm"}},
 		{"watch qemu:no-such-vm /etc", []string{"no such VM"}},
+		{"watch web --pause", []string{"no use for --pause"}},
+		{"--route mmap watch web", []string{"no use for --route", "vmscope watch --help"}},
+		{"nbd --layout q35", []string{"no use for --layout"}},
+		{"disks " + file + " --truncated", []string{"no use for --truncated"}},
 		{"watch xen:a", []string{"QEMU"}},
 		{"watch " + file, []string{"file", "vmscope nbd", "vmscope replay"}},
 		{"watch file:" + file, []string{"file", "vmscope replay"}},
@@ -221,6 +225,8 @@ func TestNBD(t *testing.T) {
 		t.Errorf("what was written is not in the image, %v", err)
 	}
 	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "socket")}, "serves there already")
+	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "other")}, "in use", "another process")
+	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "other"), "--protocol", "vhost-user"}, "in use")
 	if err := c.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}

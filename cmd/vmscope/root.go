@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func (a *app) rootCmd() *cobra.Command {
@@ -37,7 +38,10 @@ says why; 130 interrupted.`,
   vmscope read web1 --sym linux_banner --string`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := useless(cmd); err != nil {
+				return err
+			}
 			if !slices.Contains(colorWords, a.color) {
 				return fmt.Errorf("--color %q: it is %s", a.color, strings.Join(colorWords, ", "))
 			}
@@ -74,16 +78,54 @@ says why; 130 interrupted.`,
 		c.GroupID = "process"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.replayCmd(), a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
+	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.replayCmd()} {
 		c.GroupID = "disk"
+		without(c, "pause", "registers", "truncated", "layout", "route")
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
+		c.GroupID = "disk"
+		without(c, "registers", "truncated", "layout", "route")
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{a.symCmd(), a.typeCmd(), a.readCmd(), a.writeCmd(), a.dumpCmd()} {
 		c.GroupID = "raw"
 		root.AddCommand(c)
 	}
-	root.AddCommand(a.versionCmd(), a.manCmd())
+	for _, c := range []*cobra.Command{a.versionCmd(), a.manCmd()} {
+		without(c, "pause", "registers", "truncated", "layout", "route")
+		root.AddCommand(c)
+	}
 	return root
+}
+
+// noUse stands for a flag of the root command in a command that has no use for it.
+type noUse struct{}
+
+func (noUse) Set(string) error { return nil }
+func (noUse) String() string   { return "" }
+func (noUse) Type() string     { return "" }
+
+// without hides flags of the root command from a command, which useless then refuses.
+func without(c *cobra.Command, names ...string) {
+	for _, name := range names {
+		// As a local flag it takes the place of the root's.
+		f := &pflag.Flag{Name: name, Value: noUse{}, Hidden: true}
+		if name == "pause" || name == "registers" || name == "truncated" {
+			f.NoOptDefVal = "true"
+		}
+		c.Flags().AddFlag(f)
+	}
+}
+
+// useless says which flag a command was given that has no meaning there.
+func useless(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if _, ok := f.Value.(noUse); ok && err == nil {
+			err = fmt.Errorf("%s has no use for --%s; see '%s --help'", cmd.Name(), f.Name, cmd.CommandPath())
+		}
+	})
+	return err
 }
 
 // colorWords are what --color takes.

@@ -33,11 +33,12 @@ type watchFlags struct {
 func (f *watchFlags) add(c *cobra.Command) {
 	p := c.Flags()
 	p.StringSliceVar(&f.ops, "op", nil, "tell only these kinds of events (MKFILE,RENAME,…)")
-	p.StringSliceVar(&f.fs, "fs", nil, "watch only these partitions or volumes (vda1, vg0/root)")
+	p.StringSliceVar(&f.fs, "fs", nil, "watch only these file systems: vda1, vg0/root, a UUID or a label")
 	p.StringVar(&f.content, "content", "", "keep each version of the watched files in this directory, named by its hash")
 	p.Int64Var(&f.limit, "content-limit", 1<<20, "size in bytes up to which --content keeps a file")
 	p.StringVar(&f.from, "paths-from", "", "watch the paths in this file too, one a line; it is read again whenever it changes")
 	_ = c.RegisterFlagCompletionFunc("op", fixed(eventWords()...))
+	_ = c.MarkFlagDirname("content")
 }
 
 // eventOps are the kinds of events that can be chosen.
@@ -275,9 +276,26 @@ was made to leave, or whose guest has ended, says so on stderr; its status is 0.
 	}
 	f.add(c)
 	c.Flags().StringSliceVar(&disks, "disk", nil, "watch only these disks (vda; 'vmscope disks' lists them)")
+	_ = c.RegisterFlagCompletionFunc("disk", completeTapped)
+	_ = c.RegisterFlagCompletionFunc("fs", completeDisks(fileSystemWords))
 	c.Flags().BoolVar(&diskPaths, "disk-paths", false, "tell paths as they are on the disk, also where the guest has it mounted elsewhere")
 	c.Flags().BoolVar(&detach, "detach", false, "make the watches of TARGET leave its disks, then end")
 	return c
+}
+
+// completeTapped completes the disks of a running VM that can be watched.
+func completeTapped(cmd *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		disks, _ := tap.Disks(cmd.Context(), strings.TrimPrefix(args[0], "qemu:"))
+		for _, d := range disks {
+			for _, w := range []string{d.Name, d.ID} {
+				if !d.ReadOnly && harmless(w) {
+					out = append(out, w)
+				}
+			}
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
 // detach makes watches leave.

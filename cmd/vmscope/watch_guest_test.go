@@ -158,7 +158,25 @@ func TestWatchGuest(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(versions, sha256Of("22\n"))); string(b) != "22\n" {
 		t.Errorf("the version that was kept: %q, %v", b, err)
 	}
-	failed(t, []string{"watch", g.Name()}, "in use", "--detach")
+	for _, c := range []struct {
+		args  []string
+		words []string
+	}{
+		{[]string{"watch", g.Name()}, []string{"in use", "--detach"}},
+		{[]string{"watch", g.Name(), "--disk", "nope"}, []string{"nope", "vmscope disks"}},
+		{[]string{"nbd", "--image", image, "--socket", filepath.Join(t.TempDir(), "s")}, []string{"in use by VM"}},
+	} {
+		failed(t, c.args, c.words...)
+		if _, stderr, _ := run(t, c.args...); strings.Count(stderr, "VM \"") > 1 || strings.Count(stderr, "vda") > 1 {
+			t.Errorf("%q says something twice: %s", c.args, stderr)
+		}
+	}
+	if out, _, _ := run(t, "__complete", "watch", g.Name(), "--disk", ""); !strings.Contains(out, "vda\n") {
+		t.Errorf("completion of --disk: %q", out)
+	}
+	if out, _, _ := run(t, "__complete", "watch", g.Name(), "--fs", ""); !strings.Contains(out, "vda\n") {
+		t.Errorf("completion of --fs: %q", out)
+	}
 	if err := w.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}

@@ -50,7 +50,7 @@ func (p Process) Monitor(ctx context.Context) (qmp.Monitor, error) {
 	if errs == nil {
 		errs = errNoMonitor("ask the monitor")
 	}
-	return nil, fmt.Errorf("%v: %w", p, errs)
+	return nil, errs
 }
 
 // sockets connects to the first socket that answers.
