@@ -223,8 +223,10 @@ func (t *txn) diffSame(c *change) error {
 			}
 		}
 	}
-	for name, ino := range fast {
-		was.set(name, ino)
+	for name, e := range fast {
+		if e.is != e.was {
+			was.set(name, e.is)
+		}
 	}
 	t.compare(node{ino: c.ino}, &was, &is)
 	return wrapDir(c.ino, first)
@@ -354,18 +356,9 @@ const maxWork = 1 << 20
 // hold these four bytes.
 func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
 	fast := v.fc.edits(in.Number)
-	if v.fc.inode(in.Number) != nil {
-		blocks := view{fs: f}
-		base, err := blocks.inode(make([]byte, f.sb.BlockSize), in.Number)
-		if err != nil {
-			return err
-		}
-		if live(&base) && same(&base, in) {
-			base.InBody = bytes.Clone(base.InBody)
-			in = &base
-		} else {
-			in = &Inode{Number: in.Number}
-		}
+	in, err := f.inBlocks(v, in)
+	if err != nil {
+		return err
 	}
 	more := true
 	see := func(d Dirent) bool {
@@ -379,9 +372,9 @@ func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, 
 		more = visit(name, d)
 		return more
 	}
-	for name, ino := range fast {
-		if ino != 0 && more && (wanted == nil || wanted(ino)) {
-			more = visit(name, Dirent{Ino: ino})
+	for name, e := range fast {
+		if e.is != 0 && more && (wanted == nil || wanted(e.is)) {
+			more = visit(name, Dirent{Ino: e.is})
 		}
 	}
 	if !more {

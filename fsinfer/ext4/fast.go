@@ -2,24 +2,30 @@ package ext4
 
 import (
 	"errors"
-	"fmt"
-	"slices"
 	"time"
 
 	"vmscope/block"
 	"vmscope/event"
 	"vmscope/fsinfer/ext4/jbd2"
-	"vmscope/mem"
 )
 
 // fastState is what only fast commits told so far: the names that came and went, and inodes, all of which the next full commit
 // will log as blocks. It lies on top of what the blocks say, and may lie on another one.
+//
+// A fast commit tells names and inodes apart, each as it was at a moment of its own: an inode that counts a link whose name the
+// next fast commit tells, or no link while its name is still to go. So here the links of a file are as many as it has names: a
+// file is live if a name leads to it.
 type fastState struct {
 	under  *fastState
 	inodes map[uint32][]byte
-	names  map[uint32]map[string]uint32 // by directory; 0: the name is gone
-	size   int                          // names and inodes
+	names  map[uint32]map[string]fastName // by directory
+	anew   map[uint32]bool                // directories of which what lies under it tells nothing: another file had the number
+	size   int                            // names and inodes
 }
+
+// fastName is what a name leads to, and what it leads to by the blocks; 0: there is no such name. Both may be the same: a fast
+// commit may tell again what a full one has, and take back what it told.
+type fastName struct{ is, was uint32 }
 
 // maxFast bounds what fast commits may tell between two full ones: their area of the journal holds less.
 const maxFast = 1 << 19
@@ -34,39 +40,43 @@ func (s *fastState) inode(ino uint32) []byte {
 	return nil
 }
 
-// edits gives the names that came to a directory or went.
-func (s *fastState) edits(dir uint32) map[string]uint32 {
+// edits gives the names that fast commits told of a directory. It must not be changed.
+func (s *fastState) edits(dir uint32) map[string]fastName {
 	if s == nil {
 		return nil
 	}
-	mine, below := s.names[dir], s.under.edits(dir)
-	if len(below) == 0 || len(mine) == 0 {
-		if len(mine) == 0 {
-			return below
-		}
+	mine := s.names[dir]
+	if s.anew[dir] {
 		return mine
 	}
-	all := make(map[string]uint32, len(mine)+len(below))
-	for n, ino := range below {
-		all[n] = ino
+	below := s.under.edits(dir)
+	if len(below) == 0 {
+		return mine
 	}
-	for n, ino := range mine {
-		all[n] = ino
+	if len(mine) == 0 {
+		return below
+	}
+	all := make(map[string]fastName, len(mine)+len(below))
+	for n, e := range below {
+		all[n] = e
+	}
+	for n, e := range mine {
+		all[n] = e
 	}
 	return all
 }
 
-func (s *fastState) set(dir uint32, name string, ino uint32) {
+func (s *fastState) set(dir uint32, name string, e fastName) {
 	if s.names[dir] == nil {
 		if s.names == nil {
-			s.names = map[uint32]map[string]uint32{}
+			s.names = map[uint32]map[string]fastName{}
 		}
-		s.names[dir] = map[string]uint32{}
+		s.names[dir] = map[string]fastName{}
 	}
 	if _, ok := s.names[dir][name]; !ok {
 		s.size++
 	}
-	s.names[dir][name] = ino
+	s.names[dir][name] = e
 }
 
 func (s *fastState) setInode(ino uint32, raw []byte) {
@@ -81,215 +91,18 @@ func (s *fastState) setInode(ino uint32, raw []byte) {
 
 // sink moves all into what lies under it.
 func (s *fastState) sink() {
+	for dir := range s.anew {
+		s.under.size -= len(s.under.names[dir])
+		delete(s.under.names, dir)
+	}
 	for ino, raw := range s.inodes {
 		s.under.setInode(ino, raw)
 	}
 	for dir, names := range s.names {
-		for name, ino := range names {
-			s.under.set(dir, name, ino)
+		for name, e := range names {
+			s.under.set(dir, name, e)
 		}
 	}
-}
-
-// applyFast works out a fast commit (fs/ext4/fast_commit.c): unlike a full one it tells names and inodes, no blocks.
-func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, error) {
-	if f.fast.size > maxFast {
-		return nil, fmt.Errorf("fast commit %d: no full one for %d names and inodes: %w", fc.TID, f.fast.size, mem.ErrInconsistent)
-	}
-	t := f.newTxn(nil, uint64(fc.TID), when, event.FastCommit)
-	top := &fastState{under: &f.fast}
-	t.new.fc = top
-	f.reads = map[uint64][]byte{}
-	defer func() { f.reads = nil }()
-	first := t.fastNames(fc, top)
-	t.fastInodes(fc, top)
-	t.neverThere(first, top)
-	for p, before := range first {
-		now := top.names[p.dir.ino][p.name]
-		c := t.inodes[before]
-		if before == now && (c == nil || !c.replaced()) {
-			continue
-		}
-		if before != 0 {
-			t.removed = append(t.removed, edit{p, before})
-		}
-		if now != 0 {
-			if c := t.inodes[now]; c != nil && c.new.IsDir() && !live(&c.new) {
-				continue
-			}
-			t.added = append(t.added, edit{place{node{p.dir.ino, t.isReplaced(p.dir.ino)}, p.name}, now})
-		}
-	}
-	t.locate()
-	t.names()
-	t.attributes()
-	t.remember()
-	top.sink()
-	return t.events, t.err()
-}
-
-// fastNames notes what names lead to behind the commit, and gives what they led to before it.
-func (t *txn) fastNames(fc *jbd2.FastCommit, top *fastState) map[place]uint32 {
-	first := map[place]uint32{}
-	scratch := make([]byte, t.f.sb.BlockSize)
-	told := map[uint32][]byte{}
-	for i := range fc.Ops {
-		if o := &fc.Ops[i]; o.Tag == jbd2.FCInode {
-			told[o.Ino] = slices.Clip(o.Inode)
-		}
-	}
-	for i := range fc.Ops {
-		o := &fc.Ops[i]
-		var before, now uint32
-		switch o.Tag {
-		case jbd2.FCCreat, jbd2.FCLink:
-			now = o.Ino
-		case jbd2.FCUnlink:
-			before = o.Ino
-		default:
-			continue
-		}
-		if o.Parent == 0 || o.Parent > t.f.sb.Inodes || o.Ino == 0 || o.Ino > t.f.sb.Inodes || len(o.Name) == 0 {
-			t.fail(fmt.Errorf("fast commit %d: inode %d in directory %d: %w", fc.TID, o.Ino, o.Parent, mem.ErrInconsistent))
-			continue
-		}
-		dir, err := t.old.inode(scratch, o.Parent)
-		if in := told[o.Parent]; in != nil {
-			dir, err = t.f.sb.ParseInode(o.Parent, append(in, zeroInode[:t.f.sb.InodeSize]...)[:t.f.sb.InodeSize])
-		}
-		t.fail(err)
-		p := place{node{ino: o.Parent}, nameOf(&dir, Dirent{Name: o.Name})}
-		if _, ok := first[p]; !ok {
-			if told, ok := t.f.fast.edits(o.Parent)[p.name]; ok {
-				before = told
-			}
-			first[p] = before
-		}
-		top.set(o.Parent, p.name, now)
-	}
-	return first
-}
-
-// neverThere finds names that a fast commit tells as gone, and that were made since the last commit: of an inode that is freed
-// again, a fast commit tells that its names went and not that they came (fs/ext4/fast_commit.c, ext4_fc_commit_dentry_updates).
-func (t *txn) neverThere(first map[place]uint32, top *fastState) {
-	names := map[uint32]int{}
-	for _, ino := range first {
-		names[ino]++
-	}
-	scratch := make([]byte, t.f.sb.BlockSize)
-	for p, ino := range first {
-		if ino == 0 {
-			// A name that came while the last full commit was being written may be told again.
-			if now := top.names[p.dir.ino][p.name]; now != 0 && t.f.fast.edits(p.dir.ino)[p.name] == 0 && t.isNamed(p, now) {
-				first[p] = now
-			}
-			continue
-		}
-		old, err := t.old.inode(scratch, ino)
-		if c := t.inodes[ino]; c != nil {
-			old = c.old
-		}
-		there := err == nil && live(&old)
-		if links := int(old.Links); there && (names[ino] > links || old.IsDir() && names[ino] > 1) {
-			there = t.isNamed(p, ino)
-		}
-		if !there {
-			first[p] = 0
-		}
-	}
-}
-
-// isNamed says whether a name led to an inode before the change.
-func (t *txn) isNamed(p place, ino uint32) bool {
-	dir, err := t.old.inode(make([]byte, t.f.sb.BlockSize), p.dir.ino)
-	if err != nil || !live(&dir) || !dir.IsDir() {
-		return false
-	}
-	dir.InBody = slices.Clone(dir.InBody)
-	there := false
-	t.fail(t.f.scan(t.old, &dir, ino, func(i uint32) bool { return i == ino }, func(name string, _ Dirent) bool {
-		there = there || name == p.name
-		return !there
-	}))
-	return there
-}
-
-// fastInodes notes the inodes of the commit, before and behind it.
-func (t *txn) fastInodes(fc *jbd2.FastCommit, top *fastState) {
-	scratch := make([]byte, t.f.sb.BlockSize)
-	links := map[uint32]int{}
-	told := map[uint32][]byte{}
-	for i := range fc.Ops {
-		o := &fc.Ops[i]
-		switch o.Tag {
-		case jbd2.FCCreat:
-			links[o.Ino] += 0
-		case jbd2.FCLink:
-			links[o.Ino]++
-		case jbd2.FCUnlink:
-			links[o.Ino]--
-		case jbd2.FCInode:
-			told[o.Ino] = o.Inode
-			links[o.Ino] += 0
-		case jbd2.FCAddRange:
-			t.addRange(o)
-		}
-	}
-	for ino, delta := range links {
-		if ino == 0 || ino > t.f.sb.Inodes {
-			continue
-		}
-		old, raw, err := t.rawInode(scratch, ino)
-		if err != nil {
-			t.fail(err)
-			continue
-		}
-		now := slices.Clone(raw)
-		if r, ok := told[ino]; ok {
-			// A fast commit leaves the extended attributes out.
-			n := copy(now, r)
-			if in, err := t.f.sb.ParseInode(ino, now); err == nil && !(live(&old) && live(&in) && same(&old, &in)) {
-				clear(now[n:])
-			}
-		} else if delta < 0 {
-			left := max(int(old.Links)+delta, 0)
-			if old.IsDir() {
-				left = 0
-			}
-			le.PutUint16(now[26:], uint16(left))
-		} else {
-			continue
-		}
-		in, err := t.f.sb.ParseInode(ino, now)
-		if err != nil {
-			t.fail(err)
-			continue
-		}
-		t.note(&change{ino: ino, old: old, new: in})
-		top.setInode(ino, now)
-	}
-}
-
-// rawInode reads an inode as it is before the change, with a copy of its bytes.
-func (t *txn) rawInode(scratch []byte, ino uint32) (Inode, []byte, error) {
-	raw := t.old.fc.inode(ino)
-	if raw == nil {
-		b, off, err := t.f.inodePlace(ino)
-		if err != nil {
-			return Inode{}, nil, err
-		}
-		data, err := t.old.peek(scratch, b)
-		if err != nil {
-			return Inode{}, nil, err
-		}
-		raw = slices.Clone(data[off : off+t.f.sb.InodeSize])
-		if g, index := t.f.sb.InodeGroup(ino); index >= t.unused(g) {
-			clear(raw)
-		}
-	}
-	in, err := t.f.sb.ParseInode(ino, raw)
-	return in, raw, err
 }
 
 // openFast takes over the fast commits that follow the last full one, and makes ready for more.

@@ -3,7 +3,6 @@ package fslab
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -234,30 +233,13 @@ func (r *live) keep(disk string) (dir string, err error) {
 }
 
 func (r *live) operate(ctx context.Context, ops guestlab.FSOps) error {
-	if len(ops.Prepare) > 0 {
-		prepare := ops
-		prepare.Count, ops.Prepare = 0, nil
-		if _, err := r.guest.FSOps(ctx, prepare); err != nil {
-			return err
+	lists, err := operate(ctx, r.guest, ops, r.Workers)
+	for i, list := range lists {
+		if r.Tell {
+			r.Logf("operations of worker %d:\n%s", i, list)
 		}
 	}
-	done := make(chan error, r.Workers)
-	for i := range r.Workers {
-		ops := ops
-		ops.Seed += uint64(i) << 32
-		go func() {
-			list, err := r.guest.FSOps(ctx, ops)
-			if r.Tell {
-				r.Logf("operations of worker %d:\n%s", i, list)
-			}
-			done <- err
-		}()
-	}
-	var errs []error
-	for range r.Workers {
-		errs = append(errs, <-done)
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 func (r *live) tree(ctx context.Context) ([]guestlab.File, error) {

@@ -3,6 +3,7 @@ package fslab
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -18,10 +19,13 @@ import (
 type Recorder struct {
 	Dir   string
 	Seed  uint64
-	Count int       // operations between two points
-	Tell  bool      // say each operation
-	GoOn  bool      // with the next set if one cannot be recorded
-	Say   io.Writer // hears of the progress
+	Count int // operations between two points
+	// Workers is how many do as many operations each at the same time; 0 is one. More than one does not do the same again
+	// under the same seed.
+	Workers int
+	Tell    bool      // say each operation
+	GoOn    bool      // with the next set if one cannot be recorded
+	Say     io.Writer // hears of the progress
 }
 
 const (
@@ -147,12 +151,14 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 	ops.Tell = r.Tell
 	ops.Sync = cmp.Or(ops.Sync, syncs(r.Seed))
 	run := func() error {
-		list, err := g.FSOps(ctx, ops)
+		lists, err := operate(ctx, g, ops, max(r.Workers, 1))
 		if err != nil {
 			return err
 		}
-		if ops.Tell {
-			fmt.Fprint(r.Say, list)
+		for _, list := range lists {
+			if ops.Tell {
+				fmt.Fprint(r.Say, list)
+			}
 		}
 		if _, err := g.Run(ctx, "sync"); err != nil {
 			return err
@@ -167,4 +173,34 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 		}
 	}
 	return rec.WriteTold(filepath.Dir(log))
+}
+
+// operate has workers do random operations at the same time, and gives what each says that it did.
+func operate(ctx context.Context, g *guestlab.Guest, ops guestlab.FSOps, workers int) (lists []string, err error) {
+	if workers > 1 && len(ops.Prepare) > 0 {
+		prepare := ops
+		prepare.Count, ops.Prepare = 0, nil
+		if _, err := g.FSOps(ctx, prepare); err != nil {
+			return nil, err
+		}
+	}
+	type result struct {
+		list string
+		err  error
+	}
+	done := make(chan result, workers)
+	for i := range workers {
+		ops := ops
+		ops.Seed += uint64(i) << 32
+		go func() {
+			list, err := g.FSOps(ctx, ops)
+			done <- result{list, err}
+		}()
+	}
+	var errs []error
+	for range workers {
+		r := <-done
+		lists, errs = append(lists, r.list), append(errs, r.err)
+	}
+	return lists, errors.Join(errs...)
 }
