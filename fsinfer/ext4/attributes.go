@@ -204,9 +204,10 @@ func (t *txn) attributesOf(c *change, path func() (string, bool)) {
 // xattrs says whether extended attributes changed.
 func (t *txn) xattrs(c *change) bool {
 	o, n := &c.old, &c.new
-	_, logged := t.new.new[n.FileACL]
-	if o.FileACL == n.FileACL && !(n.FileACL != 0 && logged) && bytes.Equal(o.InBody, n.InBody) {
-		return false
+	if o.FileACL == n.FileACL && bytes.Equal(o.InBody, n.InBody) {
+		if _, logged := t.new.new[n.FileACL]; n.FileACL == 0 || !logged {
+			return false
+		}
 	}
 	a, aerr := t.f.sb.Xattrs(t.old, o)
 	b, berr := t.f.sb.Xattrs(t.new, n)

@@ -37,8 +37,7 @@ func (t *txn) names() {
 	if len(t.removed) == 0 && len(t.added) == 0 {
 		return
 	}
-	slices.SortFunc(t.removed, compareEdits)
-	slices.SortFunc(t.added, compareEdits)
+	t.removed, t.added = sorted(t.removed), sorted(t.added)
 	ops, inodes := make([]op, 0, len(t.removed)+len(t.added)), 0
 	for gone, come := t.removed, t.added; len(gone) > 0 || len(come) > 0; inodes++ {
 		var ino uint32
@@ -59,14 +58,33 @@ func (t *txn) names() {
 	t.order.run()
 }
 
-func compareEdits(a, b edit) int {
-	switch {
-	case a.ino != b.ino:
-		return cmp.Compare(a.ino, b.ino)
-	case a.dir.ino != b.dir.ino:
-		return cmp.Compare(a.dir.ino, b.dir.ino)
+// sorted puts edits in the order of inodes, and those of each inode in one that is always the same.
+func sorted(edits []edit) []edit {
+	if slices.IsSortedFunc(edits, compareEdits) {
+		return edits
 	}
-	return strings.Compare(a.name, b.name)
+	// Edits are large, and most inodes have one.
+	keys := make([]uint64, len(edits))
+	for i := range edits {
+		keys[i] = uint64(edits[i].ino)<<32 | uint64(i)
+	}
+	slices.Sort(keys)
+	out := make([]edit, len(edits))
+	for i, k := range keys {
+		out[i] = edits[uint32(k)]
+	}
+	for rest := out; len(rest) > 0; {
+		n := leading(rest, rest[0].ino)
+		if n > 1 {
+			slices.SortFunc(rest[:n], compareEdits)
+		}
+		rest = rest[n:]
+	}
+	return out
+}
+
+func compareEdits(a, b edit) int {
+	return cmp.Or(cmp.Compare(a.ino, b.ino), cmp.Compare(a.dir.ino, b.dir.ino), strings.Compare(a.name, b.name))
 }
 
 // leading counts the first edits of one inode.
@@ -130,7 +148,10 @@ func (t *txn) states(ino uint32) (old, now *Inode, err error) {
 	if c := t.inodes[ino]; c != nil {
 		return &c.old, &c.new, nil
 	}
-	in, err := t.old.inode(make([]byte, t.f.sb.BlockSize), ino)
+	if t.scratch == nil {
+		t.scratch = make([]byte, t.f.sb.BlockSize)
+	}
+	in, err := t.old.inode(t.scratch, ino)
 	if err != nil {
 		in.Number = ino
 	}

@@ -1,6 +1,9 @@
 package ext4
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"slices"
+)
 
 // nameSet gathers names of a directory, in the order in which they come. Where a name comes twice the last counts. It is what a
 // map would be, at a quarter of the cost; a guest cannot make its names collide.
@@ -55,6 +58,7 @@ func (l *nameSet) slot(name string) *uint32 {
 
 func (l *nameSet) grow() {
 	l.slots = make([]uint32, max(4*len(l.slots), 32))
+	l.names = slices.Grow(l.names, len(l.slots)/2-len(l.names))
 	for i := range l.names {
 		*l.slot(l.names[i].name) = uint32(i + 1)
 	}

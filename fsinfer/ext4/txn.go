@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"vmscope/block"
@@ -34,8 +35,10 @@ type txn struct {
 	errs    []error
 	events  []event.Event
 	order   *ordering
-	changes []change     // to use
-	attrs   []event.Attr // to use
+	arena   []*changeChunk // of changes
+	free    []change       // of the last of them
+	attrs   []event.Attr   // to use
+	scratch []byte         // of states
 }
 
 // change is an inode before and after. Either may not be live.
@@ -185,15 +188,30 @@ func (t *txn) collect() []*change {
 var zeroInode [1 << 16]byte
 
 func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
-	if len(t.changes) == 0 {
-		t.changes = make([]change, min(2+len(t.changed), 56)) // no large object
-	}
-	c := &t.changes[0]
-	t.changes, c.ino = t.changes[1:], ino
+	c := t.newChange()
+	c.ino = ino
 	if err := t.f.sb.parseInode(&c.old, ino, was); err != nil {
 		return nil, err
 	}
 	return c, t.f.sb.parseInode(&c.new, ino, is)
+}
+
+// changeChunk is room for changes. A change is half a kilobyte, and a transaction may have many thousands: what one was worked
+// out in serves the next.
+type changeChunk [56]change
+
+var changeChunks = sync.Pool{New: func() any { return new(changeChunk) }}
+
+// newChange gives room for a change, until finish is called.
+func (t *txn) newChange() *change {
+	if len(t.free) == 0 {
+		chunk := changeChunks.Get().(*changeChunk)
+		t.arena, t.free = append(t.arena, chunk), chunk[:]
+	}
+	c := &t.free[0]
+	t.free = t.free[1:]
+	*c = change{}
+	return c
 }
 
 // unused gives the index of a group's first inode that was never written.
@@ -240,11 +258,15 @@ func (f *FS) tableBlock(b uint64) (group, first uint32, ok bool) {
 	return group, uint32(n) * uint32(f.sb.BlockSize/f.sb.InodeSize), true
 }
 
-// finish moves the change into the model.
+// finish moves the change into the model, and gives back what it was worked out in.
 func (t *txn) finish() {
 	for b, data := range t.new.new {
 		t.fail(t.f.store.put(b, data))
 	}
+	for _, chunk := range t.arena {
+		changeChunks.Put(chunk)
+	}
+	t.arena, t.free, t.inodes, t.changed, t.order = nil, nil, nil, nil, nil
 }
 
 // emit appends an event, with what all events of the change share.
@@ -255,8 +277,11 @@ func (t *txn) emit(e event.Event) {
 
 // event makes one more event, of what happened to an inode. It may be filled in until the next comes.
 func (t *txn) event(op event.Op, in *Inode) *event.Event {
-	t.emit(event.Event{Op: op, Inode: uint64(in.Number), Generation: in.Generation, Attr: t.attr(in)})
-	return &t.events[len(t.events)-1]
+	t.events = append(t.events, event.Event{})
+	e := &t.events[len(t.events)-1]
+	e.Time, e.TID, e.Source = t.time, t.tid, t.source
+	e.Op, e.Inode, e.Generation, e.Attr = op, uint64(in.Number), in.Generation, t.attr(in)
+	return e
 }
 
 // attr is what an event tells of an inode.
