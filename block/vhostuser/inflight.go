@@ -20,7 +20,8 @@ type inflight struct {
 	file      *os.File
 	data      []byte
 	queues    int
-	queueSize int
+	queueSize int // that the front end names
+	stride    int // bytes of one queue's part
 	refs      atomic.Int32
 }
 
@@ -34,9 +35,13 @@ func inflightStride(queueSize int) int {
 	return (inflightHeader + queueSize*inflightEntry + 63) &^ 63
 }
 
+// roomyQueue is for how many entries of a ring a buffer has room at least: as many as QEMU lets a ring have
+// (VIRTQUEUE_MAX_SIZE). Rings may be larger than the size that the front end names: under QEMU 10, 256 for 128.
+const roomyQueue = 1024
+
 // newInflight makes a buffer that starts as zeroes.
 func newInflight(queues, queueSize int) (*inflight, error) {
-	n := queues * inflightStride(queueSize)
+	n := queues * inflightStride(max(queueSize, roomyQueue))
 	fd, err := unix.MemfdCreate("vhost-user inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memory for requests in flight: %w", err)
@@ -64,11 +69,13 @@ func openInflight(f *os.File, off, n uint64, queues, queueSize int) (*inflight, 
 	if st, err := f.Stat(); err != nil || st.Size() < int64(off+n) {
 		return fail(fmt.Errorf("%w: in-flight memory is shorter than %d bytes", ErrProtocol, off+n))
 	}
+	// A front end keeps the size of the buffer, but names its own size of queues with it.
+	stride := int(n/uint64(queues)) &^ 63
 	data, err := unix.Mmap(int(f.Fd()), int64(off), int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fail(fmt.Errorf("map in-flight memory: %w", err))
 	}
-	x := &inflight{file: f, data: data, queues: queues, queueSize: queueSize}
+	x := &inflight{file: f, data: data, queues: queues, queueSize: queueSize, stride: stride}
 	x.refs.Store(1)
 	return x, nil
 }
@@ -101,10 +108,10 @@ func (x *inflight) queue(i int, num uint32) (flight, error) {
 	if x == nil {
 		return flight{}, nil
 	}
-	if i >= x.queues || num > uint32(x.queueSize) {
-		return flight{}, fmt.Errorf("%w: queue %d of %d entries, in-flight memory is for %d of %d", ErrProtocol, i, num, x.queues, x.queueSize)
+	n := x.stride
+	if i >= x.queues || inflightStride(int(num)) > n {
+		return flight{}, fmt.Errorf("%w: queue %d of %d entries, in-flight memory is for %d of %d", ErrProtocol, i, num, x.queues, (n-inflightHeader)/inflightEntry)
 	}
-	n := inflightStride(x.queueSize)
 	return flight{b: x.data[i*n : (i+1)*n : (i+1)*n], num: num}, nil
 }
 
