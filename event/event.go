@@ -23,8 +23,17 @@ const (
 	Xattr    Op = "XATTR"
 	Mount    Op = "MOUNT"
 	Unmount  Op = "UNMOUNT"
-	Lost     Op = "LOST"     // events may be missing before the next ATTACHED; Detail says why
+	Lost     Op = "LOST"     // writes were lost: the difference comes before the next ATTACHED, or Detail says that it does not
 	Attached Op = "ATTACHED" // from here on the events are complete
+)
+
+// Details that readers may go by.
+const (
+	// Exchange is that of renames that are one step: names change places in a ring. They are adjacent, their paths are those
+	// before the first of them, and the last leads to where the first began.
+	Exchange = "exchange"
+	// Encrypted says that names are ciphertext.
+	Encrypted = "encrypted"
 )
 
 // Kind is what an inode is.
@@ -49,7 +58,7 @@ const (
 	Journal    Source = "journal"    // a committed transaction: exact
 	FastCommit Source = "fastcommit" // a fast commit: exact
 	Home       Source = "home"       // writes to the blocks' home places, grouped by flush or quiet: the end is right, the steps may not be
-	Resync     Source = "resync"     // found by comparing trees after a loss
+	Resync     Source = "resync"     // the net difference behind a loss, found by comparing trees: the end is right
 )
 
 // Event is one thing that happened in a guest's file system. Paths and targets are bytes that the guest chose, not

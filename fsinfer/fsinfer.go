@@ -29,3 +29,34 @@ type Crawler interface {
 	// Crawl does about n more inodes' worth of work and says how far it is.
 	Crawl(ctx context.Context, n int) (done, total uint64, err error)
 }
+
+// Looker is an Inferencer that shows the tree as the events so far have told it.
+type Looker interface {
+	// Look begins to read the tree. What it gives is void with the next call of Apply or Quiet.
+	Look() Look
+}
+
+// Look reads a tree at one moment. It is not safe for concurrent use.
+type Look interface {
+	// Names visits the names in a directory, but "." and "..", in no order, until visit returns false. A name may lead to
+	// nothing where the file system contradicts itself.
+	Names(dir uint64, visit func(name string, inode uint64) bool) error
+	// File tells of an inode. A File beside an error is what could be read of it; without a Kind it is nothing that a name may
+	// lead to.
+	File(inode uint64) (File, error)
+}
+
+// File is an inode, as far as events tell of it, and what shows that it changed.
+type File struct {
+	Generation uint32
+	Attr       event.Attr
+	Target     string // of a symbolic link
+	Device     uint64 // of a device node, as in event.Event
+	Encrypted  bool   // its names are ciphertext
+
+	// Modified and Changed are the times of the last change of the content and of the inode, in nanoseconds since 1970 as
+	// far as they go: to be compared for being the same.
+	Modified, Changed int64
+	// Xattrs stands for the extended attributes: where it is the same, they are. It means something in this process only.
+	Xattrs uint64
+}

@@ -20,7 +20,11 @@ const settle = 100 * time.Millisecond
 
 // attach finds out what is on the disks and begins to follow all file systems that are known.
 func (w *Watch) attach(ctx context.Context) error {
+	w.held = map[string]*tree{}
 	for _, v := range w.volumes {
+		if t := v.known(); t.useful(w.filter.changes(), v.at) {
+			w.held[v.label] = t
+		}
 		v.fs.Close()
 	}
 	w.volumes = nil
@@ -31,6 +35,12 @@ func (w *Watch) attach(ctx context.Context) error {
 	if err := w.start(ctx, fresh); err != nil {
 		return err
 	}
+	for label := range w.held {
+		if err := w.send(event.Event{Op: event.Lost, Path: "/", FS: label, Detail: "the file system is not there any more"}); err != nil {
+			return err
+		}
+	}
+	w.held = nil
 	if len(w.volumes) == 0 && !w.ready {
 		return w.nothing()
 	}
@@ -135,21 +145,20 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 			}
 		}
 	}
-	w.crawled = false
 	for _, v := range live {
 		s := v.fs.Super()
 		v.label, v.crawl = fsLabel(v.name, s), true
-		if captures {
-			v.since = w.opt.Clock()
-		} else {
-			v.fs.CaughtUp()
-		}
 		w.place(v)
 		w.volumes = append(w.volumes, v)
-		e := event.Event{Op: event.Attached, TID: uint64(v.fs.Last()), Detail: v.part.Type}
-		e.Path = "/"
-		v.finish(&e)
-		if err := w.send(e); err != nil {
+		if v.then = w.held[v.label]; v.then == nil {
+			if err := w.attached(v); err != nil {
+				return err
+			}
+		}
+		delete(w.held, v.label)
+		if captures {
+			v.since = w.opt.Clock()
+		} else if err := w.caughtUp(ctx, v); err != nil {
 			return err
 		}
 	}
@@ -213,7 +222,7 @@ func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []
 		l, isLost := lost(err)
 		switch {
 		case err == nil:
-			if err := w.apply(disk, &write); err != nil {
+			if err := w.apply(ctx, disk, &write); err != nil {
 				return 0, err
 			}
 		case isLost && len(w.volumes) > 0: // they lack it; those that are being attached do not

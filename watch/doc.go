@@ -56,6 +56,10 @@ type Options struct {
 	// Content is the size in bytes up to which a watched file's content comes with the events that make or change it; 0:
 	// no content.
 	Content int64
+	// Hold is how many bytes of memory a file system may take for what was told of it: names and attributes of all that is
+	// watched, about 200 bytes a file. It is for when writes are lost: then the difference is told. What takes more is not
+	// held, and its difference not told. 0 means 64 MiB, less than 0 that nothing is held.
+	Hold int64
 	// Mounted tells where the guest has a file system mounted, so that its paths are the guest's; nil, or "": they are
 	// those of the file system. It is asked when a file system is attached or mounted.
 	Mounted func(volume string, fs *ext4.Super) string

@@ -16,6 +16,7 @@ type filter struct {
 	paths []string // cleaned
 	all   bool
 	ops   []event.Op
+	turn  uint64 // rises when watchpoints change
 }
 
 func newFilter(paths []string, ops []event.Op) (*filter, error) {
@@ -48,6 +49,7 @@ func (f *filter) add(p string) error {
 	defer f.mu.Unlock()
 	if !slices.Contains(f.paths, p) {
 		f.paths = append(f.paths, p)
+		f.turn++
 	}
 	return nil
 }
@@ -64,6 +66,7 @@ func (f *filter) remove(p string) bool {
 		return false
 	}
 	f.paths = slices.Delete(f.paths, i, i+1)
+	f.turn++
 	return true
 }
 
@@ -79,6 +82,7 @@ func (f *filter) set(paths []string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.paths, f.all = cleaned, false
+	f.turn++
 	return nil
 }
 
@@ -110,6 +114,61 @@ func (f *filter) watched(p string) bool {
 		}
 	}
 	return false
+}
+
+// scope is how a path lies to the watchpoints.
+type scope uint8
+
+const (
+	outside scope = iota
+	leads         // what is below it may be watched
+	inside        // it is watched, and all below it
+)
+
+// scope says how a path lies to the watchpoints.
+func (f *filter) scope(p string) scope {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.all {
+		return inside
+	}
+	s := outside
+	for _, w := range f.paths {
+		if matches(w, p) {
+			return inside
+		}
+		if below(w, p) {
+			s = leads
+		}
+	}
+	return s
+}
+
+// changes counts the changes of watchpoints.
+func (f *filter) changes() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.turn
+}
+
+// below says whether the watchpoint w may name something below p.
+func below(w, p string) bool {
+	if p == "/" {
+		return true
+	}
+	parts, names := strings.Split(w[1:], "/"), strings.Split(p[1:], "/")
+	for i, name := range names {
+		if i >= len(parts) {
+			return false
+		}
+		if parts[i] == "**" {
+			return true
+		}
+		if ok, _ := path.Match(parts[i], name); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // matches says whether p is what the watchpoint w names, or lies below it.

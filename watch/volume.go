@@ -30,6 +30,8 @@ type volume struct {
 	since time.Time // writes up to then may be in the model already
 	crawl bool      // the crawl is not at its end
 	told  uint64    // inodes of progress
+	tree  *tree     // what was told, if that is held
+	then  *tree     // what had been told when writes were lost: the difference is to be told when all is caught up
 
 	touched time.Time // of the last write
 }
@@ -97,9 +99,6 @@ func (v *volume) content(e *event.Event, limit int64) error {
 
 // step crawls a little.
 func (v *volume) step(ctx context.Context, n int, progress func(fs string, done, total uint64)) error {
-	if !v.crawl {
-		return nil
-	}
 	done, total, err := v.fs.Crawl(ctx, n)
 	if done >= total {
 		v.crawl = false

@@ -27,17 +27,17 @@ type Watch struct {
 	volumes []*volume
 	seq     uint64
 	emit    func(event.Event) error
-	ready   bool      // behind the first attach
-	again   string    // why the volumes are to be attached anew
-	rescan  bool      // the disks are divided anew
-	stale   time.Time // when that was noticed
-	crawled bool      // all crawls are at their ends
-	next    time.Time // when to go on with crawls amid writes
-	ended   int       // disks that ended
-	gen     []uint32  // what the disks capture
-	caught  []bool    // a disk's content is only wanted where it tells something
-	drawn   []uint64  // how often a disk was read by others than its goroutine: what that holds is void then
-	torn    []bool    // and a volume that was attached lacks it
+	ready   bool             // behind the first attach
+	again   string           // why the volumes are to be attached anew
+	rescan  bool             // the disks are divided anew
+	stale   time.Time        // when that was noticed
+	held    map[string]*tree // while volumes are attached anew: what had been told of them, by label
+	next    time.Time        // when to go on with crawls amid writes
+	ended   int              // disks that ended
+	gen     []uint32         // what the disks capture
+	caught  []bool           // a disk's content is only wanted where it tells something
+	drawn   []uint64         // how often a disk was read by others than its goroutine: what that holds is void then
+	torn    []bool           // and a volume that was attached lacks it
 }
 
 // New prepares a watch of disks of one machine.
@@ -48,6 +48,9 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	}
 	if o.Quiet == 0 {
 		o.Quiet = 30 * time.Millisecond
+	}
+	if o.Hold == 0 {
+		o.Hold = hold
 	}
 	if o.Clock == nil {
 		o.Clock = time.Now
@@ -143,7 +146,7 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 				w.again = "a write came while file systems were attached"
 			}
 		case err == nil:
-			if err = w.apply(disk, &write); err == nil && w.rescan {
+			if err = w.apply(ctx, disk, &write); err == nil && w.rescan {
 				err = w.divide(ctx)
 			}
 			w.crawl(ctx)
@@ -182,7 +185,7 @@ func (w *Watch) patience(disk int) (time.Duration, uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, v := range w.volumes {
-		if v.crawl {
+		if w.busy(v) {
 			return time.Millisecond, w.drawn[disk]
 		}
 	}
@@ -190,7 +193,7 @@ func (w *Watch) patience(disk int) (time.Duration, uint64) {
 }
 
 // apply hands a write to the volumes that it touches.
-func (w *Watch) apply(disk int, write *block.Write) error {
+func (w *Watch) apply(ctx context.Context, disk int, write *block.Write) error {
 	if w.layout.Stale(disk, write) {
 		w.rescan, w.stale = true, write.Time
 	}
@@ -199,8 +202,9 @@ func (w *Watch) apply(disk int, write *block.Write) error {
 			continue
 		}
 		if !v.since.IsZero() && write.Time.After(v.since) {
-			v.since = time.Time{}
-			v.fs.CaughtUp()
+			if err := w.caughtUp(ctx, v); err != nil {
+				return err
+			}
 			w.choose(disk)
 		}
 		v.touched = write.Time
@@ -230,23 +234,35 @@ func (w *Watch) tell(v *volume, events []event.Event, err error) error {
 			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
 		}
 	}
+	look := sync.OnceValue(v.fs.Look)
 	for i := range events {
 		e := &events[i]
 		if e.Op == event.Mount {
 			w.place(v)
 		}
-		v.finish(e)
-		if !w.filter.passes(e) {
-			continue
+		if v.then != nil {
+			continue // a part of the difference
 		}
-		if err := v.content(e, w.opt.Content); err != nil {
-			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+		if v.tree != nil {
+			v.tree.apply(e, look)
 		}
-		if err := w.send(*e); err != nil {
+		if err := w.pass(v, e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// pass sends an event of a volume, if it is one that is watched.
+func (w *Watch) pass(v *volume, e *event.Event) error {
+	v.finish(e)
+	if !w.filter.passes(e) {
+		return nil
+	}
+	if err := v.content(e, w.opt.Content); err != nil {
+		w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+	}
+	return w.send(*e)
 }
 
 // send numbers an event.
@@ -269,8 +285,9 @@ func (w *Watch) idle(ctx context.Context, disk int) error {
 	}
 	for _, v := range w.volumes {
 		if !v.since.IsZero() && v.on(disk) { // other disks may still have older writes
-			v.since = time.Time{}
-			v.fs.CaughtUp()
+			if err := w.caughtUp(ctx, v); err != nil {
+				return err
+			}
 			for i := range w.disks {
 				w.choose(i)
 			}
@@ -282,28 +299,28 @@ func (w *Watch) idle(ctx context.Context, disk int) error {
 
 // crawl goes on with the crawls beside writes that never pause, for at most half of the time.
 func (w *Watch) crawl(ctx context.Context) {
-	if len(w.volumes) == 0 || w.crawled {
+	if !slices.ContainsFunc(w.volumes, w.busy) {
 		return
 	}
 	begin := time.Now()
 	if begin.Before(w.next) {
 		return
 	}
-	w.crawled = true
 	for _, v := range w.volumes {
-		if v.crawl {
-			w.crawled = false
-			if v.since.IsZero() {
-				w.step(ctx, v)
-			}
+		if v.since.IsZero() {
+			w.step(ctx, v)
 		}
 	}
 	end := time.Now()
 	w.next = end.Add(end.Sub(begin))
 }
 
-// step goes on with one crawl.
+// step goes on with one crawl, and then with reading the tree.
 func (w *Watch) step(ctx context.Context, v *volume) {
+	if !v.crawl {
+		w.readTree(v)
+		return
+	}
 	if err := v.step(ctx, 1<<13, w.opt.Progress); err != nil && ctx.Err() == nil {
 		w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
 	}
@@ -327,7 +344,7 @@ func (w *Watch) quiet(now time.Time) error {
 func (w *Watch) begin(ctx context.Context) error {
 	reason := w.again
 	w.again, w.rescan = "", false
-	if err := w.send(event.Event{Op: event.Lost, Detail: reason}); err != nil {
+	if err := w.send(event.Event{Op: event.Lost, Detail: reason + w.unknown()}); err != nil {
 		return err
 	}
 	if err := w.skip(ctx); err != nil {
