@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"vmscope/mem"
 )
@@ -106,6 +107,12 @@ func subtract(a, b []span) []span {
 		}
 	}
 	return out
+}
+
+// contains says whether a block lies in one of the ascending spans.
+func contains(spans []span, b uint64) bool {
+	i := sort.Search(len(spans), func(i int) bool { return spans[i].end() > b })
+	return i < len(spans) && spans[i].start <= b
 }
 
 // within calls visit for each of the ascending blocks that lies in one of the ascending spans.
@@ -224,8 +231,15 @@ func (t *txn) diffSame(c *change) error {
 		}
 	}
 	for name, e := range fast {
-		if e.is != e.was {
-			was.set(name, e.is)
+		if e.is == e.was.ino {
+			continue
+		}
+		was.set(name, e.is)
+		// A fast commit may have told what was not so any more: an entry in a block that is not logged is there.
+		if e.was.ino != 0 && e.was.block != 0 && is.get(name) == 0 {
+			if _, logged := t.new.new[e.was.block]; !logged && contains(both, e.was.block) {
+				is.set(name, e.was.ino)
+			}
 		}
 	}
 	t.compare(node{ino: c.ino}, &was, &is)

@@ -1,7 +1,9 @@
 package ext4
 
 import (
+	"bytes"
 	"errors"
+	"slices"
 	"time"
 
 	"vmscope/block"
@@ -23,9 +25,12 @@ type fastState struct {
 	size   int                            // names and inodes
 }
 
-// fastName is what a name leads to, and what it leads to by the blocks; 0: there is no such name. Both may be the same: a fast
-// commit may tell again what a full one has, and take back what it told.
-type fastName struct{ is, was uint32 }
+// fastName is what a name leads to, 0 for nothing, and its entry in the blocks. Both may be the same: a fast commit may tell
+// again what a full one has, and take back what it told.
+type fastName struct {
+	is  uint32
+	was entry
+}
 
 // maxFast bounds what fast commits may tell between two full ones: their area of the journal holds less.
 const maxFast = 1 << 19
@@ -103,6 +108,69 @@ func (s *fastState) sink() {
 			s.under.set(dir, name, e)
 		}
 	}
+}
+
+// collectFast adds to the change what fast commits told and a full one does not log: what they told was not so any more, and the
+// blocks are right. It appends to dirs the directories of that kind.
+func (t *txn) collectFast(dirs []*change) []*change {
+	fast := t.old.fc
+	left := map[uint32]bool{}
+	take := func(ino uint32) {
+		if b, _, err := t.f.inodePlace(ino); err == nil {
+			if _, logged := t.new.new[b]; !logged {
+				left[ino] = true
+			}
+		}
+	}
+	for ino := range fast.inodes {
+		take(ino)
+	}
+	for dir := range fast.names {
+		take(dir)
+	}
+	blocks := view{fs: t.f}
+	for ino := range left {
+		_, was, err := t.rawInode(t.old, ino)
+		_, is, berr := t.rawInode(&blocks, ino)
+		if err = errors.Join(err, berr); err != nil {
+			t.fail(err)
+			continue
+		}
+		c, err := t.parse(ino, was, is)
+		if err != nil {
+			t.fail(err)
+			continue
+		}
+		if !bytes.Equal(was, is) {
+			t.note(c)
+			t.reuse = t.reuse || c.replaced()
+		}
+		if live(&c.old) && c.old.IsDir() || live(&c.new) && c.new.IsDir() {
+			dirs = append(dirs, c)
+		}
+	}
+	return dirs
+}
+
+// rawInode reads an inode, with its bytes, which are not to be changed.
+func (t *txn) rawInode(v *view, ino uint32) (Inode, []byte, error) {
+	raw := v.fc.inode(ino)
+	if raw == nil {
+		b, off, err := t.f.inodePlace(ino)
+		if err != nil {
+			return Inode{}, nil, err
+		}
+		data, err := v.peek(t.f.scratch, b)
+		if err != nil {
+			return Inode{}, nil, err
+		}
+		raw = slices.Clone(data[off : off+t.f.sb.InodeSize])
+		if g, index := t.f.sb.InodeGroup(ino); index >= t.unused(g) {
+			clear(raw)
+		}
+	}
+	in, err := t.f.sb.ParseInode(ino, raw)
+	return in, raw, err
 }
 
 // openFast takes over the fast commits that follow the last full one, and makes ready for more.

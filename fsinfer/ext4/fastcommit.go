@@ -28,17 +28,19 @@ type fastChange struct {
 
 // fastTouch is a name that the commit tells of.
 type fastTouch struct {
-	base, before, now uint32 // what it leads to: by the blocks, before the commit, behind it
+	base        entry
+	before, now uint32 // what it leads to before the commit, and behind it; 0: nothing
 }
 
 // fastInode is an inode that the commit tells of, or that one of its names leads to.
 type fastInode struct {
-	old        Inode
-	raw        []byte // of old
-	record     []byte // as the commit tells it, nil where it does not
-	told       Inode  // the same, on top of raw
-	gone, come int    // names that led to it before the commit, and that lead to it behind
-	unknown    bool   // a file of which no record came yet
+	old    Inode
+	raw    []byte // of old
+	record []byte // as the commit tells it, nil where it does not
+	told   Inode  // the same, on top of raw
+
+	before           int // names that led to it before the commit
+	gone, come, kept int // of the names that the commit tells: went, came, led to it before and do behind
 }
 
 // replaced says that the record is of another file than the one that had the number before.
@@ -46,6 +48,34 @@ func (n *fastInode) replaced() bool { return n.record != nil && live(&n.old) && 
 
 // fresh says that the record is of a file that was not there before.
 func (n *fastInode) fresh() bool { return n.record != nil && (!live(&n.old) || !same(&n.old, &n.told)) }
+
+// unknown says that names that came cannot be told yet: the file has no record, or the record is of another one than the file
+// that still has names.
+func (n *fastInode) unknown() bool {
+	if n.record == nil {
+		return !live(&n.old)
+	}
+	return n.replaced() && n.before > n.gone+n.kept
+}
+
+// links is how many names lead to it behind the commit.
+func (n *fastInode) links() int {
+	switch {
+	case n.unknown():
+		return n.before - n.gone
+	case n.fresh():
+		return n.come + n.kept
+	}
+	return n.before - n.gone + n.come
+}
+
+// isDir says whether it is a directory, behind the commit.
+func (n *fastInode) isDir() bool {
+	if n.record == nil || n.unknown() {
+		return n.old.IsDir()
+	}
+	return n.told.IsDir()
+}
 
 // applyFast works out a fast commit.
 func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, error) {
@@ -61,6 +91,8 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	c.records(fc)
 	c.order(fc)
 	c.before()
+	c.count()
+	c.hold()
 	c.resolve()
 	c.edits()
 	t.locate()
@@ -77,9 +109,15 @@ func (c *fastChange) inode(ino uint32) *fastInode {
 	if n == nil {
 		n = &fastInode{}
 		var err error
-		if n.old, n.raw, err = c.t.rawInode(c.t.f.scratch, ino); err != nil {
+		if n.old, n.raw, err = c.t.rawInode(c.t.old, ino); err != nil {
 			c.t.fail(err)
 			n.old, n.raw = Inode{Number: ino}, make([]byte, c.t.f.sb.InodeSize)
+		}
+		if live(&n.old) {
+			n.before = int(n.old.Links)
+			if n.old.IsDir() {
+				n.before = 1
+			}
 		}
 		c.inodes[ino] = n
 	}
@@ -158,7 +196,7 @@ func (c *fastChange) order(fc *jbd2.FastCommit) {
 // before finds what the names led to before the commit.
 func (c *fastChange) before() {
 	f := c.t.f
-	wanted := map[uint32]map[string]uint32{}
+	wanted := map[uint32]map[string]entry{}
 	for p, touch := range c.names {
 		if c.made[p.dir.ino] && (p.dir.fresh || !c.inodes[p.dir.ino].replaced()) {
 			continue // a directory that was not there
@@ -168,67 +206,101 @@ func (c *fastChange) before() {
 			continue
 		}
 		if wanted[p.dir.ino] == nil {
-			wanted[p.dir.ino] = map[string]uint32{}
+			wanted[p.dir.ino] = map[string]entry{}
 		}
-		wanted[p.dir.ino][p.name] = 0
+		wanted[p.dir.ino][p.name] = entry{}
 	}
 	for dir, names := range wanted {
 		c.t.fail(wrapDir(dir, f.lookup(c.t.old, dir, names)))
-		for name, ino := range names {
+		for name, e := range names {
 			touch := c.names[place{node{ino: dir}, name}]
-			touch.before, touch.base = ino, ino
+			if touch.base = e; e.ino <= f.sb.Inodes {
+				touch.before = e.ino
+			}
 		}
 	}
 }
 
-// resolve finds what became of the inodes.
-func (c *fastChange) resolve() {
-	sb := c.t.f.sb
+// count counts the names of the inodes.
+func (c *fastChange) count() {
 	for p, touch := range c.names {
 		if !p.dir.fresh && c.inodes[p.dir.ino].replaced() {
 			touch.now = 0 // of a directory that is no more
 		}
-		if touch.before > sb.Inodes {
-			touch.before = 0
-		}
-		if touch.before != 0 {
+		switch {
+		case touch.before == touch.now:
+			if touch.now != 0 {
+				c.inode(touch.now).kept++
+			}
+			continue
+		case touch.before != 0:
 			c.inode(touch.before).gone++
 		}
 		if touch.now != 0 {
 			c.inode(touch.now).come++
 		}
 	}
-	for ino, n := range c.inodes {
-		before := 0
-		if live(&n.old) {
-			if before = int(n.old.Links); n.old.IsDir() {
-				before = 1
+}
+
+// hold leaves out names that cannot come yet: of files that are not known, and in directories that are not there. What is done
+// while a full commit is under way that stands for what no fast commit can tell is in none (EXT4_MF_FC_INELIGIBLE), though
+// the next one tells what is done in a directory that was made so. The next full commit has it.
+func (c *fastChange) hold() {
+	in := map[uint32][]*fastTouch{}
+	var queue []uint32 // directories that are not there
+	for p, touch := range c.names {
+		if touch.now == 0 {
+			continue
+		}
+		if n := c.inodes[touch.now]; touch.now != touch.before && n.unknown() {
+			touch.now = 0
+			continue
+		}
+		if in[p.dir.ino] == nil {
+			if d := c.inodes[p.dir.ino]; !d.isDir() || d.links() == 0 && p.dir.ino != RootInode {
+				queue = append(queue, p.dir.ino)
 			}
 		}
-		left := max(before-n.gone, 0)
-		now, raw := n.told, n.record
-		switch {
-		case raw == nil && !live(&n.old):
-			n.unknown = n.come > 0
-			continue
-		case raw == nil, n.replaced() && left > 0: // another file's record, and this one still has names: it came too early
-			now, raw = n.old, n.raw
-		case n.replaced():
-			left = 0
+		in[p.dir.ino] = append(in[p.dir.ino], touch)
+	}
+	for len(queue) > 0 {
+		touches := in[queue[0]]
+		delete(in, queue[0])
+		queue = queue[1:]
+		for _, touch := range touches {
+			n := c.inodes[touch.now]
+			if touch.now == touch.before {
+				n.kept, n.gone = n.kept-1, n.gone+1
+			} else {
+				n.come--
+			}
+			if n.isDir() && n.links() == 0 {
+				queue = append(queue, touch.now)
+			}
+			touch.now = 0
 		}
-		links := uint32(min(left+n.come, 1<<16-1))
+	}
+}
+
+// resolve finds what became of the inodes.
+func (c *fastChange) resolve() {
+	for ino, n := range c.inodes {
+		now, raw := n.told, n.record
+		if raw == nil || n.unknown() {
+			now, raw = n.old, n.raw
+		}
+		links := uint32(min(max(n.links(), 0), 1<<16-1))
 		if now.IsDir() && links > 0 {
-			links = max(now.Links, n.old.Links, 2)
-			if now.Links == 1 { // more than can be counted
+			if links = max(now.Links, n.old.Links, 2); now.Links == 1 { // more than can be counted
 				links = 1
 			}
 		}
-		if n.record == nil && links == n.old.Links {
+		if n.record == nil && links == n.old.Links || !live(&n.old) && n.record == nil {
 			continue
 		}
 		raw = slices.Clone(raw)
 		le.PutUint16(raw[26:], uint16(links))
-		in, err := sb.ParseInode(ino, raw)
+		in, err := c.t.f.sb.ParseInode(ino, raw)
 		if err != nil {
 			c.t.fail(err)
 			continue
@@ -241,10 +313,7 @@ func (c *fastChange) resolve() {
 // edits finds the names that went and came.
 func (c *fastChange) edits() {
 	for p, touch := range c.names {
-		if n := c.inodes[touch.now]; n != nil && n.unknown {
-			touch.now = 0 // the next full commit tells it, if no record does
-		}
-		if d := c.inodes[p.dir.ino]; p.dir.fresh || !d.replaced() {
+		if p.dir.fresh || !c.inodes[p.dir.ino].replaced() {
 			c.top.set(p.dir.ino, p.name, fastName{is: touch.now, was: touch.base})
 		}
 		if touch.before == touch.now && (touch.now == 0 || !c.t.isReplaced(touch.now)) {
@@ -257,25 +326,4 @@ func (c *fastChange) edits() {
 			c.t.added = append(c.t.added, edit{p, touch.now})
 		}
 	}
-}
-
-// rawInode reads an inode as it is before the change, with a copy of its bytes.
-func (t *txn) rawInode(scratch []byte, ino uint32) (Inode, []byte, error) {
-	raw := t.old.fc.inode(ino)
-	if raw == nil {
-		b, off, err := t.f.inodePlace(ino)
-		if err != nil {
-			return Inode{}, nil, err
-		}
-		data, err := t.old.peek(scratch, b)
-		if err != nil {
-			return Inode{}, nil, err
-		}
-		raw = slices.Clone(data[off : off+t.f.sb.InodeSize])
-		if g, index := t.f.sb.InodeGroup(ino); index >= t.unused(g) {
-			clear(raw)
-		}
-	}
-	in, err := t.f.sb.ParseInode(ino, raw)
-	return in, raw, err
 }

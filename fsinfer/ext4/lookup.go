@@ -28,9 +28,15 @@ func (f *FS) inBlocks(v *view, in *Inode) (*Inode, error) {
 // fewNames is up to how many names a block is searched for one by one before its entries are looked at.
 const fewNames = 4
 
+// entry is what a name leads to, 0 for nothing, and the block that it lies in, 0 for the inode itself.
+type entry struct {
+	ino   uint32
+	block uint64
+}
+
 // lookup finds in the blocks of a directory what the given names lead to; those that it does not have stay as they are. What
 // fast commits told of the names does not count.
-func (f *FS) lookup(v *view, dir uint32, names map[string]uint32) error {
+func (f *FS) lookup(v *view, dir uint32, names map[string]entry) error {
 	in, err := v.inode(make([]byte, f.sb.BlockSize), dir)
 	if err != nil || !live(&in) || !in.IsDir() {
 		return err
@@ -40,13 +46,13 @@ func (f *FS) lookup(v *view, dir uint32, names map[string]uint32) error {
 	if err != nil || !base.IsDir() {
 		return err
 	}
-	left := len(names)
+	left, at := len(names), uint64(0)
 	see := func(d Dirent) bool {
 		if base.Encrypted() {
 			d.Name = []byte(nameOf(base, d))
 		}
 		if _, ok := names[string(d.Name)]; ok && !d.IsDot() {
-			names[string(d.Name)] = d.Ino
+			names[string(d.Name)] = entry{d.Ino, at}
 			left--
 		}
 		return left > 0
@@ -67,6 +73,7 @@ func (f *FS) lookup(v *view, dir uint32, names map[string]uint32) error {
 			if f.work++; f.work > maxWork {
 				return fmt.Errorf("more than %d blocks of directories to read for one change: %w", maxWork, mem.ErrInconsistent)
 			}
+			at = b
 			data, rerr := v.peek(scratch, b)
 			if rerr != nil {
 				return rerr

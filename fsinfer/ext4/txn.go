@@ -181,7 +181,7 @@ func (t *txn) collect() []*change {
 			scratch = make([]byte, f.sb.BlockSize)
 		}
 	}
-	return dirs
+	return t.collectFast(dirs)
 }
 
 // zeroInode stands for an inode that was never written. An inode is at most a block.
