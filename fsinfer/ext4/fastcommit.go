@@ -13,11 +13,14 @@ import (
 // fastChange is a fast commit that is being worked out (fs/ext4/fast_commit.c). Unlike a full commit it tells names and inodes,
 // no blocks, and it is no picture of one moment:
 //
-//   - names come in the order in which they were changed, so that the last record of a name holds; what the name led to before
-//     is nowhere told. What was changed while a full commit was being written is told again behind it.
+//   - what a name led to before is nowhere told. What was changed while a full commit was being written is told again behind it.
 //   - of an inode that was freed, only the names that went are told, also those that came since the last commit.
 //   - the record of an inode may come before that of its first name, or its last, and may be missing.
 //   - directories are told where they are made, and never again.
+//   - what is done while no fast commit is possible (EXT4_MF_FC_INELIGIBLE), until the full commit that stands for it is
+//     written, is in none, though it may be part of the transaction of which a fast commit then tells the rest.
+//
+// So names are played as recovery would, and whatever does not fit together then is left to the next full commit.
 type fastChange struct {
 	t      *txn
 	top    *fastState
@@ -28,19 +31,28 @@ type fastChange struct {
 
 // fastTouch is a name that the commit tells of.
 type fastTouch struct {
+	place
 	base        entry
 	before, now uint32 // what it leads to before the commit, and behind it; 0: nothing
 }
 
 // fastInode is an inode that the commit tells of, or that one of its names leads to.
 type fastInode struct {
+	ino    uint32
 	old    Inode
 	raw    []byte // of old
 	record []byte // as the commit tells it, nil where it does not
 	told   Inode  // the same, on top of raw
+	held   bool   // its names are left to the next full commit
 
 	before           int // names that led to it before the commit
 	gone, come, kept int // of the names that the commit tells: went, came, led to it before and do behind
+
+	// Of a directory: names in it that the commit tells, and that were there before and are behind; whether there are others,
+	// which leaves found out; whether none can come to it.
+	stay           int
+	others, looked bool
+	shut           bool
 }
 
 // replaced says that the record is of another file than the one that had the number before.
@@ -49,21 +61,9 @@ func (n *fastInode) replaced() bool { return n.record != nil && live(&n.old) && 
 // fresh says that the record is of a file that was not there before.
 func (n *fastInode) fresh() bool { return n.record != nil && (!live(&n.old) || !same(&n.old, &n.told)) }
 
-// unknown says that names that came cannot be told yet: the file has no record, or the record is of another one than the file
-// that still has names.
-func (n *fastInode) unknown() bool {
-	if n.record == nil {
-		return !live(&n.old)
-	}
-	return n.replaced() && n.before > n.gone+n.kept
-}
-
 // links is how many names lead to it behind the commit.
 func (n *fastInode) links() int {
-	switch {
-	case n.unknown():
-		return n.before - n.gone
-	case n.fresh():
+	if n.fresh() {
 		return n.come + n.kept
 	}
 	return n.before - n.gone + n.come
@@ -71,10 +71,23 @@ func (n *fastInode) links() int {
 
 // isDir says whether it is a directory, behind the commit.
 func (n *fastInode) isDir() bool {
-	if n.record == nil || n.unknown() {
+	if n.record == nil {
 		return n.old.IsDir()
 	}
 	return n.told.IsDir()
+}
+
+// fits says whether what the commit tells of an inode's names can be.
+func (n *fastInode) fits() bool {
+	switch {
+	case n.record == nil && !live(&n.old):
+		return n.come == 0
+	case n.replaced() && n.before > n.gone+n.kept, n.links() < 0:
+		return false
+	case n.isDir():
+		return n.links() <= 1
+	}
+	return n.record == nil || !n.fresh() && n.come+n.gone == 0 || n.links() == int(n.told.Links)
 }
 
 // applyFast works out a fast commit.
@@ -89,10 +102,8 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	defer func() { f.reads = nil }()
 	c := &fastChange{t: t, top: top, names: map[place]*fastTouch{}, inodes: map[uint32]*fastInode{}, made: map[uint32]bool{}}
 	c.records(fc)
-	c.order(fc)
-	c.before()
-	c.count()
-	c.hold()
+	c.play(c.touches(fc))
+	c.settle()
 	c.resolve()
 	c.edits()
 	t.locate()
@@ -107,7 +118,7 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 func (c *fastChange) inode(ino uint32) *fastInode {
 	n := c.inodes[ino]
 	if n == nil {
-		n = &fastInode{}
+		n = &fastInode{ino: ino}
 		var err error
 		if n.old, n.raw, err = c.t.rawInode(c.t.old, ino); err != nil {
 			c.t.fail(err)
@@ -153,24 +164,27 @@ func (c *fastChange) records(fc *jbd2.FastCommit) {
 	}
 }
 
-// order takes the names in the order in which they were changed.
-func (c *fastChange) order(fc *jbd2.FastCommit) {
+// fastStep is the record of a name.
+type fastStep struct {
+	touch *fastTouch
+	ino   uint32
+	comes bool
+}
+
+// touches takes the names, in the order in which they were changed.
+func (c *fastChange) touches(fc *jbd2.FastCommit) []fastStep {
 	sb := c.t.f.sb
+	var steps []fastStep
 	for i := range fc.Ops {
 		o := &fc.Ops[i]
-		now := o.Ino
-		switch o.Tag {
-		case jbd2.FCCreat, jbd2.FCLink:
-		case jbd2.FCUnlink:
-			now = 0
-		default:
+		if o.Tag != jbd2.FCCreat && o.Tag != jbd2.FCLink && o.Tag != jbd2.FCUnlink {
 			continue
 		}
 		if o.Parent == 0 || o.Parent > sb.Inodes || o.Ino == 0 || o.Ino > sb.Inodes || len(o.Name) == 0 {
 			c.t.fail(fmt.Errorf("fast commit %d: inode %d in directory %d: %w", fc.TID, o.Ino, o.Parent, mem.ErrInconsistent))
 			continue
 		}
-		d := c.inode(o.Parent)
+		d, n := c.inode(o.Parent), c.inode(o.Ino)
 		dir := &d.old
 		if d.record != nil {
 			dir = &d.told
@@ -180,16 +194,43 @@ func (c *fastChange) order(fc *jbd2.FastCommit) {
 			continue
 		}
 		p := place{node{o.Parent, c.made[o.Parent] && d.replaced()}, nameOf(dir, Dirent{Name: o.Name})}
-		if c.names[p] == nil {
-			c.names[p] = &fastTouch{}
+		touch := c.names[p]
+		if touch == nil {
+			touch = &fastTouch{place: p}
+			c.names[p] = touch
 		}
-		c.names[p].now = now
-		if n := c.inode(o.Ino); o.Tag == jbd2.FCCreat && n.fresh() && n.told.IsDir() {
+		steps = append(steps, fastStep{touch, o.Ino, o.Tag != jbd2.FCUnlink})
+		if o.Tag == jbd2.FCCreat && n.fresh() && n.told.IsDir() {
 			c.made[o.Ino] = true
 		}
 	}
-	for ino := range c.made {
-		c.top.anew[ino] = true
+	return steps
+}
+
+// play does to the names what the commit tells: one that leads elsewhere is not taken away, and one that is there is not taken.
+func (c *fastChange) play(steps []fastStep) {
+	c.before()
+	for _, t := range c.names {
+		t.now = t.before
+	}
+	for _, s := range steps {
+		switch t := s.touch; {
+		case s.comes && t.now == 0:
+			t.now = s.ino
+		case !s.comes && t.now == s.ino:
+			t.now = 0
+		}
+	}
+	for _, t := range c.names {
+		switch {
+		case t.before != t.now && t.before != 0:
+			c.inode(t.before).gone++
+		case t.before != 0:
+			c.inode(t.before).kept++
+		}
+		if t.now != t.before && t.now != 0 {
+			c.inode(t.now).come++
+		}
 	}
 }
 
@@ -221,82 +262,98 @@ func (c *fastChange) before() {
 	}
 }
 
-// count counts the names of the inodes.
-func (c *fastChange) count() {
+// settle holds back the names of inodes of which what the commit tells cannot be, and what hangs on them.
+func (c *fastChange) settle() {
+	in, of := map[node][]*fastTouch{}, map[uint32][]*fastTouch{}
 	for p, touch := range c.names {
-		if !p.dir.fresh && c.inodes[p.dir.ino].replaced() {
-			touch.now = 0 // of a directory that is no more
+		in[p.dir] = append(in[p.dir], touch)
+		of[touch.before] = append(of[touch.before], touch)
+		if touch.now != touch.before {
+			of[touch.now] = append(of[touch.now], touch)
 		}
-		switch {
-		case touch.before == touch.now:
-			if touch.now != 0 {
-				c.inode(touch.now).kept++
+		if d := c.inodes[p.dir.ino]; !p.dir.fresh && touch.before != 0 && touch.now != 0 {
+			d.stay++
+		}
+	}
+	queue := make([]*fastInode, 0, len(c.inodes))
+	for _, n := range c.inodes {
+		queue = append(queue, n)
+	}
+	drop := func(t *fastTouch) {
+		n, d := c.inodes[t.now], c.inodes[t.dir.ino]
+		n.come--
+		if t.now = 0; t.before != 0 && !t.dir.fresh {
+			d.stay--
+		}
+		queue = append(queue, n)
+	}
+	restore := func(t *fastTouch) {
+		n, d := c.inodes[t.before], c.inodes[t.dir.ino]
+		n.gone, n.kept = n.gone-1, n.kept+1
+		if t.now = t.before; !t.dir.fresh {
+			d.stay++
+		}
+		queue = append(queue, d)
+	}
+	for len(queue) > 0 {
+		n := queue[0]
+		queue = queue[1:]
+		if !n.held && (!n.fits() || c.leaves(n)) {
+			n.held = true
+			for _, t := range of[n.ino] {
+				if t.now == n.ino && t.before != n.ino {
+					drop(t)
+				}
+				if t.before == n.ino && t.now == 0 && (!n.replaced() || n.old.IsDir()) {
+					restore(t)
+				}
 			}
-			continue
-		case touch.before != 0:
-			c.inode(touch.before).gone++
 		}
-		if touch.now != 0 {
-			c.inode(touch.now).come++
+		if n.shut || n.ino == RootInode || n.isDir() && n.links() > 0 && !(n.held && n.fresh()) {
+			continue
+		}
+		n.shut = true
+		for _, t := range in[node{n.ino, c.made[n.ino] && n.replaced()}] {
+			if t.now != 0 && t.now != t.before {
+				drop(t)
+			}
 		}
 	}
 }
 
-// hold leaves out names that cannot come yet: of files that are not known, and in directories that are not there. What is done
-// while a full commit is under way that stands for what no fast commit can tell is in none (EXT4_MF_FC_INELIGIBLE), though
-// the next one tells what is done in a directory that was made so. The next full commit has it.
-func (c *fastChange) hold() {
-	in := map[uint32][]*fastTouch{}
-	var queue []uint32 // directories that are not there
-	for p, touch := range c.names {
-		if touch.now == 0 {
-			continue
-		}
-		if n := c.inodes[touch.now]; touch.now != touch.before && n.unknown() {
-			touch.now = 0
-			continue
-		}
-		if in[p.dir.ino] == nil {
-			if d := c.inodes[p.dir.ino]; !d.isDir() || d.links() == 0 && p.dir.ino != RootInode {
-				queue = append(queue, p.dir.ino)
-			}
-		}
-		in[p.dir.ino] = append(in[p.dir.ino], touch)
+// leaves says whether a directory that goes would leave names.
+func (c *fastChange) leaves(n *fastInode) bool {
+	if !live(&n.old) || !n.old.IsDir() || n.gone == 0 || !n.replaced() && n.links() > 0 {
+		return false
 	}
-	for len(queue) > 0 {
-		touches := in[queue[0]]
-		delete(in, queue[0])
-		queue = queue[1:]
-		for _, touch := range touches {
-			n := c.inodes[touch.now]
-			if touch.now == touch.before {
-				n.kept, n.gone = n.kept-1, n.gone+1
-			} else {
-				n.come--
-			}
-			if n.isDir() && n.links() == 0 {
-				queue = append(queue, touch.now)
-			}
-			touch.now = 0
-		}
+	if !n.looked {
+		n.looked = true
+		in := n.old
+		in.InBody = slices.Clone(in.InBody)
+		err := c.t.f.scan(c.t.old, &in, 0, nil, func(name string, _ Dirent) bool {
+			n.others = c.names[place{node{ino: n.ino}, name}] == nil
+			return !n.others
+		})
+		c.t.fail(wrapDir(n.ino, err))
 	}
+	return n.others || n.stay > 0
 }
 
 // resolve finds what became of the inodes.
 func (c *fastChange) resolve() {
 	for ino, n := range c.inodes {
-		now, raw := n.told, n.record
-		if raw == nil || n.unknown() {
-			now, raw = n.old, n.raw
+		now, raw, links := n.told, n.record, n.links()
+		if raw == nil || n.held && n.fresh() {
+			now, raw, links = n.old, n.raw, n.before-n.gone
 		}
-		links := uint32(min(max(n.links(), 0), 1<<16-1))
+		if !live(&n.old) && (n.record == nil || n.held) || n.record == nil && n.gone == n.come {
+			continue
+		}
+		links = min(max(links, 0), 1<<16-1)
 		if now.IsDir() && links > 0 {
-			if links = max(now.Links, n.old.Links, 2); now.Links == 1 { // more than can be counted
+			if links = int(max(now.Links, n.old.Links, 2)); now.Links == 1 { // more than can be counted
 				links = 1
 			}
-		}
-		if n.record == nil && links == n.old.Links || !live(&n.old) && n.record == nil {
-			continue
 		}
 		raw = slices.Clone(raw)
 		le.PutUint16(raw[26:], uint16(links))
@@ -308,12 +365,18 @@ func (c *fastChange) resolve() {
 		c.t.note(&change{ino: ino, old: n.old, new: in})
 		c.top.setInode(ino, raw)
 	}
+	for ino := range c.made {
+		if n := c.inodes[ino]; !n.held && n.links() > 0 {
+			c.top.anew[ino] = true
+		}
+	}
 }
 
 // edits finds the names that went and came.
 func (c *fastChange) edits() {
 	for p, touch := range c.names {
-		if p.dir.fresh || !c.inodes[p.dir.ino].replaced() {
+		d := c.inodes[p.dir.ino]
+		if replaced := d.replaced() && !d.held; p.dir.fresh == replaced {
 			c.top.set(p.dir.ino, p.name, fastName{is: touch.now, was: touch.base})
 		}
 		if touch.before == touch.now && (touch.now == 0 || !c.t.isReplaced(touch.now)) {
