@@ -109,7 +109,12 @@ func testWatch(t *testing.T, g *guestlab.Guest) {
 			put("main.go", b)
 		}
 	}
-	// As the tutorial says, but for the path.
+	// As the tutorial says, but for the path; and without asking anybody for checksums that are known here.
+	sums, err := os.ReadFile("go.sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("go.sum", string(sums))
 	ran := 0
 	for _, b := range blocks(text, "console") {
 		for line := range strings.Lines(b) {

@@ -85,7 +85,7 @@ func TestIdentifyAsBlkid(t *testing.T) {
 		make []string // IMG stands for the image
 	}{
 		{"ext2", 8 * mib, []string{"mkfs.ext2", "-q", "-L", "old one", "IMG"}},
-		{"ext2 revision 0", 8 * mib, []string{"mkfs.ext2", "-q", "-r", "0", "IMG"}},
+		{"ext2 revision 0", 8 * mib, []string{"sh", "-c", "mkfs.ext2 -q -E revision=0 IMG || mkfs.ext2 -q -r 0 IMG"}},
 		{"ext3", 8 * mib, []string{"mkfs.ext3", "-q", "-L", "0123456789abcdef", "IMG"}},
 		{"ext4", 8 * mib, []string{"mkfs.ext4", "-q", "-L", "grün", "IMG"}},
 		{"ext4 without a journal", 8 * mib, []string{"mkfs.ext4", "-q", "-O", "^has_journal", "-b", "1024", "IMG"}},
@@ -115,7 +115,7 @@ func TestIdentifyAsBlkid(t *testing.T) {
 			}
 			tool := args[0]
 			if tool == "sh" {
-				for _, name := range []string{"cryptsetup", "mksquashfs"} {
+				for _, name := range []string{"cryptsetup", "mksquashfs", "mkfs.ext2"} {
 					if strings.Contains(args[2], name+" ") {
 						tool = name
 					}

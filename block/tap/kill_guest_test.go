@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -189,7 +190,8 @@ func started(t *testing.T, cmd *exec.Cmd) {
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	b := make([]byte, 9)
 	if n, err := out.Read(b); string(b[:n]) != "attached\n" {
-		t.Fatalf("%q, %v", b[:n], err)
+		rest, _ := io.ReadAll(out)
+		t.Fatalf("%q, %v", string(b[:n])+string(rest), err)
 	}
 }
 

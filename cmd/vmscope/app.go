@@ -63,7 +63,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err != nil {
 		hint := ""
 		switch {
-		case ctx.Err() != nil && err.Error() == ctx.Err().Error():
+		case ctx.Err() != nil && (err.Error() == ctx.Err().Error() || err.Error() == context.Cause(ctx).Error()):
 			err = errors.New("interrupted")
 		case ctx.Err() != nil:
 			err = fmt.Errorf("interrupted: %w", err)
