@@ -1,7 +1,6 @@
 package ext4
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -89,8 +88,10 @@ func (l *logging) inode(ino uint32) []byte {
 
 // put makes an inode with its blocks in one piece, from the second of the directory on where it had one.
 func (l *logging) put(ino uint32, mode uint16, links int, extents ...Extent) {
-	raw := l.inode(ino)
-	le := binary.LittleEndian
+	putInode(l.inode(ino), ino, mode, links, l.fs.sb.BlockSize, extents...)
+}
+
+func putInode(raw []byte, ino uint32, mode uint16, links, blockSize int, extents ...Extent) {
 	le.PutUint16(raw, mode)
 	le.PutUint16(raw[26:], uint16(links))
 	le.PutUint32(raw[32:], FlagExtents)
@@ -106,7 +107,7 @@ func (l *logging) put(ino uint32, mode uint16, links int, extents ...Extent) {
 		le.PutUint32(p, uint32(e.Logical))
 		le.PutUint16(p[4:], uint16(e.Len))
 		le.PutUint32(p[8:], uint32(e.Physical))
-		size += int(e.Len) * l.fs.sb.BlockSize
+		size += int(e.Len) * blockSize
 	}
 	if size > 0 {
 		le.PutUint32(raw[4:], uint32(size))
@@ -120,27 +121,39 @@ func (l *logging) names(first uint64, from, to uint32, format string) int {
 
 // scattered does the same; the inodes come one behind another only where step is 1.
 func (l *logging) scattered(first uint64, from, to, step uint32, format string) int {
+	count := to - from
+	return l.entries(first, count, func(i uint32) (uint32, string) {
+		ino := from + uint32(uint64(i)*uint64(step)%uint64(count))
+		return ino, fmt.Sprintf(format, ino)
+	})
+}
+
+// entries fills blocks from first on with count names, and gives how many blocks these are.
+func (l *logging) entries(first uint64, count uint32, name func(i uint32) (uint32, string)) int {
 	n := 0
-	for i, count := uint32(0), to-from; i < count; n++ {
-		b := l.block(first + uint64(n))
-		last := 0
-		off := 0
-		for i < count {
-			ino := from + uint32(uint64(i)*uint64(step)%uint64(count))
-			name := fmt.Sprintf(format, ino)
-			size := (8 + len(name) + 3) &^ 3
-			if off+size > len(b) {
-				break
-			}
-			binary.LittleEndian.PutUint32(b[off:], ino)
-			binary.LittleEndian.PutUint16(b[off+4:], uint16(size))
-			b[off+6], b[off+7] = byte(len(name)), 1
-			copy(b[off+8:], name)
-			last, off, i = off, off+size, i+1
-		}
-		binary.LittleEndian.PutUint16(b[last+4:], uint16(len(b)-last))
+	for i := uint32(0); i < count; n++ {
+		i += putDirents(l.block(first+uint64(n)), count-i, func(k uint32) (uint32, string) { return name(i + k) })
 	}
 	return n
+}
+
+// putDirents fills a block with at most count names, and gives how many there is room for.
+func putDirents(b []byte, count uint32, name func(i uint32) (uint32, string)) uint32 {
+	last, off, i := 0, 0, uint32(0)
+	for ; i < count; i++ {
+		ino, name := name(i)
+		size := (8 + len(name) + 3) &^ 3
+		if off+size > len(b) {
+			break
+		}
+		le.PutUint32(b[off:], ino)
+		le.PutUint16(b[off+4:], uint16(size))
+		b[off+6], b[off+7] = byte(len(name)), 1
+		copy(b[off+8:], name)
+		last, off = off, off+size
+	}
+	le.PutUint16(b[last+4:], uint16(len(b)-last))
+	return i
 }
 
 func (l *logging) tx(tid uint32) *jbd2.Tx {
@@ -189,8 +202,8 @@ func BenchmarkNames(b *testing.B) {
 			for ino := uint32(first); ino < first+n; ino++ {
 				add.put(ino, fileMode, 1)
 				rename.put(ino, fileMode, 1)
-				binary.LittleEndian.PutUint32(rename.inode(ino)[12:], ino) // ctime
-				drop.put(ino, fileMode, 0)                                 // the kernel leaves the rest of it
+				le.PutUint32(rename.inode(ino)[12:], ino) // ctime
+				drop.put(ino, fileMode, 0)                // the kernel leaves the rest of it
 			}
 			drop.put(12, dirMode, 2, Extent{0, region + 1, 1, false})
 			steps := []struct {
