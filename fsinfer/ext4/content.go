@@ -18,8 +18,13 @@ func (f *FS) CaughtUp() {
 	}
 }
 
-// Content reads a regular file as of the last event: what is at its blocks now. torn says that some of them are not
-// written yet: the name and the size of a new file may be committed before its data. A file larger than limit is an error.
+// Content reads a regular file as of the last event: what is at its blocks now. torn says that some of its data is on the way:
+// the size of a file may be committed before what was written to new blocks is told to be there. A file larger than limit is
+// an error.
+//
+// Until then such blocks are mapped as unwritten, as those are that were only allocated (fallocate) and are zeros for the
+// guest, too. They are told apart by writes to them: the kernel sends data off before the commit of its mapping
+// (fs/ext4/inode.c, ext4_do_writepages).
 func (f *FS) Content(ino uint32, limit int64) (data []byte, torn bool, err error) {
 	v := f.before()
 	in, err := v.inode(make([]byte, f.sb.BlockSize), ino)
@@ -45,7 +50,9 @@ func (f *FS) Content(ino uint32, limit int64) (data []byte, torn bool, err error
 	var rerr error
 	err = tolerate(f.sb.Extents(v, &in, func(e Extent) bool {
 		if e.Unwritten {
-			torn = torn || int64(e.Logical)*bs < in.Size
+			if left := in.Size - int64(e.Logical)*bs; left > 0 {
+				torn = torn || f.data.underway(e.Physical, min(uint64(e.Len), uint64((left+bs-1)/bs)))
+			}
 			return true
 		}
 		for i := range int64(e.Len) {

@@ -16,6 +16,7 @@ type dataLog struct {
 	spans  []span
 	older  []span // of the time before the last transaction, ascending
 	told   []span // that a transaction's events tell already
+	kept   []span // of older, that no transaction maps as written yet
 	sorted bool
 	full   bool
 }
@@ -43,6 +44,9 @@ func (d *dataLog) add(b uint64) {
 // reset is called behind each transaction.
 func (d *dataLog) reset() {
 	d.sort()
+	if len(d.kept) > 0 {
+		d.spans, d.kept = union(append(d.spans, d.kept...)), d.kept[:0]
+	}
 	d.older, d.spans = d.spans, d.older[:0]
 	d.sorted, d.full = false, false
 }
@@ -51,6 +55,22 @@ func (d *dataLog) sort() {
 	if !d.sorted {
 		d.spans, d.sorted = union(d.spans), true
 	}
+}
+
+// keep has what was written of the run [start, start+count) remembered for one more transaction.
+func (d *dataLog) keep(start, count uint64) {
+	for _, s := range cutFirst(d.older, start, count) {
+		if s.start >= start+count || len(d.kept) >= maxDataSpans {
+			return
+		}
+		d.kept = append(d.kept, s)
+	}
+}
+
+// underway says whether any of the run [start, start+count) was written lately.
+func (d *dataLog) underway(start, count uint64) bool {
+	d.sort()
+	return len(cutFirst(d.spans, start, count)) > 0 || len(cutFirst(d.older, start, count)) > 0
 }
 
 // settle forgets what was told.
@@ -125,6 +145,7 @@ func (t *txn) touched(c *change) []block.Range {
 			c.spans = append(c.spans, span{e.Physical, uint64(e.Len)})
 		}
 		if e.Unwritten {
+			f.data.keep(e.Physical, uint64(e.Len))
 			return true
 		}
 		f.data.take(e.Physical, uint64(e.Len), func(s span) { add(e.Logical+s.start-e.Physical, s.count) })
