@@ -132,7 +132,7 @@ func (s *ordering) exchange(ring []*op) bool {
 	}
 	for i, o := range ring {
 		e := s.t.event(event.Rename, o.in)
-		e.OldPath, e.Path, e.Detail = paths[i][0], paths[i][1], "exchange"
+		e.OldPath, e.Path, e.Detail = paths[i][0], paths[i][1], event.Exchange
 	}
 	for _, o := range ring {
 		s.settle(o)

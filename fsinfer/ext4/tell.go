@@ -113,7 +113,7 @@ func (s *ordering) tell(o *op, detail string) {
 		e.Device = o.in.Rdev()
 	}
 	if o.in.Encrypted() && detail == "" {
-		e.Detail = "encrypted"
+		e.Detail = event.Encrypted
 	}
 }
 
