@@ -45,10 +45,10 @@ bench: deps build
 
 # ROUNDS and SAMPLES make it shorter.
 bench-disk: deps
-	$(GO) run ./bench/disk $(if $(ROUNDS),-rounds $(ROUNDS))
+	$(GO) run ./bench/disk -doc docs/performance.md $(if $(ROUNDS),-rounds $(ROUNDS))
 
 figure7: deps
-	$(GO) run ./bench/figure7 -svg docs/figure7.svg -csv docs/figure7.csv $(if $(SAMPLES),-samples $(SAMPLES))
+	$(GO) run ./bench/figure7 -svg docs/figure7.svg -csv docs/figure7.csv -doc docs/performance.md $(if $(SAMPLES),-samples $(SAMPLES))
 
 clean:
 	rm -rf bin

@@ -14,6 +14,7 @@ import (
 // earlier lines. "x/*" stands for every package below x. ARCHITECTURE.md
 // says why.
 var layers = []string{
+	"internal/hot", // below all: how to make a system call
 	"mem block event",
 	"internal/*",
 	"arch/* ksym ctype fsinfer",
@@ -24,6 +25,7 @@ var layers = []string{
 	".",         // package vmscope
 	"detect detect/*",
 	"daemon daemon/*",
+	"bench/sample",
 	"cmd/* examples/* bench bench/*",
 }
 

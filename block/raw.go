@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/internal/hot"
 )
 
 // Raw is a raw image or a block device of the host, opened for writing too. It is safe for concurrent use.
@@ -150,14 +152,15 @@ func (r *Raw) Flush() error {
 		return *e
 	}
 	for {
-		err := unix.Fdatasync(int(r.f.Fd()))
-		if err == unix.EINTR {
+		_, no := hot.Syscall(unix.SYS_FDATASYNC, r.f.Fd(), 0, 0, 0, 0, 0)
+		if no == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			err = &os.PathError{Op: "fdatasync", Path: r.f.Name(), Err: err}
-			r.failed.CompareAndSwap(nil, &err)
+		if no == 0 {
+			return nil
 		}
+		var err error = &os.PathError{Op: "fdatasync", Path: r.f.Name(), Err: no}
+		r.failed.CompareAndSwap(nil, &err)
 		return err
 	}
 }

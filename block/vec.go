@@ -4,6 +4,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/internal/hot"
 )
 
 // The calls of x/sys take slices of slices and allocate; these take the vectors as they are.
@@ -22,7 +24,7 @@ func preadvNow(fd int, x []unix.Iovec, off int64) (int, error) {
 
 func vecCall(nr uintptr, fd int, x []unix.Iovec, off int64, flags uintptr) (int, error) {
 	// The offset is two words, low and high: of a 64-bit host the low one has it all.
-	n, _, errno := unix.Syscall6(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(x))), uintptr(len(x)),
+	n, errno := hot.Syscall(nr, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(x))), uintptr(len(x)),
 		uintptr(off), 0, flags)
 	if errno != 0 {
 		return 0, errno

@@ -22,6 +22,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"vmscope/bench/sample"
 )
 
 func main() {
@@ -43,11 +45,11 @@ func main() {
 
 func run(ctx context.Context, w io.Writer, args []string) error {
 	flags := flag.NewFlagSet("disk", flag.ContinueOnError)
-	b := bench{progress: os.Stderr}
-	flags.IntVar(&b.rounds, "rounds", 15, "rounds")
-	flags.StringVar(&b.kernel, "kernel", "bookworm-cloud", "of the guest")
-	flags.StringVar(&b.dir, "dir", "", "where the disks' images are; empty: where temporary files are")
+	var b bench
+	b.Progress = os.Stderr
+	b.Flags(flags, "rounds", 40)
 	flags.StringVar(&b.command, "vmscope", "", "the vmscope `program`; empty: it is built")
+	doc := flags.String("doc", "", "Markdown `file` whose tables to replace")
 	waysFlag := flags.String("ways", "", "parts of the names of ways to measure, beside the plain ones; empty: all")
 	patternsFlag := flags.String("patterns", "", "parts of the names of patterns to measure; empty: all")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -68,7 +70,12 @@ func run(ctx context.Context, w io.Writer, args []string) error {
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	_, err := io.WriteString(w, b.table())
+	if *doc != "" {
+		if err := sample.WriteDoc(*doc, "bench-disk", b.tables()); err != nil {
+			return err
+		}
+	}
+	_, err := io.WriteString(w, b.tables())
 	return err
 }
 

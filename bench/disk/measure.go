@@ -2,59 +2,63 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"vmscope/bench/sample"
 	"vmscope/internal/guestlab"
+	"vmscope/internal/qmp"
 )
 
-// pattern is a load in the guest: a script in which $d is where the disk is mounted. There is a file "data" of 48 MiB and a
-// directory "dir".
-type pattern struct{ name, script string }
-
-// The loads. O_DIRECT where the guest's own cache would do the work.
-var patterns = []pattern{
-	{"write 1M", "dd if=/dev/zero of=$d/data bs=1M count=48 oflag=direct conv=notrunc"},
-	{"write 4K", "dd if=/dev/zero of=$d/data bs=4k count=1300 oflag=direct conv=notrunc"},
-	{"read 1M", "dd if=$d/data of=/dev/null bs=1M count=48 iflag=direct"},
-	{"read 4K", "dd if=$d/data of=/dev/null bs=4k count=1300 iflag=direct"},
-	{"cached write", "dd if=/dev/zero of=$d/data bs=1M count=48 conv=notrunc,fsync"},
-	{"fsync", "i=0; while [ $i -lt 20 ]; do i=$((i+1)); dd if=/dev/zero of=$d/data bs=4k count=1 seek=$i conv=fsync,notrunc; done"},
-	{"create 300", "rat fill create $d/dir 300"},
-	{"delete 300", "rat fill remove $d/dir 300"},
+// pattern is a load in the guest. The disk has a file "data" and a directory "dir".
+type pattern struct {
+	name string
+	load guestlab.Load // its path below the mount point
 }
 
-const diskSize = 128 << 20
+// The loads. They go past the guest's cache where that would do the work.
+var patterns = []pattern{
+	{"write 1M", guestlab.Load{Kind: "write", Path: "data", Length: 1 << 20, N: 24}},
+	{"write 4K", guestlab.Load{Kind: "write", Path: "data", Length: 4096, N: 250}},
+	{"read 1M", guestlab.Load{Kind: "read", Path: "data", Length: 1 << 20, N: 24}},
+	{"read 4K", guestlab.Load{Kind: "read", Path: "data", Length: 4096, N: 250}},
+	{"cached write, 1M", guestlab.Load{Kind: "cached", Path: "data", Length: 1 << 20, N: 24}},
+	{"fsync", guestlab.Load{Kind: "fsync", Path: "data", Length: 4096, N: 24}},
+	{"create", guestlab.Load{Kind: "create", Path: "dir", N: 300}},
+	{"delete", guestlab.Load{Kind: "remove", Path: "dir", N: 300}},
+}
+
+// nothing is a load that has none: what remains is the way there and back.
+var nothing = guestlab.Load{Kind: "read", Path: "data", Length: 4096}
+
+const (
+	diskSize = 96 << 20
+	dataSize = 24 // MiB
+	// settle is how long what a load leaves behind has (inference, the other side of a mirror), which counts.
+	settle = 15 * time.Millisecond
+)
 
 type bench struct {
+	sample.Options
 	ways     []way
 	patterns []pattern
-	rounds   int
-	kernel   string
-	dir      string
 	command  string
-	progress io.Writer
 
 	guest     *guestlab.Guest
 	processes []*process // of the ways; nil for none
+	vcpu      int        // thread of QEMU's
 	costs     [][][]cost // by pattern, way and round
+	idle      []cost     // of nothing, by round
 }
 
-type cost struct{ cpu, wall time.Duration }
-
 func (b *bench) measure(ctx context.Context) error {
-	tmp, err := os.MkdirTemp(b.dir, "vmscope-disk-")
+	tmp, err := os.MkdirTemp(b.Dir, "vmscope-disk-")
 	if err != nil {
 		return err
 	}
@@ -83,11 +87,16 @@ func (b *bench) measure(ctx context.Context) error {
 	for i := range b.costs {
 		b.costs[i] = make([][]cost, len(b.ways))
 	}
-	for round := -1; round < b.rounds; round++ { // the first finds cold caches and does not count
+	for round := -1; round < b.Rounds; round++ { // the first finds cold caches and does not count
+		idle, err := b.one(ctx, 0, nothing)
+		if err != nil {
+			return err
+		}
 		for i, p := range b.patterns {
 			for _, k := range rand.Perm(len(b.ways)) {
-				c, err := b.one(ctx, k, p)
+				c, err := b.one(ctx, k, p.load)
 				if ctx.Err() != nil && round > 0 {
+					b.cut(round)
 					return nil // what there is counts
 				}
 				if err != nil {
@@ -98,10 +107,21 @@ func (b *bench) measure(ctx context.Context) error {
 				}
 			}
 		}
-		fmt.Fprintf(b.progress, "\rround %d of %d", round+1, b.rounds)
+		if round >= 0 {
+			b.idle = append(b.idle, idle)
+		}
+		b.Round(round + 1)
 	}
-	fmt.Fprintln(b.progress)
 	return nil
+}
+
+// cut drops what was measured of a round that was not finished.
+func (b *bench) cut(rounds int) {
+	for i := range b.costs {
+		for k := range b.costs[i] {
+			b.costs[i][k] = b.costs[i][k][:min(rounds, len(b.costs[i][k]))]
+		}
+	}
 }
 
 // drop leaves out what is not installed.
@@ -112,7 +132,7 @@ func (b *bench) drop() {
 		}
 		_, err := exec.LookPath(w.command[0])
 		if err != nil {
-			fmt.Fprintln(b.progress, err)
+			fmt.Fprintln(b.Progress, err)
 		}
 		return err != nil
 	})
@@ -141,7 +161,7 @@ func (b *bench) boot(ctx context.Context, tmp string) error {
 	}
 	for i := range b.ways {
 		_, image, socket := words(i)
-		if err := guestlab.MakeExt(image, diskSize, "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"); err != nil {
+		if err := guestlab.MakeExt(image, diskSize, sample.Ext4...); err != nil {
 			return err
 		}
 		if b.ways[i].kind != mirror {
@@ -151,15 +171,19 @@ func (b *bench) boot(ctx context.Context, tmp string) error {
 		}
 		args = append(args, b.ways[i].qemuArgs(i, image, socket)...)
 	}
-	b.guest, err = guestlab.Start(ctx, guestlab.Config{Kernel: b.kernel, Name: name, RAM: guestlab.Memfd, Modules: []string{"ext4"}, QEMUArgs: args})
+	b.guest, err = guestlab.Start(ctx, guestlab.Config{Kernel: b.Kernel, Name: name, RAM: guestlab.Memfd, Modules: []string{"ext4"}, QEMUArgs: args})
 	if err != nil {
+		return err
+	}
+	if err := b.prepare(ctx); err != nil {
+		b.guest.Close()
 		return err
 	}
 	for i := range b.ways {
 		dir := mountPoint(i)
-		err := b.guest.Mount(ctx, fmt.Sprintf("/dev/vd%c", 'a'+i), dir, "ext4", "")
+		err := b.guest.Mount(ctx, fmt.Sprintf("/dev/vd%c", 'a'+i), dir, "ext4", sample.MountOptions)
 		if err == nil {
-			_, err = b.guest.Run(ctx, fmt.Sprintf("mkdir %s/dir && dd if=/dev/zero of=%s/data bs=1M count=48 conv=fsync 2>/dev/null", dir, dir))
+			_, err = b.guest.Run(ctx, fmt.Sprintf("mkdir %s/dir && dd if=/dev/zero of=%s/data bs=1M count=%d conv=fsync 2>/dev/null", dir, dir, dataSize))
 		}
 		if err == nil && b.ways[i].kind == mirror {
 			err = start(i)
@@ -172,61 +196,49 @@ func (b *bench) boot(ctx context.Context, tmp string) error {
 	return nil
 }
 
+// prepare has the guest write nothing by itself, and finds the thread that emulates its processor.
+func (b *bench) prepare(ctx context.Context) error {
+	if _, err := b.guest.Run(ctx, sample.QuietGuest); err != nil {
+		return err
+	}
+	m, err := qmp.Dial(ctx, b.guest.QMPSocket(), nil)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	var cpus []struct {
+		Thread int `json:"thread-id"`
+	}
+	if err := qmp.Query(ctx, m, "query-cpus-fast", nil, &cpus); err != nil {
+		return err
+	}
+	if len(cpus) != 1 {
+		return fmt.Errorf("the guest has %d processors", len(cpus))
+	}
+	b.vcpu = cpus[0].Thread
+	return nil
+}
+
 func mountPoint(i int) string { return fmt.Sprint("/mnt/way", i) }
 
-// one runs a pattern once.
-func (b *bench) one(ctx context.Context, k int, p pattern) (cost, error) {
+// one runs a load once.
+func (b *bench) one(ctx context.Context, k int, l guestlab.Load) (cost, error) {
 	pids := []int{b.guest.PID()}
 	if b.processes[k] != nil {
 		pids = append(pids, family(b.processes[k].cmd.Process.Pid)...)
 	}
-	before, err := cpuTime(pids)
+	before, err := b.spent(pids)
 	if err != nil {
 		return cost{}, err
 	}
-	began := time.Now()
-	if _, err := b.guest.Run(ctx, fmt.Sprintf("d=%s\n(%s) 2>/dev/null", mountPoint(k), p.script)); err != nil {
+	l.Path = filepath.Join(mountPoint(k), l.Path)
+	took, err := b.guest.Load(ctx, l)
+	if err != nil {
 		return cost{}, err
 	}
-	wall := time.Since(began)
-	time.Sleep(20 * time.Millisecond) // inference is behind
-	after, err := cpuTime(pids)
-	return cost{after - before, wall}, err
-}
-
-// family is a process and all below it.
-func family(pid int) []int {
-	children := map[int][]int{}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, name := range stats {
-		text, err := os.ReadFile(name)
-		if err != nil {
-			continue // ended
-		}
-		_, rest, _ := strings.Cut(string(text[max(0, strings.LastIndexByte(string(text), ')')):]), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 2 {
-			continue
-		}
-		parent, _ := strconv.Atoi(f[1])
-		child, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		children[parent] = append(children[parent], child)
-	}
-	all := []int{pid}
-	for i := 0; i < len(all); i++ {
-		all = append(all, children[all[i]]...)
-	}
-	return all
-}
-
-// cpuTime is what processes have used, by their CPU clocks (clock_getcpuclockid).
-func cpuTime(pids []int) (total time.Duration, err error) {
-	for _, pid := range pids {
-		var ts unix.Timespec
-		if e := unix.ClockGettime(int32(^pid<<3|2), &ts); e != nil {
-			err = errors.Join(err, fmt.Errorf("CPU time of process %d: %w", pid, e))
-		}
-		total += time.Duration(ts.Nano())
-	}
-	return total, err
+	time.Sleep(settle)
+	after, err := b.spent(pids)
+	c := after.minus(before)
+	c.time = took
+	return c, err
 }

@@ -154,7 +154,7 @@ func serve(what, socket, image string) error {
 		if err != nil {
 			return err
 		}
-		s, err := vhostuser.New(d, vhostuser.Options{})
+		s, err := vhostuser.New(d, vhostuser.Options{Dedicated: true})
 		if err != nil {
 			return err
 		}

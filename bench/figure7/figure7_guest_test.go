@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"vmscope/bench/sample"
 	"vmscope/block/tap"
 	"vmscope/internal/guestlab"
 )
@@ -20,7 +21,7 @@ func TestMeasure(t *testing.T) {
 	if testing.Short() {
 		guestlab.Skip(t, "boots a guest; not under -short")
 	}
-	r, err := measure(t.Context(), config{numbers: []int{5, 20}, rounds: 1, kernel: "bookworm-cloud", dir: t.TempDir(), progress: io.Discard})
+	r, err := measure(t.Context(), config{sample.Options{Rounds: 1, Kernel: "bookworm-cloud", Dir: t.TempDir(), Progress: io.Discard}, []int{5, 20}})
 	if errors.Is(err, guestlab.ErrMissing) {
 		guestlab.SkipOrFail(t, err.Error())
 	}

@@ -4,7 +4,7 @@
 //
 //	go run ./bench/figure7                          50 samples a mode, prints a table
 //	go run ./bench/figure7 -samples 5               a quick look, below a minute
-//	go run ./bench/figure7 -svg docs/figure7.svg -csv docs/figure7.csv
+//	go run ./bench/figure7 -svg docs/figure7.svg -csv docs/figure7.csv -doc docs/performance.md
 //	go run ./bench/figure7 -from docs/figure7.csv   the table and the drawing of an earlier run
 //
 // One guest has three equal disks. In each round every disk gets another mode, so that each disk has each mode equally
@@ -24,6 +24,7 @@ import (
 	"strings"
 	"syscall"
 
+	"vmscope/bench/sample"
 	"vmscope/block/tap"
 )
 
@@ -40,13 +41,12 @@ func main() {
 
 func run(ctx context.Context, w io.Writer, args []string) error {
 	flags := flag.NewFlagSet("figure7", flag.ContinueOnError)
-	c := config{progress: os.Stderr}
+	c := config{Options: sample.Options{Progress: os.Stderr}}
+	c.Flags(flags, "samples", 50)
 	list := flags.String("n", "5,10,20,50,100,200,500,1000,2000", "numbers of files")
-	flags.IntVar(&c.rounds, "samples", 50, "samples of each number and mode")
-	flags.StringVar(&c.kernel, "kernel", "bookworm-cloud", "of the guest")
-	flags.StringVar(&c.dir, "dir", "", "where the disks' images are; empty: where temporary files are")
 	svg := flags.String("svg", "", "`file` to draw into")
 	csv := flags.String("csv", "", "`file` for the samples")
+	doc := flags.String("doc", "", "Markdown `file` whose table to replace")
 	from := flags.String("from", "", "`file` with samples of an earlier run; nothing is measured")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -80,6 +80,11 @@ func run(ctx context.Context, w io.Writer, args []string) error {
 	}
 	if *svg != "" {
 		if err := os.WriteFile(*svg, []byte(draw(res)), 0o644); err != nil {
+			return err
+		}
+	}
+	if *doc != "" {
+		if err := sample.WriteDoc(*doc, "figure7", res.table()); err != nil {
 			return err
 		}
 	}

@@ -4,28 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"vmscope"
+	"vmscope/bench/sample"
 	"vmscope/event"
 	"vmscope/internal/guestlab"
 	"vmscope/watch"
 )
 
-// config says what to measure.
+// config says what to measure. A round is one sample of each number and mode.
 type config struct {
-	numbers  []int
-	rounds   int
-	kernel   string
-	dir      string
-	progress io.Writer
+	sample.Options
+	numbers []int
 }
 
 const (
@@ -42,16 +37,15 @@ const (
 
 // measure boots a guest and takes all samples.
 func measure(ctx context.Context, c config) (*result, error) {
-	tmp, err := os.MkdirTemp(c.dir, "vmscope-figure7-")
+	tmp, err := os.MkdirTemp(c.Dir, "vmscope-figure7-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	cfg := guestlab.Config{Kernel: c.kernel, Modules: []string{"ext4"}}
+	cfg := guestlab.Config{Kernel: c.Kernel, Modules: []string{"ext4"}}
 	for m := range modes {
 		d := guestlab.Disk{ID: fmt.Sprint("disk", int(m)), Path: filepath.Join(tmp, fmt.Sprint("disk", int(m)))}
-		// No lazy initialization: nothing else is to write.
-		if err := guestlab.MakeExt(d.Path, diskSize, "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"); err != nil {
+		if err := guestlab.MakeExt(d.Path, diskSize, sample.Ext4...); err != nil {
 			return nil, err
 		}
 		cfg.Disks = append(cfg.Disks, d)
@@ -61,10 +55,13 @@ func measure(ctx context.Context, c config) (*result, error) {
 		return nil, err
 	}
 	defer g.Close()
+	if _, err := g.Run(ctx, sample.QuietGuest); err != nil {
+		return nil, err
+	}
 	for _, d := range cfg.Disks {
 		dev, err := g.DiskDevice(ctx, d.ID)
 		if err == nil {
-			err = g.Mount(ctx, dev, fmt.Sprintf(mountPoint, d.ID), "ext4", "")
+			err = g.Mount(ctx, dev, fmt.Sprintf(mountPoint, d.ID), "ext4", sample.MountOptions)
 		}
 		if err == nil {
 			_, err = g.Run(ctx, "mkdir "+fmt.Sprintf(mountPoint, d.ID)+directory)
@@ -75,21 +72,20 @@ func measure(ctx context.Context, c config) (*result, error) {
 	}
 	res := newResult(c.numbers)
 	// The first samples find cold caches on both sides: one round does not count.
-	for round := -1; round < c.rounds; round++ {
+	for round := -1; round < c.Rounds; round++ {
 		into := res
 		if round < 0 {
 			into = newResult(c.numbers)
 		}
 		err := oneRound(ctx, g, cfg.Disks, round+1, into)
 		if ctx.Err() != nil && round > 0 {
-			break // what there is counts
+			return res, nil // what there is counts
 		}
 		if err != nil {
 			return nil, fmt.Errorf("round %d: %w", round, err)
 		}
-		fmt.Fprintf(c.progress, "\rround %d of %d", round+1, c.rounds)
+		c.Round(round + 1)
 	}
-	fmt.Fprintln(c.progress)
 	return res, nil
 }
 
@@ -99,9 +95,6 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 	defer func() {
 		for _, w := range watchers {
 			err = errors.Join(err, w.stop())
-			if w != nil {
-				res.wrong = append(res.wrong, w.wrong...)
-			}
 		}
 	}()
 	disk := func(m mode) string { return disks[(int(m)+round)%len(disks)].ID }
@@ -130,34 +123,27 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 	return nil
 }
 
-// fill has the guest make or remove files, and waits until all of that was told where it is watched.
+// fill has the guest make or remove files, and waits until all of that was told where it is watched. A sample of which another
+// number of events was told is none.
 func fill(ctx context.Context, g *guestlab.Guest, w *watcher, what, dir string, n int) (time.Duration, error) {
 	seen := w.count()
-	out, err := g.Run(ctx, fmt.Sprintf("rat fill %s %s %d", what, dir, n))
+	took, err := g.Load(ctx, guestlab.Load{Kind: what, Path: dir, N: n})
 	if err != nil {
 		return 0, err
 	}
-	ns, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if err != nil {
-		return 0, err
-	}
-	for began := time.Now(); w.tells() && w.count() < seen+int64(n); time.Sleep(time.Millisecond) {
+	for began := time.Now(); w.tells() && w.count() < seen+int64(n) && time.Since(began) < patience; time.Sleep(time.Millisecond) {
 		select {
 		case err := <-w.done:
 			w.done <- err
 			return 0, fmt.Errorf("the watch ended: %w", err)
 		default:
 		}
-		if time.Since(began) > patience {
-			break
-		}
 	}
 	time.Sleep(settle)
 	if got := w.count() - seen; w.tells() && got != int64(n) {
-		// The time is right all the same.
-		w.wrong = append(w.wrong, fmt.Sprintf("%s %d files: %d events", what, n, got))
+		return 0, fmt.Errorf("%s: %d events were told", what, got)
 	}
-	return time.Duration(ns), nil
+	return took, nil
 }
 
 // watcher is a watch of one disk. A nil watcher is none.
@@ -166,7 +152,6 @@ type watcher struct {
 	cancel context.CancelFunc
 	done   chan error
 	events atomic.Int64 // MKFILE and RMFILE
-	wrong  []string     // samples of which another number of events was told
 	lag    atomic.Int64 // from the last MKFILE's commit on disk to its event, in ns
 }
 

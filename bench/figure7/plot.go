@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"vmscope/bench/sample"
 )
 
 // The drawing, in pixels: the plot's frame within the picture.
@@ -48,8 +50,8 @@ func draw(r *result) string {
 	low, high := math.Inf(1), 0.0
 	for i := range r.samples {
 		for m := range modes {
-			low = min(low, millis(quantile(r.samples[i][m], 0.25)))
-			high = max(high, millis(quantile(r.samples[i][m], 0.75)))
+			low = min(low, millis(sample.Quantile(r.samples[i][m], 0.25)))
+			high = max(high, millis(sample.Quantile(r.samples[i][m], 0.75)))
 		}
 	}
 	if high <= 0 || low <= 0 {
@@ -92,11 +94,11 @@ func band(b *strings.Builder, r *result, m mode, x, y axis) {
 	fmt.Fprintf(b, `<path fill="%s" fill-opacity="0.16" d="`, looks[m].colour)
 	letter := "M"
 	for i, n := range r.numbers {
-		fmt.Fprintf(b, "%s%.1f %.1f", letter, x.at(float64(n)), y.at(millis(quantile(r.samples[i][m], 0.25))))
+		fmt.Fprintf(b, "%s%.1f %.1f", letter, x.at(float64(n)), y.at(millis(sample.Quantile(r.samples[i][m], 0.25))))
 		letter = "L"
 	}
 	for i := len(r.numbers) - 1; i >= 0; i-- {
-		fmt.Fprintf(b, "L%.1f %.1f", x.at(float64(r.numbers[i])), y.at(millis(quantile(r.samples[i][m], 0.75))))
+		fmt.Fprintf(b, "L%.1f %.1f", x.at(float64(r.numbers[i])), y.at(millis(sample.Quantile(r.samples[i][m], 0.75))))
 	}
 	b.WriteString("Z\"/>\n")
 }
@@ -104,7 +106,7 @@ func band(b *strings.Builder, r *result, m mode, x, y axis) {
 func line(b *strings.Builder, r *result, m mode, x, y axis) {
 	var points, marks strings.Builder
 	for i, n := range r.numbers {
-		px, py := x.at(float64(n)), y.at(millis(quantile(r.samples[i][m], 0.5)))
+		px, py := x.at(float64(n)), y.at(millis(sample.Quantile(r.samples[i][m], 0.5)))
 		fmt.Fprintf(&points, "%.1f,%.1f ", px, py)
 		mark(&marks, m, px, py)
 	}

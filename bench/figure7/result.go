@@ -2,11 +2,12 @@ package main
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"vmscope/bench/sample"
 )
 
 type mode int
@@ -26,47 +27,11 @@ func (m mode) String() string {
 type result struct {
 	numbers []int
 	samples [][modes][]time.Duration
-	wrong   []string        // samples of which not all events were told, or too many; not kept in CSV
 	lags    []time.Duration // from the commit's arrival at the disk to the last event of it
 }
 
 func newResult(numbers []int) *result {
 	return &result{numbers: numbers, samples: make([][modes][]time.Duration, len(numbers))}
-}
-
-// quantile of values that need not be sorted, between neighbours as R's type 7.
-func quantile(v []time.Duration, q float64) time.Duration {
-	s := slices.Sorted(slices.Values(v))
-	if len(s) == 0 {
-		return 0
-	}
-	x := q * float64(len(s)-1)
-	i := min(int(x), len(s)-1)
-	j := min(i+1, len(s)-1)
-	return s[i] + time.Duration((x-float64(i))*float64(s[j]-s[i]))
-}
-
-// difference is the median of b-a within rounds, with its bootstrap interval of 95 %: percentiles of the median over
-// resamples of the rounds.
-func difference(a, b []time.Duration) (median, low, high time.Duration) {
-	d := make([]time.Duration, min(len(a), len(b)))
-	for i := range d {
-		d[i] = b[i] - a[i]
-	}
-	if len(d) == 0 {
-		return 0, 0, 0
-	}
-	const resamples = 4000
-	r := rand.New(rand.NewPCG(7, uint64(len(d)))) // the same samples give the same table
-	medians := make([]time.Duration, resamples)
-	again := make([]time.Duration, len(d))
-	for i := range medians {
-		for k := range again {
-			again[k] = d[r.IntN(len(d))]
-		}
-		medians[i] = quantile(again, 0.5)
-	}
-	return quantile(d, 0.5), quantile(medians, 0.025), quantile(medians, 0.975)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Nanoseconds())/1e6) }
@@ -79,23 +44,20 @@ func (r *result) table() string {
 		s := &r.samples[i]
 		fmt.Fprintf(&b, "| %d | %d", n, len(s[plain]))
 		for m := range modes {
-			fmt.Fprintf(&b, " | %s (%s to %s)", ms(quantile(s[m], 0.5)), ms(quantile(s[m], 0.25)), ms(quantile(s[m], 0.75)))
+			fmt.Fprintf(&b, " | %s (%s to %s)", ms(sample.Quantile(s[m], 0.5)), ms(sample.Quantile(s[m], 0.25)), ms(sample.Quantile(s[m], 0.75)))
 		}
 		covered := [modes]bool{}
 		for m := tapped; m < modes; m++ {
-			d, low, high := difference(s[plain], s[m])
-			fmt.Fprintf(&b, " | %s (%s to %s)", ms(d), ms(low), ms(high))
-			covered[m] = low <= 0 && high >= 0
+			d := sample.Median(sample.Between(s[plain], s[m], func(a, b time.Duration) time.Duration { return b - a }))
+			fmt.Fprintf(&b, " | %s (%s to %s)", ms(d.Median), ms(d.Low), ms(d.High))
+			covered[m] = d.Holds(0)
 		}
 		fmt.Fprintf(&b, " | %s |\n", verdict(covered[tapped], covered[watched]))
 	}
 	if len(r.lags) > 0 {
-		fmt.Fprintf(&b, "\nThe last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(quantile(r.lags, 0.5)), ms(quantile(r.lags, 0.9)))
+		fmt.Fprintf(&b, "\nThe last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(sample.Quantile(r.lags, 0.5)), ms(sample.Quantile(r.lags, 0.9)))
 	}
 	b.WriteByte('\n')
-	for _, text := range r.wrong {
-		b.WriteString("\nWRONG: " + text + "\n")
-	}
 	return b.String()
 }
 

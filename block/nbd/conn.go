@@ -78,7 +78,7 @@ func (h *hold) recv(a, b []byte) (int, error) {
 
 // serve answers requests until the connection ends.
 func (c *serverConn) serve(ss *session) error {
-	st, err := newStream(ss.conn, ss.srv.Dedicated)
+	st, err := newStream(ss.conn)
 	if err != nil {
 		return err
 	}

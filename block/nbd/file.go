@@ -7,10 +7,12 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"vmscope/block"
+	"vmscope/internal/hot"
 )
 
 // File is a raw image, or a block device of the host, as an export's device. It is safe for concurrent use.
@@ -117,14 +119,14 @@ func (d *File) ReadAt(p []byte, off int64) (int, error) {
 func (d *File) WriteAt(p []byte, off int64) (int, error) {
 	n := 0
 	for n < len(p) {
-		m, err := unix.Pwrite(d.fd, p[n:], off+int64(n))
-		if err == unix.EINTR {
+		m, no := hot.Syscall(unix.SYS_PWRITE64, uintptr(d.fd), uintptr(unsafe.Pointer(&p[n])), uintptr(len(p)-n), uintptr(off)+uintptr(n), 0, 0)
+		if no == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			return n, d.error("write", off+int64(n), len(p)-n, err)
+		if no != 0 {
+			return n, d.error("write", off+int64(n), len(p)-n, no)
 		}
-		n += m
+		n += int(m)
 	}
 	return n, nil
 }
@@ -162,16 +164,22 @@ func (d *File) writeDsync(p *Payload, off int64) error {
 	if err := d.flushFailed(); err != nil {
 		return err
 	}
-	n, err := unix.Pwritev2(d.fd, [][]byte{b}, off, unix.RWF_DSYNC)
-	if n == len(b) {
-		return nil
-	}
-	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	// The offset is in two halves, on 64 bits all in the first.
+	m, no := hot.Syscall(unix.SYS_PWRITEV2, uintptr(d.fd), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_DSYNC)
+	n := 0
+	switch no {
+	case 0:
+		if n = int(m); n == len(b) {
+			return nil
+		}
+	case unix.EOPNOTSUPP, unix.ENOSYS:
 		d.noDsync.Store(true)
-	} else if err != nil && err != unix.EINTR {
-		return d.error("write", off, len(b), err)
+	case unix.EINTR:
+	default:
+		return d.error("write", off, len(b), no)
 	}
-	n = max(n, 0)
 	if _, err := d.WriteAt(b[n:], off+int64(n)); err != nil {
 		return err
 	}
@@ -184,14 +192,15 @@ func (d *File) Flush() error {
 		return err
 	}
 	for {
-		err := unix.Fdatasync(d.fd)
-		if err == unix.EINTR {
+		_, no := hot.Syscall(unix.SYS_FDATASYNC, uintptr(d.fd), 0, 0, 0, 0, 0)
+		if no == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			err = fmt.Errorf("nbd: flush of %s: %w", d.f.Name(), err)
-			d.failed.CompareAndSwap(nil, &err)
+		if no == 0 {
+			return nil
 		}
+		err := fmt.Errorf("nbd: flush of %s: %w", d.f.Name(), no)
+		d.failed.CompareAndSwap(nil, &err)
 		return err
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"vmscope/internal/hot"
 )
 
 // Server serves exports. Its fields are set before the first call and not changed after.
@@ -45,8 +47,8 @@ type Server struct {
 	HandshakeTimeout time.Duration
 	// MaxConns bounds the connections at any time; a further one is closed at once. 0 means 128.
 	MaxConns int
-	// Dedicated tells that this process does little but serve. Requests that follow each other closely then cost about a
-	// quarter less; but other goroutines may have to wait some milliseconds for their turn.
+	// Dedicated tells that this process does little but serve. Requests then cost less, those that come alone a fraction;
+	// but other goroutines may have to wait some milliseconds for their turn, or for a slow disk.
 	Dedicated bool
 	// Connected is called, if set, when a client has chosen an export, before its first request. What it returns, if not
 	// nil, is called with the reason when that connection has ended: nil for a client that took its leave.
@@ -68,6 +70,9 @@ type Server struct {
 // SetUnlinkOnClose(false). When ctx ends, that is a Close.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer ln.Close()
+	if s.Dedicated {
+		hot.Dedicate()
+	}
 	s.mu.Lock()
 	if s.lns == nil {
 		s.lns = map[net.Listener]struct{}{}

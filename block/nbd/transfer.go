@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmscope/block"
+	"vmscope/internal/hot"
 )
 
 // write handles a write: header taken, payload still to come.
@@ -150,7 +151,7 @@ func (c *serverConn) readNow(f *os.File, b []byte, off int64) bool {
 	iov := unix.Iovec{Base: unsafe.SliceData(b)}
 	iov.SetLen(len(b))
 	// The offset is in two halves, on 64 bits all in the first.
-	n, _, no := unix.Syscall6(unix.SYS_PREADV2, f.Fd(), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
+	n, no := hot.Syscall(unix.SYS_PREADV2, f.Fd(), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, unix.RWF_NOWAIT)
 	switch {
 	case no == unix.EAGAIN || no == 0 && int(n) < len(b):
 		c.prefetch()

@@ -5,14 +5,14 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/internal/hot"
 )
 
 // stream is a connection in the transmission phase: what a client sends and what it is sent.
@@ -31,12 +31,12 @@ type stream interface {
 }
 
 // newStream makes the fastest stream that conn allows, and owns it.
-func newStream(conn net.Conn, dedicated bool) (stream, error) {
+func newStream(conn net.Conn) (stream, error) {
 	switch c := conn.(type) {
 	case *net.UnixConn:
-		return newSocket(c, dedicated)
+		return newSocket(c)
 	case *net.TCPConn:
-		return newSocket(c, dedicated)
+		return newSocket(c)
 	}
 	return &connStream{conn}, nil
 }
@@ -65,27 +65,19 @@ var errNoSendFile = errors.New("nbd: cannot send from a file here")
 // socket is a stream over a blocking socket: a goroutine that waits for a request waits in the kernel, which spares the
 // ways through the runtime's poller and scheduler that a request would cost otherwise.
 //
-// In a process that is dedicated to serving it goes further while requests follow each other closely: then the wait is
-// one that the runtime is not told of, so that it does not hand the goroutine's P over, and wake threads to do it, each
-// time. Such a wait is short: it ends by the socket's timeout, and by the signal with which the runtime stops a goroutine
-// (a receive with a timeout is interrupted by signals, SA_RESTART or not; signal(7)). As it keeps a P, there are never
-// more of them than one less than there are Ps.
+// In a process that is dedicated to serving (package hot) the runtime is told neither of that wait nor of sending, while
+// requests follow each other closely. Such a wait is short: it ends by the socket's timeout, and by the signal with which the
+// runtime stops a goroutine (what has a timeout is interrupted by signals, SA_RESTART or not; signal(7)). A longer one is the
+// runtime's.
 type socket struct {
-	fd  int
-	iov [2]unix.Iovec
-	msg unix.Msghdr
-	// hotMax is the number of Ps, or 0 if the runtime is to know of each wait.
-	hotMax int32
+	fd   int
+	iov  [2]unix.Iovec
+	msg  unix.Msghdr
+	bell *hot.Bell // nil in a process that is not dedicated
 
 	mu     sync.Mutex // closed against drain and abort
 	closed bool
 }
-
-// hotWait is how long a goroutine waits without the runtime's knowledge.
-const hotWait = 2 * time.Millisecond
-
-// hot counts those that do.
-var hot atomic.Int32
 
 // socketBuffer is asked for on either side; the system gives what it allows.
 const socketBuffer = 4 << 20
@@ -95,7 +87,7 @@ const socketBuffer = 4 << 20
 func newSocket(conn interface {
 	net.Conn
 	syscall.Conn
-}, dedicated bool) (*socket, error) {
+}) (*socket, error) {
 	defer conn.Close()
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -114,15 +106,20 @@ func newSocket(conn interface {
 	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
-	if !dedicated {
-		return &socket{fd: fd}, nil
+	s := &socket{fd: fd}
+	if !hot.Dedicated() {
+		return s, nil
 	}
-	tv := unix.NsecToTimeval(int64(hotWait))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+	tv := unix.NsecToTimeval(int64(hot.Wait))
+	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv))
+	if err == nil {
+		s.bell, err = hot.NewBell(fd)
+	}
+	if err != nil {
 		unix.Close(fd)
-		return nil, os.NewSyscallError("setsockopt", err)
+		return nil, err
 	}
-	return &socket{fd: fd, hotMax: int32(runtime.GOMAXPROCS(0))}, nil
+	return s, nil
 }
 
 func (s *socket) recv(a, b []byte) (int, error) {
@@ -136,19 +133,14 @@ func (s *socket) recv(a, b []byte) (int, error) {
 		s.msg.SetIovlen(2)
 	}
 	for {
-		var n uintptr
-		var no syscall.Errno
-		if hot.Add(1) < s.hotMax {
-			n, _, no = unix.RawSyscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), 0)
-		} else {
-			n, _, no = unix.Syscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), 0)
-		}
-		hot.Add(-1)
+		n, no := hot.Syscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.msg)), 0, 0, 0, 0)
 		switch {
-		case no == unix.EINTR && s.hotMax == 0:
+		case no == unix.EINTR && s.bell == nil:
 		case no == unix.EINTR || no == unix.EAGAIN:
-			// The runtime wants this goroutine to stop, or nothing came for a while. This wait is one that it knows of.
-			unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1)
+			// The runtime wants this goroutine to stop, or nothing came for a while.
+			if err := s.bell.Wait(); err != nil {
+				return 0, err
+			}
 		case no != 0:
 			return 0, os.NewSyscallError("recvmsg", no)
 		case n == 0:
@@ -165,10 +157,11 @@ func (s *socket) send(b []byte, more bool) error {
 		flags |= unix.MSG_MORE
 	}
 	for len(b) > 0 {
-		n, _, no := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
-			flags, 0, 0)
+		n, no := hot.Syscall(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), flags, 0, 0)
 		switch {
 		case no == unix.EINTR:
+		case no == unix.EAGAIN:
+			s.waitRoom()
 		case no != 0:
 			return os.NewSyscallError("send", no)
 		default:
@@ -180,20 +173,27 @@ func (s *socket) send(b []byte, more bool) error {
 
 func (s *socket) sendFile(fd int, off int64, n int) (done int, err error) {
 	for done < n {
-		m, err := unix.Sendfile(s.fd, fd, &off, n-done)
+		m, no := hot.Syscall(unix.SYS_SENDFILE, uintptr(s.fd), uintptr(fd), uintptr(unsafe.Pointer(&off)), uintptr(n-done), 0, 0)
 		switch {
-		case err == unix.EINTR:
-		case err == unix.EINVAL || err == unix.ENOSYS:
+		case no == unix.EINTR:
+		case no == unix.EAGAIN:
+			s.waitRoom()
+		case no == unix.EINVAL || no == unix.ENOSYS:
 			return done, errNoSendFile
-		case err != nil:
-			return done, os.NewSyscallError("sendfile", err)
+		case no != 0:
+			return done, os.NewSyscallError("sendfile", no)
 		case m == 0:
 			return done, nil
 		default:
-			done += m
+			done += int(m)
 		}
 	}
 	return done, nil
+}
+
+// waitRoom returns when something can be sent, be it into the void: a client that does not take its replies.
+func (s *socket) waitRoom() {
+	unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}, -1)
 }
 
 func (s *socket) drain() { s.shutdown(unix.SHUT_RD) }
@@ -213,5 +213,8 @@ func (s *socket) close() {
 	if !s.closed {
 		s.closed = true
 		unix.Close(s.fd)
+		if s.bell != nil {
+			s.bell.Close()
+		}
 	}
 }

@@ -88,6 +88,7 @@ func (w *incoming) publish() {
 		}
 		r := w.record()
 		r.Data = *w.buf
+		r.Flags |= ring.Logged
 		f.ring.Append(r)
 		f.order.Unlock()
 		f.bufs.Put(w.buf)

@@ -154,7 +154,6 @@ func (n *nbdFront) serve(ctx context.Context, ln net.Listener, entered func() fu
 	srv := &nbd.Server{
 		Exports: []nbd.Export{{Name: n.service.Export, Device: newInline(n.disk, n.feed), ReadOnly: n.service.ReadOnly}},
 		TLS:     conf, TLSRequired: conf != nil,
-		Dedicated: true, // nothing else goes on in this process
 		Connected: func(string, net.Addr) func(error) {
 			left := entered()
 			return func(error) { left() }

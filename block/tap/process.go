@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/hot"
 	"vmscope/internal/ring"
 )
 
@@ -150,6 +151,7 @@ func receive(k *kit, j job) error {
 		return err
 	}
 	r.ln = k.ln
+	hot.Dedicate()
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	go func() {

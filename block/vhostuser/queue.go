@@ -7,9 +7,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/hot"
 	"vmscope/mem"
 )
 
@@ -35,11 +37,12 @@ type queue struct {
 // told after a crash.
 type run struct {
 	q      *queue
-	events bool // VIRTIO_RING_F_EVENT_IDX
-	kick   int  // descriptor, ours; -1: none, the ring is polled
-	drain  bool // it is no eventfd and must be read
-	poll   int  // epoll descriptor
-	alarm  int  // eventfd: look at halt, the queue's on, and the memory table
+	events bool      // VIRTIO_RING_F_EVENT_IDX
+	kick   int       // descriptor, ours; -1: none, the ring is polled
+	drain  bool      // it is no eventfd and must be read
+	poll   int       // epoll descriptor
+	bell   *hot.Bell // for poll; nil in a process that is not dedicated
+	alarm  int       // eventfd: look at halt, the queue's on, and the memory table
 	halt   atomic.Bool
 	ended  chan struct{} // closed when nothing of it is under way any more
 	before []*run        // whose requests may still be under way: they come first
@@ -115,6 +118,11 @@ func (r *run) watch() (err error) {
 	if r.kick < 0 {
 		return nil
 	}
+	if hot.Dedicated() {
+		if r.bell, err = hot.NewBell(r.poll); err != nil {
+			return err
+		}
+	}
 	// Each kick of an eventfd is an edge: it need not be read to be seen again, which saves a system call for each wait.
 	name, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.kick))
 	edge := uint32(unix.EPOLLET)
@@ -136,6 +144,9 @@ func (r *run) close() {
 		r.tab.release()
 	}
 	r.inflight.release()
+	if r.bell != nil {
+		r.bell.Close()
+	}
 	for _, fd := range []int{r.poll, r.alarm, r.kick} {
 		if fd >= 0 {
 			unix.Close(fd)
@@ -155,7 +166,7 @@ func (r *run) wake() {
 // ring8 adds one to an eventfd, or writes to a pipe that stands for one. If it is full, the other side has yet to look.
 func ring8(fd int) {
 	one := [8]byte{1}
-	unix.Write(fd, one[:])
+	hot.Syscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8, 0, 0, 0)
 }
 
 // stop ends a run and gives the index from which on the ring is to be served the next time. A request that is under way
@@ -513,22 +524,32 @@ const pollEvery = 1 // ms
 
 func (r *run) sleep() error {
 	timeout := -1
-	if r.kick < 0 {
+	switch {
+	case r.kick < 0:
 		timeout = pollEvery
+	case r.bell != nil:
+		timeout = int(hot.Wait / time.Millisecond)
 	}
 	var ev [2]unix.EpollEvent
 	for {
-		n, err := unix.EpollWait(r.poll, ev[:], timeout)
-		if err == unix.EINTR {
+		n, no := hot.Syscall(unix.SYS_EPOLL_PWAIT, uintptr(r.poll), uintptr(unsafe.Pointer(&ev)), uintptr(len(ev)), uintptr(timeout), 0, 0)
+		if r.bell != nil && (no == unix.EINTR || no == 0 && n == 0) {
+			// The runtime wants this goroutine to stop, or nothing came for a while.
+			if err := r.bell.Wait(); err != nil {
+				return err
+			}
 			continue
 		}
-		if err != nil {
-			return fmt.Errorf("epoll: %w", err)
+		if no == unix.EINTR {
+			continue
+		}
+		if no != 0 {
+			return fmt.Errorf("epoll: %w", no)
 		}
 		for _, e := range ev[:n] {
 			var b [8]byte
 			if int(e.Fd) == r.alarm || r.drain {
-				unix.Read(int(e.Fd), b[:])
+				hot.Syscall(unix.SYS_READ, uintptr(e.Fd), uintptr(unsafe.Pointer(&b)), 8, 0, 0, 0)
 			}
 		}
 		if r.halt.Load() {

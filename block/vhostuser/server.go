@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vmscope/block"
+	"vmscope/internal/hot"
 )
 
 // Options are how a disk is served. The zero value of each field is a good default.
@@ -27,6 +28,9 @@ type Options struct {
 	// StopTimeout is how long a queue's stop waits for what is under way; default 500 ms. The front end, and so perhaps the
 	// guest, stands still meanwhile.
 	StopTimeout time.Duration
+	// Dedicated tells that this process does little but serve. Requests then cost less, those that come alone a fraction;
+	// but other goroutines may have to wait some milliseconds for their turn, or for a slow disk.
+	Dedicated bool
 	// MemoryChanged is called, if set, when the front end has told of another memory table; see Server.Memory.
 	MemoryChanged func()
 	// Report gets what went wrong and could be told to nobody else: *RequestError, *RingError, and breaches of the protocol.
@@ -97,6 +101,9 @@ func New(disk Disk, o Options) (*Server, error) {
 	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 500 * time.Millisecond
+	}
+	if o.Dedicated {
+		hot.Dedicate()
 	}
 	switch {
 	case o.Queues < 1 || o.Queues > maxQueues:

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"time"
 
 	"vmscope/internal/guestlab/wire"
 )
@@ -18,6 +20,7 @@ type (
 	FSOps   = wire.FSOps
 	KeptDir = wire.KeptDir
 	File    = wire.File
+	Load    = wire.Load
 )
 
 // Mount mounts a disk's file system in the guest, with options as for mount(8). The device is a path in the guest.
@@ -36,6 +39,16 @@ func (g *Guest) Unmount(ctx context.Context, dir string) error {
 func (g *Guest) FSOps(ctx context.Context, ops FSOps) (list string, err error) {
 	out, err := g.call(ctx, &wire.Request{FSOps: &ops})
 	return string(out), err
+}
+
+// Load does a load and gives the time from its first system call to the end of its last, by the guest's own clock.
+func (g *Guest) Load(ctx context.Context, l Load) (time.Duration, error) {
+	out, err := g.call(ctx, &wire.Request{Load: &l})
+	if err != nil {
+		return 0, err
+	}
+	ns, err := strconv.ParseInt(string(out), 10, 64)
+	return time.Duration(ns), err
 }
 
 // FSTree tells all files below a directory, by the guest's own system calls: each directory before what is in it, names

@@ -19,8 +19,8 @@ type Consumer struct {
 	// kept are the positions of the records from tail to cur, behind the first gone ones.
 	kept []uint64
 	gone int
-	// hold is the first of the pre-images that belong to what is given next, if held: they stay until that was worked on,
-	// however many they are and however full the ring is. over: it was given.
+	// hold is the first of the pre-images that belong to the next write to a journal, if held: they stay until that was worked
+	// on, however many they are, whatever lies in between, and however full the ring is. over: it was given.
 	hold       uint64
 	held, over bool
 	// Lag is how many bytes of records that were given stay in the ring, as long as it is not half full. Set it before
@@ -101,7 +101,8 @@ func (c *Consumer) release(head uint64) {
 	if head-c.tail > c.s.size/2 {
 		lag = 0
 	}
-	if c.over { // the record that they belong to was worked on
+	// The record that they belong to was worked on, or is lost, which is told when there is room.
+	if c.over || c.held && c.cur == head && c.s.word(hdrLost).Load() != 0 {
 		c.held, c.over = false, false
 	}
 	n := c.gone
@@ -125,7 +126,7 @@ func (c *Consumer) release(head uint64) {
 func (c *Consumer) note(pos uint64, r *Record) {
 	switch {
 	case r.Kind != PreImage:
-		c.over = c.held && (len(r.Data) > 0 || r.Kind == Lost)
+		c.over = c.over || c.held && (r.Flags&Logged != 0 || r.Kind == Lost)
 	case !c.held || c.over:
 		c.hold, c.held, c.over = pos, true, false
 	}

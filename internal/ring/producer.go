@@ -3,10 +3,13 @@ package ring
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Reason says why writes are missing.
@@ -37,7 +40,7 @@ func (r Reason) String() string {
 // Producer writes records. Its methods are safe for concurrent use.
 type Producer struct {
 	s    *shared
-	wake *os.File
+	wake syscall.RawConn
 	now  func() int64
 
 	mu   sync.Mutex
@@ -52,7 +55,12 @@ func NewProducer(files Files) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Producer{s: s, wake: files.Wake, now: func() int64 { return time.Now().UnixNano() }}
+	wake, err := files.Wake.SyscallConn()
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	p := &Producer{s: s, wake: wake, now: func() int64 { return time.Now().UnixNano() }}
 	p.head = s.word(hdrHead).Load()
 	p.tail = s.word(hdrTail).Load()
 	if p.head%headSize != 0 || p.tail%headSize != 0 || p.head-p.tail > s.size {
@@ -236,11 +244,18 @@ func (s *Slot) Abandon() {
 	s.p.signal()
 }
 
+// ringBell adds one to an eventfd that does not block: should its counter be full, the consumer is awake anyhow. So Go's
+// scheduler need not know of the call.
+func ringBell(fd uintptr) bool {
+	one := [8]byte{1}
+	unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&one)), 8)
+	return true
+}
+
 // signal wakes the consumer if it sleeps.
 func (p *Producer) signal() {
 	w := p.s.word(hdrWaiting)
 	if w.Load() != 0 && w.Swap(0) != 0 {
-		// The descriptor does not block: should its counter be full, the consumer is awake anyhow.
-		p.wake.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
+		p.wake.Write(ringBell)
 	}
 }

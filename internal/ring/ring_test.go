@@ -154,7 +154,7 @@ func TestScan(t *testing.T) {
 		t.Error(r, err)
 	}
 	held.Commit()
-	p.Append(Record{Kind: Write, Len: 1, Data: []byte("x")}) // what it belongs to
+	p.Append(Record{Kind: Write, Flags: Logged, Len: 1, Data: []byte("x")}) // what it belongs to
 	for range 5 {
 		c.Poll()
 	}
@@ -167,7 +167,8 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// Pre-images stay until the write that follows them was worked on: however many, and though the ring is more than half full.
+// Pre-images stay until the write to the journal that follows them was worked on: however many, and though the ring is more than
+// half full.
 func TestHold(t *testing.T) {
 	p, c, _ := pair(t, small, 0)
 	const images = small / headSize / 4 // half of the ring
@@ -175,9 +176,10 @@ func TestHold(t *testing.T) {
 		p.Append(Record{Kind: PreImage, Len: 3, Data: []byte("old")})
 	}
 	p.Append(Record{Kind: Write, Off: 7}) // of another connection, without content
-	p.Append(Record{Kind: Write, Len: 6, Data: []byte("commit")})
+	p.Append(Record{Kind: Write, Off: 9, Len: 4, Data: []byte("data")})
+	p.Append(Record{Kind: Write, Flags: Logged, Len: 6, Data: []byte("commit")})
 	p.Append(Record{Kind: Write})
-	for range images + 2 {
+	for range images + 3 {
 		if _, ok, err := c.Poll(); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
@@ -190,13 +192,29 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// What belongs to a write that is lost does not stay: the ring would never have room to tell of it.
+func TestHoldLost(t *testing.T) {
+	p, c, _ := pair(t, small, 0)
+	p.Append(Record{Kind: PreImage, Len: small * 7 / 8, Data: make([]byte, small*7/8)})
+	if p.Append(Record{Kind: Write, Flags: Logged, Len: small / 4, Data: make([]byte, small/4)}) {
+		t.Fatal("it fits")
+	}
+	for range 2 {
+		c.Poll()
+		p.Tick()
+	}
+	if r, ok, err := c.Poll(); !ok || err != nil || r.Kind != Lost {
+		t.Error(r, ok, err)
+	}
+}
+
 // Records that were given stay as long as there is room.
 func TestLag(t *testing.T) {
 	p, c, _ := pair(t, small, 0)
 	c.Lag = small / 4
 	p.Append(Record{Kind: PreImage, Len: 3, Data: []byte("old")})
 	for range 3 {
-		p.Append(Record{Kind: Write, Len: 64, Data: make([]byte, 64)})
+		p.Append(Record{Kind: Write, Flags: Logged, Len: 64, Data: make([]byte, 64)})
 		c.Poll()
 	}
 	if r, err := c.At(0); err != nil || string(r.Data) != "old" {

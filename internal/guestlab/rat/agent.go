@@ -179,6 +179,9 @@ func (s *server) perform(req *wire.Request, c *call) (wire.Reply, error) {
 	case req.FSTree != nil:
 		out, err := fstree(req.FSTree)
 		return wire.Reply{Stdout: out}, err
+	case req.Load != nil:
+		took, err := load(req.Load)
+		return wire.Reply{Stdout: []byte(strconv.FormatInt(took.Nanoseconds(), 10))}, err
 	}
 	return wire.Reply{}, errors.New("empty request")
 }

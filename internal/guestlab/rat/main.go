@@ -5,7 +5,6 @@
 //	rat storm N SECONDS         N loops that fork and exec
 //	rat modstorm SECONDS NAME…  load and unload modules in turn
 //	rat fsync DIR               write files durably, print the number and the slowest, until DIR/stop is there
-//	rat fill create DIR N       make N files, sync, print how many nanoseconds it took; or remove them
 //	rat spawn JSON              start a process (wire.Spawn) and print its pid
 //	rat kexec KERNEL INITRD CMD go over into another kernel
 //
@@ -40,8 +39,6 @@ func main() {
 		err = modstorm(os.Stdout, args)
 	case "fsync":
 		err = fsyncs(args)
-	case "fill":
-		err = fill(args)
 	case "spawn":
 		err = spawnCommand(args)
 	case "kexec":
@@ -54,7 +51,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | fsync | fill | spawn | kexec")
+var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | fsync | spawn | kexec")
 
 // spawnCommand is spawn for a shell. The process outlives this one and is then init's to reap.
 func spawnCommand(args []string) error {

@@ -15,6 +15,18 @@ type Request struct {
 	Mounting *Mounting `json:"mounting,omitempty"` // a file system to mount or unmount
 	FSOps    *FSOps    `json:"fsops,omitempty"`    // random file operations; the reply is their list
 	FSTree   *FSTree   `json:"fstree,omitempty"`   // a tree to tell; the reply is a File as JSON a line
+	Load     *Load     `json:"load,omitempty"`     // work for a disk, done by the agent itself: no new process; the reply is how many nanoseconds it took
+}
+
+// Load is a measured load on a file system: N times the same.
+type Load struct {
+	// Kind is "create" or "remove" (N files in the directory Path, then a sync), "write" or "read" (past the guest's cache),
+	// "cached" (writes into the cache, then one fsync) or "fsync" (writes with an fsync each). The requests of the last four
+	// are of Length bytes each, of the file Path from its start on.
+	Kind   string `json:"kind"`
+	Path   string `json:"path"`
+	Length int    `json:"length,omitempty"`
+	N      int    `json:"n"`
 }
 
 // Put is a file to write in the guest.
