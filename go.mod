@@ -2,6 +2,8 @@ module vmscope
 
 go 1.26.0
 
+toolchain go1.26.8
+
 require (
 	github.com/cilium/ebpf v0.22.0
 	github.com/jedib0t/go-pretty/v6 v6.8.3

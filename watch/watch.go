@@ -96,6 +96,7 @@ func (w *Watch) run(ctx context.Context, emit func(event.Event) error, wait bool
 	if err != nil {
 		return err
 	}
+	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
@@ -110,6 +111,9 @@ func (w *Watch) run(ctx context.Context, emit func(event.Event) error, wait bool
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := context.Cause(ctx); err != nil {
+		if err == context.Cause(asked) {
+			return asked.Err() // which is always one of context's own
+		}
 		var stop errStop
 		if errors.As(err, &stop) {
 			return stop.error
