@@ -134,12 +134,8 @@ func TestWatchBusy(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			var tree []guestlab.File
 			var before int
-			workers := 2
-			if strings.HasPrefix(s.Name, "fast-commit") {
-				workers = 1 // TestWatchLong has two, and finds what is not right with that yet
-			}
 			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{
-				Set: s, Seed: seed, Count: 300, Looks: 1, Workers: workers, Busy: true, Start: func() []guestlab.File { return tree },
+				Set: s, Seed: seed, Count: 300, Looks: 1, Workers: 2, Busy: true, Start: func() []guestlab.File { return tree },
 				Watch: func(tb testing.TB, dir string) func() []event.Event {
 					w := watchLive(t, g, vmscope.WatchOptions{Disks: []string{s.Name}}, 1)
 					time.Sleep(time.Duration(seed%200) * time.Millisecond)
@@ -163,8 +159,7 @@ func TestWatchBusy(t *testing.T) {
 // TestWatchPowerLoss kills a guest that is writing, watches the next one from before it mounts the disks, and resets that
 // while it is writing: recoveries of journals.
 func TestWatchPowerLoss(t *testing.T) {
-	// Not fast commits: some names of those that the next mount replays are missed now and then, which is not understood yet.
-	list := sets(t, "ext4", "small-journal")
+	list := sets(t, "ext4", "small-journal", "fast-commit-6.1")
 	seed := freshSeed(t)
 	g := fslab.Boot(t, "bookworm-cloud", list, seed, nil)
 	work(t, g, list, seed)

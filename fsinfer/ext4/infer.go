@@ -335,6 +335,9 @@ func (f *FS) journalWrite(w *block.Write, off, n int64, index uint32) ([]event.E
 	tx, err := j.stream.Write(index, data)
 	if index == 0 {
 		j.fastArea()
+		if err == nil && j.recovered() {
+			return f.forgetJournal(w.Time)
+		}
 	}
 	if tx == nil {
 		return nil, err

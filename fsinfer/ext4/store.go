@@ -112,6 +112,13 @@ func (s *store) drop(b uint64) {
 	}
 }
 
+// clear drops all blocks.
+func (s *store) clear() {
+	for b := range s.slots {
+		s.drop(b)
+	}
+}
+
 func (s *store) close() error {
 	if s.file == nil {
 		return nil

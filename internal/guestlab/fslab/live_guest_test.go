@@ -44,11 +44,7 @@ func TestFollowedLog(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	for _, s := range sets {
 		t.Run(s.Name, func(t *testing.T) {
-			workers := 2
-			if s.Name == "fast-commit-6.1" {
-				workers = 1 // with two, inference is not exact yet: see TestWatchLong
-			}
-			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{Set: s, Seed: seed, Count: 100, Looks: 2, Workers: workers, Keep: os.Getenv("VMSCOPE_KEEP"), Base: bases[s.Name], Watch: func(tb testing.TB, dir string) func() []event.Event {
+			r := fslab.RunFSOps(t, g, s.Name, fslab.Options{Set: s, Seed: seed, Count: 100, Looks: 2, Workers: 2, Keep: os.Getenv("VMSCOPE_KEEP"), Base: bases[s.Name], Watch: func(tb testing.TB, dir string) func() []event.Event {
 				return follow(tb, logs[s.Name], bases[s.Name])
 			}})
 			t.Logf("seed %d: %d events, trees right after %v", seed, r.Events, r.Late)
