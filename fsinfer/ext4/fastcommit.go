@@ -343,7 +343,9 @@ func (c *fastChange) leaves(n *fastInode) bool {
 func (c *fastChange) resolve() {
 	for ino, n := range c.inodes {
 		now, raw, links := n.told, n.record, n.links()
-		if raw == nil || n.held && n.fresh() {
+		if raw == nil {
+			now, raw = n.old, n.raw
+		} else if n.held && n.fresh() {
 			now, raw, links = n.old, n.raw, n.before-n.gone
 		}
 		if !live(&n.old) && (n.record == nil || n.held) || n.record == nil && n.gone == n.come {

@@ -18,6 +18,15 @@ func (g *Guest) Reboot(ctx context.Context) error {
 	return g.bootAnew(ctx, "reboot -f")
 }
 
+// Reset makes the guest boot anew at once, as a loss of power would, which Config.AllowReboot must permit, and returns when it
+// answers again. What goes on in the guest ends where it is.
+func (g *Guest) Reset(ctx context.Context) error {
+	if !g.cfg.AllowReboot {
+		return errors.New("guestlab: Config.AllowReboot is not set")
+	}
+	return g.bootAnew(ctx, "echo b >/proc/sysrq-trigger")
+}
+
 // Kexec boots another kernel in the place of the running one, as an upgrade without a reset of the machine does: the
 // memory of the old kernel is not cleared. It returns when the guest answers again; Kernel is then the new one.
 func (g *Guest) Kexec(ctx context.Context, name string) error {

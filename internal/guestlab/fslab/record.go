@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"vmscope/internal/fsoracle"
 	"vmscope/internal/guestlab"
@@ -23,6 +24,7 @@ type Recorder struct {
 	// Workers is how many do as many operations each at the same time; 0 is one. More than one does not do the same again
 	// under the same seed.
 	Workers int
+	Resets  bool      // the guest loses its power amid runs
 	Tell    bool      // say each operation
 	GoOn    bool      // with the next set if one cannot be recorded
 	Say     io.Writer // hears of the progress
@@ -54,7 +56,7 @@ func (s *Set) size() int64    { return cmp.Or(s.MiB, 64) << 20 }
 
 // Record boots one guest of the kernel with a disk for each set and records what it does with them, one after the other.
 func (r *Recorder) Record(ctx context.Context, kernel string, sets []Set) error {
-	cfg := guestlab.Config{Kernel: kernel, Modules: cryptoModules}
+	cfg := guestlab.Config{Kernel: kernel, Modules: cryptoModules, AllowReboot: r.Resets}
 	for _, s := range sets {
 		dir := filepath.Join(r.Dir, s.Name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -167,7 +169,26 @@ func (r *Recorder) record(ctx context.Context, g *guestlab.Guest, s Set, log str
 		ops.First, ops.Prepare = ops.First+ops.Count, nil
 		return point("synced")
 	}
-	for _, step := range []func() error{mount, run, run, run, unmount, mount, run, unmount} {
+	lose := func() error {
+		amid, stop := context.WithCancel(ctx)
+		defer stop()
+		ops := ops
+		ops.Count, ops.Tell = 1e6, false
+		go operate(amid, g, ops, max(r.Workers, 1)) // ends with the guest
+		time.Sleep(time.Second)
+		time.AfterFunc(5*time.Second, stop) // before the call is sent again, to the next boot
+		err := g.Reset(ctx)
+		ops.First += 1e6
+		if err == nil {
+			device, err = g.DiskDevice(ctx, s.Name)
+		}
+		return errors.Join(err, mount())
+	}
+	steps := []func() error{mount, run, run, run, unmount, mount, run, unmount}
+	if r.Resets {
+		steps = []func() error{mount, run, lose, run, lose, run, unmount}
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
 		}

@@ -1,7 +1,7 @@
 // Command record has real guests write to disks and records it for the tests of fsinfer/ext4; see package fsoracle for
 // what a recording holds.
 //
-//	record [-seed N] [-count N] [-workers N] [-dir DIR] [-pack DIR2] [-kernel NAME] [NAME…]
+//	record [-seed N] [-count N] [-workers N] [-resets] [-dir DIR] [-pack DIR2] [-kernel NAME] [NAME…]
 //
 // It records the named sets (default: all) into DIR/NAME, and packs them into DIR2/NAME.tar.zst. A NAME with a slash is a
 // recording that is there already, such as a run of fslab.RunFSOps that failed, and is packed only. The tests' own are made by
@@ -40,6 +40,7 @@ func run(ctx context.Context) error {
 	flag.Uint64Var(&r.Seed, "seed", 1, "of the random operations")
 	flag.IntVar(&r.Count, "count", 250, "operations between two points")
 	flag.IntVar(&r.Workers, "workers", 1, "how many do so many operations each at the same time")
+	flag.BoolVar(&r.Resets, "resets", false, "have the guest lose its power amid runs")
 	pack := flag.String("pack", "", "directory for packed recordings")
 	kernel := flag.String("kernel", "", "record all with this kernel, as far as it can")
 	flag.BoolVar(&r.Tell, "v", false, "say each operation")
