@@ -4,11 +4,16 @@ package fsinfer
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"vmscope/block"
 	"vmscope/event"
 )
+
+// ErrUntold is in an error of Apply where something happened that no event could tell: the name of a file was not found, or a
+// path has no end. The tree that the events give is not the guest's then.
+var ErrUntold = errors.New("what happened cannot be told")
 
 // Inferencer follows one file system. It is not safe for concurrent use.
 type Inferencer interface {

@@ -44,6 +44,20 @@ func (w *Watch) newTree(v *volume) *tree {
 	return newTree(w.opt.Hold, w.filter.changes(), at, scope, func(err error) { w.opt.Warn(fmt.Errorf("%s: %w", v.name, err)) })
 }
 
+// mend has what was not told be told as a difference, as if writes had been lost. A disk that contradicts itself may ask for
+// that all the time: it is done now and then only.
+func (w *Watch) mend() {
+	if w.untold == "" || w.again != "" {
+		return
+	}
+	if now := w.opt.Clock(); now.Sub(w.mended) >= mendAfter {
+		w.again, w.mended = w.untold, now
+	}
+}
+
+// mendAfter is how often differences are told of what could not be told.
+const mendAfter = 10 * time.Second
+
 // known is the tree that a reader of the events knows, as far as it is held.
 func (v *volume) known() *tree {
 	if v.then != nil {

@@ -13,6 +13,7 @@ import (
 	"vmscope/block/part"
 	"vmscope/block/tap"
 	"vmscope/event"
+	"vmscope/fsinfer"
 	"vmscope/fsinfer/ext4"
 )
 
@@ -29,6 +30,8 @@ type Watch struct {
 	emit    func(event.Event) error
 	ready   bool             // behind the first attach
 	again   string           // why the volumes are to be attached anew
+	untold  string           // what the inference saw and could not tell: a reason to attach anew
+	mended  time.Time        // when that was done last
 	rescan  bool             // the disks are divided anew
 	stale   time.Time        // when that was noticed
 	held    map[string]*tree // while volumes are attached anew: what had been told of them, by label
@@ -169,6 +172,7 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 			w.mu.Unlock()
 			return nil
 		}
+		w.mend()
 		if err == nil && w.again != "" {
 			err = w.begin(ctx)
 		}
@@ -236,6 +240,9 @@ func (w *Watch) tell(v *volume, events []event.Event, err error) error {
 			w.rescan, w.stale = true, w.opt.Clock()
 		} else {
 			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+		}
+		if errors.Is(err, fsinfer.ErrUntold) && v.then == nil {
+			w.untold = v.name + ": " + fsinfer.ErrUntold.Error()
 		}
 	}
 	look := sync.OnceValue(v.fs.Look)
@@ -347,7 +354,7 @@ func (w *Watch) quiet(now time.Time) error {
 // begin attaches all anew behind a loss.
 func (w *Watch) begin(ctx context.Context) error {
 	reason := w.again
-	w.again, w.rescan = "", false
+	w.again, w.untold, w.rescan = "", "", false
 	if err := w.send(event.Event{Op: event.Lost, Detail: reason + w.unknown()}); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"vmscope/event"
+	"vmscope/fsinfer"
 	"vmscope/mem"
 )
 
@@ -34,7 +35,7 @@ func (t *txn) locate() {
 		}
 	}
 	for _, c := range t.changed {
-		if c.stays() && !touched[c.ino] && t.hasName(c) {
+		if c.stays() && !touched[c.ino] && t.hasName(c) && c.ino != f.sb.ProjectQuotas {
 			find(c.ino)
 		}
 	}
@@ -43,6 +44,22 @@ func (t *txn) locate() {
 			find(e.ino) // one more name, or the first?
 		}
 	}
+	for _, e := range t.removed {
+		// Where one name goes, another is to be told; which the crawl may not have come to.
+		if c := t.inodes[e.ino]; c != nil && c.stays() && t.hasName(c) && t.tells(c) {
+			t.fail(f.CrawlAll(context.Background()))
+		}
+	}
+}
+
+// untold takes note of something that no event tells. A fast commit may tell of an inode before its name: the next full
+// commit tells both.
+func (t *txn) untold(err error) {
+	if err != nil && t.source == event.Journal {
+		err = fmt.Errorf("%w: %w", fsinfer.ErrUntold, err)
+		t.errs = t.errs[:min(len(t.errs), maxErrors-1)] // it is not to be left out
+	}
+	t.fail(err)
 }
 
 // hasName says whether an inode is one that a directory names: some hold values of attributes, or are the file system's own.
@@ -78,7 +95,7 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 	path := func(ino uint32, p place) {
 		s, err := joinPath(p, where)
 		if err != nil {
-			t.fail(err)
+			t.untold(err)
 			return
 		}
 		out[ino] = s
@@ -106,11 +123,11 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 		if dir == 0 && c.new.IsDir() {
 			dir, _ = t.f.dotdot(t.old, c.ino)
 		}
-		if dir == 0 && t.f.home.tree != nil {
-			continue // no name leads to it yet
+		if dir == 0 && (t.f.home.tree != nil || c.ino == t.f.sb.ProjectQuotas) {
+			continue // no name leads to it yet, or none ever
 		}
 		if dir == 0 {
-			t.fail(fmt.Errorf("inode %d changed, and no directory is known to name it", c.ino))
+			t.untold(fmt.Errorf("inode %d changed, and no directory is known to name it", c.ino))
 			continue
 		}
 		wanted[dir] = append(wanted[dir], c.ino)
@@ -129,7 +146,7 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 		v := &view{fs: t.f, new: t.new.new, fc: t.new.fc}
 		in, err := v.inode(make([]byte, t.f.sb.BlockSize), dir)
 		if err != nil {
-			t.fail(err)
+			t.untold(err)
 			continue
 		}
 		in.InBody = bytes.Clone(in.InBody)
@@ -152,7 +169,7 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 		for _, ino := range inodes {
 			name, ok := found[ino]
 			if !ok {
-				t.fail(fmt.Errorf("inode %d changed, and directory inode %d does not name it: %w", ino, dir, errors.Join(err, mem.ErrInconsistent)))
+				t.untold(fmt.Errorf("inode %d changed, and directory inode %d does not name it: %w", ino, dir, errors.Join(err, mem.ErrInconsistent)))
 				continue
 			}
 			t.f.parents.names.put(ino, dir, name)

@@ -61,6 +61,7 @@ type Super struct {
 	JournalUUID     [16]byte // of an external journal
 	LastOrphan      uint32   // head of the list of deleted but open inodes; 0: none
 	OrphanFile      uint32   // inode that lists them instead
+	ProjectQuotas   uint32   // inode that counts them; no directory names it
 	BackupGroups    [2]uint32
 	ChecksumSeed    uint32 // what all checksums of metadata start from
 	HashSeed        [4]uint32
@@ -211,6 +212,7 @@ func (s *Super) words(b []byte) {
 	s.BackupGroups = [2]uint32{le.Uint32(b[0x24c:]), le.Uint32(b[0x250:])}
 	s.Encoding, s.EncodingFlags = le.Uint16(b[0x27c:]), le.Uint16(b[0x27e:])
 	s.OrphanFile = le.Uint32(b[0x280:])
+	s.ProjectQuotas = le.Uint32(b[0x26c:])
 	s.ChecksumSeed = crc32c(^uint32(0), s.UUID[:])
 	if s.incompat(IncompatCsumSeed) {
 		s.ChecksumSeed = le.Uint32(b[0x270:])

@@ -95,7 +95,7 @@ func (s *ordering) tell(o *op, detail string) {
 		path, err = s.path(o.to)
 	}
 	if err != nil {
-		s.t.fail(err)
+		s.t.untold(err)
 		return
 	}
 	e := s.t.event(o.what(), o.in)

@@ -98,10 +98,13 @@ func (t *txn) note(c *change) {
 }
 
 func (t *txn) fail(err error) {
-	if err != nil && len(t.errs) < 16 {
+	if err != nil && len(t.errs) < maxErrors {
 		t.errs = append(t.errs, err)
 	}
 }
+
+// maxErrors bounds what one change says of what is wrong.
+const maxErrors = 16
 
 // run works the change out. The events are in an order in which each is possible. Where a part could not be read the
 // rest is told and the error says what is missing.

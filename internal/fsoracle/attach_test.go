@@ -43,7 +43,7 @@ func TestAttachAnywhere(t *testing.T) {
 			first, last := r.Points[0].Entries, r.Points[3].Entries // the first time that it is mounted
 			for range runs(t, 2) {
 				at := first + rng.Uint64N(last-first)
-				if err := attachAt(t, r, at); err != nil {
+				if err := attachAt(t, r, at, rand.New(rand.NewPCG(seed, at))); err != nil {
 					t.Errorf("seed %d, entry %d: %v", seed, at, err)
 				}
 			}
@@ -62,7 +62,7 @@ func runs(t *testing.T, n int) int {
 	return n
 }
 
-func attachAt(t *testing.T, r *fsoracle.Recording, at uint64) error {
+func attachAt(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) error {
 	from, err := r.From(at)
 	if err != nil {
 		return err
@@ -81,9 +81,8 @@ func attachAt(t *testing.T, r *fsoracle.Recording, at uint64) error {
 		return fmt.Errorf("attach: %w", err)
 	}
 	defer fs.Close()
-	if err := fs.CrawlAll(t.Context()); err != nil {
-		return fmt.Errorf("crawl: %w", err)
-	}
+	// The crawl goes on beside the writes, slowly, or not at all: names are then found when they are needed.
+	pace := rng.IntN(40)
 	replayer, err := fsoracle.New(start)
 	if err != nil {
 		return err
@@ -108,6 +107,11 @@ func attachAt(t *testing.T, r *fsoracle.Recording, at uint64) error {
 		for log.Index() > points[0].Entries {
 			if err := reached(); err != nil {
 				return err
+			}
+		}
+		if pace > 0 {
+			if _, _, err := fs.Crawl(t.Context(), rng.IntN(pace)); err != nil {
+				return fmt.Errorf("crawl: %w", err)
 			}
 		}
 		w.Time = time.Unix(1e9, 0)
