@@ -21,7 +21,7 @@ import (
 const (
 	guardEvery = 100 * time.Millisecond
 	// hungAfter ticks without a sign of life a receiver of which no thread wants to run counts as hung; one that wants to
-	// run is starved by others, and is given starvedAfter.
+	// run, or waits for the disk, is held up by others, and is given starvedAfter.
 	hungAfter    = 8
 	starvedAfter = 100
 	// stubborn is how soon a receiver may not be stopped again without being killed.
@@ -171,7 +171,7 @@ func (g *guardian) check() {
 		g.goOn()
 	case s == 't' && g.silent >= 4: // a debugger has it
 		g.signal(unix.SIGKILL)
-	case g.silent >= starvedAfter, g.silent >= hungAfter && !runnable(g.pid):
+	case g.silent >= starvedAfter, g.silent >= hungAfter && !busy(g.pid):
 		g.signal(unix.SIGKILL)
 	}
 }

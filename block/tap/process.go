@@ -181,15 +181,16 @@ func stateOf(path string) byte {
 	return 0
 }
 
-// runnable reports whether any thread of a process would run if it got a processor.
-func runnable(pid int) bool {
+// busy reports whether any thread of a process would run if it got a processor, or waits for the host's disk: a receiver's
+// other threads may have to wait for that (package hot), and to kill it would not make the disk faster.
+func busy(pid int) bool {
 	dir := "/proc/" + strconv.Itoa(pid) + "/task"
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
 		return false
 	}
 	for _, t := range tasks {
-		if stateOf(dir+"/"+t.Name()+"/stat") == 'R' {
+		if s := stateOf(dir + "/" + t.Name() + "/stat"); s == 'R' || s == 'D' {
 			return true
 		}
 	}

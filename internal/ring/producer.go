@@ -46,6 +46,15 @@ type Producer struct {
 	mu   sync.Mutex
 	head uint64
 	tail uint64 // as last seen
+
+	unsaid atomic.Uint64 // bytes of records that the consumer was not woken for
+}
+
+// urgent reports whether the consumer is to be woken for a record at once: where something has become durable or true, or the
+// stream has changed its state. What the guest writes without asking for that waits for such a record, for a sixteenth of
+// the ring's size, or for Tick: to wake a process for each write costs as much as the write.
+func (r *Record) urgent() bool {
+	return r.Kind == Flush || r.Kind == Lost || r.Kind == Marker || r.Flags&(FUA|Logged) != 0
 }
 
 // NewProducer opens a ring for writing. What an earlier producer left unfinished is given up: there must be only one
@@ -85,9 +94,10 @@ func (p *Producer) Close() { p.s.close() }
 
 // Slot is a record that is being made. Data is in the ring, to be filled.
 type Slot struct {
-	p     *Producer
-	state *atomic.Uint32
-	Data  []byte
+	p      *Producer
+	state  *atomic.Uint32
+	Data   []byte
+	urgent bool
 }
 
 // OK reports whether the slot is one: there was room.
@@ -133,9 +143,8 @@ func (p *Producer) AppendAll(list []Record) bool {
 	for i := range list {
 		s := p.put(list[i], len(list[i].Data))
 		copy(s.Data, list[i].Data)
-		s.state.Store(ready)
+		s.Commit()
 	}
-	p.signal()
 	return true
 }
 
@@ -147,12 +156,16 @@ func (p *Producer) Lose(n uint64, why Reason) {
 	p.tellLost(0)
 }
 
-// Tick does what is to be done now and then: it tells of losses once there is room, and that the producer lives.
+// Tick does what is to be done now and then: it tells of losses once there is room, and that the producer lives, and wakes the
+// consumer for what it was not woken for.
 func (p *Producer) Tick() {
 	p.s.word(hdrBeat).Store(uint64(p.now()))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tellLost(0)
+	if p.unsaid.Load() > 0 {
+		p.signal()
+	}
 }
 
 // Size is how many bytes of records the ring takes.
@@ -229,19 +242,26 @@ func (p *Producer) put(r Record, n int) Slot {
 	data := p.s.at(p.head+headSize, uint64(n))
 	p.head += size
 	p.s.word(hdrHead).Store(p.head)
-	return Slot{p, state, data[:n:n]}
+	return Slot{p, state, data[:n:n], r.urgent()}
 }
 
 // Commit hands the record over.
 func (s *Slot) Commit() {
 	s.state.Store(ready)
-	s.p.signal()
+	s.done()
 }
 
 // Abandon takes the record back: nobody will see it.
 func (s *Slot) Abandon() {
 	s.state.Store(void)
-	s.p.signal()
+	s.done()
+}
+
+// done wakes the consumer if it should be.
+func (s *Slot) done() {
+	if n := s.p.unsaid.Add(total(len(s.Data))); s.urgent || n > s.p.s.size/16 {
+		s.p.signal()
+	}
 }
 
 // ringBell adds one to an eventfd that does not block: should its counter be full, the consumer is awake anyhow. So Go's
@@ -254,6 +274,7 @@ func ringBell(fd uintptr) bool {
 
 // signal wakes the consumer if it sleeps.
 func (p *Producer) signal() {
+	p.unsaid.Store(0)
 	w := p.s.word(hdrWaiting)
 	if w.Load() != 0 && w.Swap(0) != 0 {
 		p.wake.Write(ringBell)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const small = 64 << 10
@@ -244,6 +246,52 @@ func TestNextWaits(t *testing.T) {
 	time.AfterFunc(20*time.Millisecond, func() { p.Append(Record{Kind: Flush}) })
 	if r, err := c.Next(t.Context()); err != nil || r.Kind != Flush {
 		t.Error(r, err)
+	}
+}
+
+// The consumer is woken at once for what is durable or commits, for all else now and then.
+func TestUrgent(t *testing.T) {
+	p, c, f := pair(t, small, 0)
+	woken := func() bool {
+		t.Helper()
+		n := 0
+		raw, err := f.Wake.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), make([]byte, 8)) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n > 0
+	}
+	woken() // of the producer's start
+	plain := Record{Kind: Write, Len: 512, Data: make([]byte, 512)}
+	for _, x := range []struct {
+		name string
+		do   func()
+		want bool
+	}{
+		{"a write", func() { p.Append(plain) }, false},
+		{"a tick behind it", p.Tick, true},
+		{"a tick behind nothing", p.Tick, false},
+		{"a flush", func() { p.Append(Record{Kind: Flush}) }, true},
+		{"a durable write", func() { p.Append(Record{Kind: Write, Flags: FUA}) }, true},
+		{"a write to the journal", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, true},
+		{"a mark", func() { p.Append(Record{Kind: Marker}) }, true},
+		{"images", func() { p.AppendAll([]Record{{Kind: PreImage, Len: 1, Data: []byte("x")}}) }, false},
+		{"many writes", func() {
+			for range small / 16 / 512 {
+				p.Append(plain)
+			}
+		}, true},
+	} {
+		for _, ok, _ := c.Poll(); ok; _, ok, _ = c.Poll() {
+		}
+		c.s.word(hdrWaiting).Store(1)
+		x.do()
+		if got := woken(); got != x.want {
+			t.Errorf("%s: woken %v", x.name, got)
+		}
 	}
 }
 
