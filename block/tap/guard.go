@@ -5,9 +5,11 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/hot"
 	"vmscope/internal/ring"
 )
 
@@ -117,8 +119,9 @@ func (g *guardian) next() error {
 // reap looks whether the receiver has ended or was stopped.
 func (g *guardian) reap() error {
 	if g.pidfd >= 0 {
-		p := []unix.PollFd{{Fd: int32(g.pidfd), Events: unix.POLLIN}}
-		if n, _ := unix.Poll(p, 0); n == 0 {
+		p := unix.PollFd{Fd: int32(g.pidfd), Events: unix.POLLIN}
+		var zero unix.Timespec
+		if n, _ := hot.Now(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0); n == 0 {
 			return nil
 		}
 		unix.Close(g.pidfd)
@@ -126,10 +129,10 @@ func (g *guardian) reap() error {
 	}
 	for {
 		var ws unix.WaitStatus
-		pid, err := unix.Wait4(g.pid, &ws, unix.WNOHANG|unix.WUNTRACED, nil)
+		pid, no := hot.Now(unix.SYS_WAIT4, uintptr(g.pid), uintptr(unsafe.Pointer(&ws)), unix.WNOHANG|unix.WUNTRACED, 0, 0, 0)
 		switch {
-		case err == unix.EINTR:
-		case err != nil: // it cannot be waited for: not there
+		case no == unix.EINTR:
+		case no != 0: // it cannot be waited for: not there
 			return g.next()
 		case pid == 0:
 			return nil
@@ -163,9 +166,9 @@ func (g *guardian) signal(s unix.Signal) {
 func (g *guardian) check() {
 	if b := g.gauge.Beat(); b != g.beat {
 		g.beat, g.silent = b, 0
-	} else {
-		g.silent++
+		return
 	}
+	g.silent++
 	switch s := state(g.pid); {
 	case s == 'T' && (g.pidfd >= 0 || g.silent >= 2): // a child's stop was told; that it did not help is seen here
 		g.goOn()

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/internal/hot"
 )
 
 // Reason says why writes are missing.
@@ -264,11 +266,10 @@ func (s *Slot) done() {
 	}
 }
 
-// ringBell adds one to an eventfd that does not block: should its counter be full, the consumer is awake anyhow. So Go's
-// scheduler need not know of the call.
+// ringBell adds one to an eventfd that does not block: should its counter be full, the consumer is awake anyhow.
 func ringBell(fd uintptr) bool {
 	one := [8]byte{1}
-	unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&one)), 8)
+	hot.Now(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&one)), 8, 0, 0, 0)
 	return true
 }
 
