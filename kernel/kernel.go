@@ -58,6 +58,13 @@ type Region struct {
 	Size  uint64 `json:"size"`
 }
 
+// Code is a run of kernel memory that holds code and that one of the kernel's
+// own lists accounts for.
+type Code struct {
+	Region        // Name is the module's, the program's, …
+	Kind   string `json:"kind"` // "kernel", "init", "module", "bpf", "ftrace", "kprobe", "realmode"
+}
+
 // Area is one mapped area of a process's memory.
 type Area struct {
 	Start  mem.VA `json:"start"`

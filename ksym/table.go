@@ -207,6 +207,21 @@ func (t *Table) Nearest(va mem.VA) (Symbol, uint64, error) {
 	return t.symbol(i, typ, string(name)), uint64(va) - a, nil
 }
 
+// At yields the names of the symbols that are at va itself, aliases of each other.
+func (t *Table) At(va mem.VA) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		t.sorted()
+		var buf nameBuf
+		for k := t.above(uint64(va)) - 1; k >= 0 && t.addr(t.at(k)) == uint64(va); k-- {
+			if i := t.at(k); !t.absolute(i) {
+				if _, name := t.text(&buf, i); !yield(string(name)) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // All yields the symbols in the order of the table, which is that of
 // /proc/kallsyms. Size is left 0.
 func (t *Table) All() iter.Seq[Symbol] {

@@ -1,0 +1,61 @@
+package detect
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
+	"vmscope/mem"
+)
+
+// Severity is how bad a finding would be if it is what it looks like.
+type Severity string
+
+// The severities.
+const (
+	High   Severity = "high"   // somebody's code runs in the kernel, or something is hidden
+	Medium Severity = "medium" // a way that attackers use, and few others
+	Low    Severity = "low"    // unusual
+	Info   Severity = "info"   // inventory: good to know, no alarm
+)
+
+// Confidence is how sure a finding is.
+type Confidence string
+
+// The confidences.
+const (
+	Proved   Confidence = "proved"   // by what the CPU itself obeys, or by two lists that contradict each other
+	Likely   Confidence = "likely"   // known guests have it only when tampered with
+	Possible Confidence = "possible" // there are harmless reasons
+)
+
+// Finding is one thing that is not as it should be.
+type Finding struct {
+	// ID is the same for the same finding in every look at a guest, also after a
+	// reboot of it: it is made from the check and from what the finding is about.
+	ID         string     `json:"id"`
+	Check      string     `json:"check"`
+	Severity   Severity   `json:"severity"`
+	Confidence Confidence `json:"confidence"`
+	Summary    string     `json:"summary"`
+	Evidence   []Evidence `json:"evidence"`
+}
+
+// Evidence is one place in the guest's memory that a finding rests on, for an
+// engineer to look at. Texts may hold bytes that the guest chose.
+type Evidence struct {
+	What   string `json:"what"`             // what is there
+	Addr   mem.VA `json:"addr,omitempty"`   // where
+	Symbol string `json:"symbol,omitempty"` // what Addr is nearest to, as "name+0x10" or "name [module]"
+	Owner  string `json:"owner,omitempty"`  // whose code or data it is
+	// Expected and Found are bytes in hexadecimal, or a value in words.
+	Expected string `json:"expected,omitempty"`
+	Found    string `json:"found,omitempty"`
+}
+
+// identify gives the finding its ID: about names what it is about in words that
+// stay the same, such as symbols rather than addresses.
+func (f *Finding) identify(about ...string) {
+	sum := sha256.Sum256([]byte(f.Check + "\x00" + strings.Join(about, "\x00")))
+	f.ID = f.Check + "-" + hex.EncodeToString(sum[:5])
+}

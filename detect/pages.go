@@ -1,0 +1,182 @@
+package detect
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+
+	"vmscope/arch/x86"
+	"vmscope/mem"
+)
+
+// Pages finds memory that the CPU may execute in kernel mode and that belongs
+// to nobody: the text of hidden modules, injected code. It goes by the page
+// tables, which the CPU obeys, and by what the kernel accounts for (Look.Code).
+// Memory that is both writable and executable is a finding wherever it is:
+// kernels have had none since 4.11 (CONFIG_STRICT_KERNEL_RWX).
+//
+// Executable memory that is held ready for code (the packs of BPF programs,
+// the cache of execmem) is filled with traps; that is no code, and no finding.
+type Pages struct{}
+
+// Name implements Detector.
+func (Pages) Name() string { return "pages" }
+
+// Inspect implements Detector.
+func (Pages) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	code, err := l.Code()
+	if err != nil {
+		return err // what is not listed would look like nobody's
+	}
+	pages, err := l.pages()
+	if err != nil {
+		return err
+	}
+	for _, r := range pages {
+		if r.Perm&mem.Write != 0 {
+			report(writable(l, code, r))
+		}
+		runs, err := unowned(ctx, l, code, r)
+		if len(runs) > 0 {
+			// Classic BPF is looked for only now: that takes a look at all files.
+			all, cerr := l.AllCode()
+			if cerr != nil {
+				return cerr
+			}
+			runs, err = unowned(ctx, l, all, r)
+		}
+		if err != nil {
+			return err
+		}
+		for _, run := range runs {
+			report(nobodys(l, run, r.Perm))
+		}
+	}
+	return nil
+}
+
+// unowned are the runs of a region that are not filler and not in c.
+func unowned(ctx context.Context, l *Look, c Code, r x86.Region) ([]span, error) {
+	var out []span
+	for _, gap := range c.gaps(r.VA, r.VA+mem.VA(r.Size-1)) {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		runs, err := foreign(l, gap)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, runs...)
+	}
+	return out, nil
+}
+
+// span is the run of addresses from first to last, both included.
+type span struct{ first, last mem.VA }
+
+// gaps are the parts of first to last that lie in no run of c.
+func (c Code) gaps(first, last mem.VA) []span {
+	var out []span
+	for _, run := range c {
+		end := run.Start + mem.VA(run.Size) - 1
+		switch {
+		case end < first:
+			continue
+		case run.Start > last:
+			return append(out, span{first, last})
+		case run.Start > first:
+			out = append(out, span{first, run.Start - 1})
+		}
+		if end >= last {
+			return out
+		}
+		first = end + 1
+	}
+	return append(out, span{first, last})
+}
+
+// foreign are the pages of a gap, joined where they are neighbours, that hold
+// anything but filler.
+func foreign(l *Look, gap span) ([]span, error) {
+	var out []span
+	var page [mem.PageSize]byte
+	for at := gap.first; ; {
+		last := min(at|(mem.PageSize-1), gap.last)
+		b := page[:last-at+1]
+		if _, err := l.Mem.Read(b, at); err != nil {
+			return out, err
+		}
+		if !filler(b) {
+			if n := len(out); n > 0 && out[n-1].last+1 == at {
+				out[n-1].last = last
+			} else {
+				out = append(out, span{at, last})
+			}
+		}
+		if last == gap.last {
+			return out, nil
+		}
+		at = last + 1
+	}
+}
+
+// fillers are what fills executable memory that is not in use: int3 and zeros.
+var fillers = [][]byte{bytes.Repeat([]byte{0xcc}, mem.PageSize), make([]byte, mem.PageSize)}
+
+// filler reports whether b is filled with one of them, or with one and then the
+// other.
+func filler(b []byte) bool {
+	for _, f := range fillers {
+		if bytes.Equal(b, f[:len(b)]) {
+			return true
+		}
+	}
+	b = bytes.TrimLeft(b, string(b[:1]))
+	return len(bytes.Trim(b, "\xcc\x00")) == 0
+}
+
+func nobodys(l *Look, s span, perm mem.Perm) Finding {
+	size := uint64(s.last-s.first) + 1
+	f := Finding{
+		Check: "pages", Severity: High, Confidence: Proved,
+		Summary:  fmt.Sprintf("%d bytes of executable kernel memory at %#x belong to nobody and are not empty", size, uint64(s.first)),
+		Evidence: []Evidence{{What: fmt.Sprintf("executable memory, %d bytes, %s", size, perms(perm)), Addr: s.first, Symbol: l.Name(s.first), Owner: "nobody", Expected: "filler (cc… or 00…)", Found: peek(l, s.first, size)}},
+	}
+	f.identify("nobody", fmt.Sprintf("%#x", uint64(s.first)))
+	return f
+}
+
+func writable(l *Look, c Code, r x86.Region) Finding {
+	f := Finding{
+		Check: "pages", Severity: High, Confidence: Proved,
+		Summary:  fmt.Sprintf("%d bytes of kernel memory at %#x are writable and executable", r.Size, uint64(r.VA)),
+		Evidence: []Evidence{{What: fmt.Sprintf("memory, %d bytes", r.Size), Addr: r.VA, Symbol: l.Name(r.VA), Owner: c.OwnerName(r.VA), Expected: "not both writable and executable", Found: perms(r.Perm)}},
+	}
+	f.identify("writable", fmt.Sprintf("%#x", uint64(r.VA)))
+	return f
+}
+
+// perms prints permissions as in /proc/PID/maps.
+func perms(p mem.Perm) string {
+	b := []byte("r--")
+	if p&mem.Write != 0 {
+		b[1] = 'w'
+	}
+	if p&mem.Exec != 0 {
+		b[2] = 'x'
+	}
+	if p&mem.User != 0 {
+		return string(b) + " (user mode too)"
+	}
+	return string(b)
+}
+
+// peek is the first of n bytes at va that say something, in hexadecimal.
+func peek(l *Look, va mem.VA, n uint64) string {
+	b := make([]byte, min(n, 32))
+	if _, err := l.Mem.Read(b, va); err != nil {
+		return err.Error()
+	}
+	return hex.EncodeToString(b)
+}

@@ -1,0 +1,105 @@
+package detect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// Syscalls finds system calls that lead elsewhere than to their functions in
+// the kernel's text. It reads the tables: what they hold must be the start of a
+// function that is one of a system call, by its name.
+//
+// On x86 since v6.9 (and stable kernels since 5.15.154 and 6.1.84; commit
+// 1e3ad78334a6 "x86/syscall: Don't force use of indirect calls for system
+// calls") the CPU does not go through sys_call_table but through the code of
+// x64_sys_call: a table that was changed there shows that somebody tried. That
+// code is looked at as well: its branches must lead to such functions.
+type Syscalls struct{}
+
+// Name implements Detector.
+func (Syscalls) Name() string { return "syscalls" }
+
+// maxSyscalls bounds a table; Linux has some 470 system calls.
+const maxSyscalls = 2048
+
+// Inspect implements Detector.
+func (Syscalls) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	code, err := l.Code()
+	if err != nil {
+		return err
+	}
+	found := false
+	for _, table := range []string{"sys_call_table", "ia32_sys_call_table", "x32_sys_call_table"} {
+		sym, err := l.LookupSymbol(table)
+		if errors.Is(err, ksym.ErrNoSymbol) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		found = true
+		if err := inspectTable(l, code, table, sym.Addr, sym.Size, report); err != nil {
+			return err
+		}
+	}
+	if !found {
+		return errors.New("no system call table is known by name")
+	}
+	return nil
+}
+
+func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, report func(Finding)) error {
+	n := min(size/8, maxSyscalls)
+	_, switched := l.Symbol("x64_sys_call")
+	for i := range mem.VA(n) {
+		slot := at + 8*i
+		target, err := l.Mem.Pointer(slot)
+		if err != nil {
+			return err
+		}
+		o, ok := code.Owner(target)
+		name := l.Name(target)
+		if i > 0 && target == 0 && !ok {
+			break // padding up to the next symbol
+		}
+		if ok && o.Kind == "kernel" && isSyscall(l.Symbols.At(target)) {
+			continue
+		}
+		f := Finding{Check: "syscalls", Severity: High, Confidence: Proved,
+			Summary: fmt.Sprintf("system call %d leads to %#x (%s), code of %s", i, uint64(target), name, code.OwnerName(target)),
+			Evidence: []Evidence{
+				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: "the function of a system call in the kernel's text", Found: fmt.Sprintf("%#x", uint64(target))},
+				{What: "where it leads", Addr: target, Symbol: name, Owner: code.OwnerName(target), Found: peek(l, target, 32)},
+			}}
+		if switched == nil && table == "sys_call_table" {
+			f.Confidence = Likely
+			f.Evidence[0].What += ", which this kernel does not dispatch by (it uses x64_sys_call)"
+		}
+		f.identify(table, fmt.Sprint(i))
+		report(f)
+	}
+	return nil
+}
+
+// isSyscall reports whether one of a function's names is one of a system call,
+// as SYSCALL_DEFINE and COND_SYSCALL make them
+// (arch/x86/include/asm/syscall_wrapper.h).
+func isSyscall(names iter.Seq[string]) bool {
+	for name := range names {
+		name = strings.TrimPrefix(name, "__")
+		for _, abi := range []string{"x64_", "ia32_", "x32_", ""} {
+			rest, _ := strings.CutPrefix(name, abi)
+			rest = strings.TrimPrefix(rest, "compat_")
+			if strings.HasPrefix(rest, "sys_") {
+				return true
+			}
+		}
+	}
+	return false
+}
