@@ -1,0 +1,89 @@
+package detect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vmscope/ctype"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// Kprobes finds handlers of kprobes and kretprobes whose code belongs to
+// nobody.
+type Kprobes struct{}
+
+// Name implements Detector.
+func (Kprobes) Name() string { return "kprobes" }
+
+type kprobeLayout struct {
+	Addr  ctype.Field `c:"kprobe.addr"` // include/linux/kprobes.h
+	List  ctype.Field `c:"kprobe.list"`
+	Pre   ctype.Field `c:"kprobe.pre_handler"`
+	Post  ctype.Field `c:"kprobe.post_handler"`
+	Fault ctype.Field `c:"kprobe.fault_handler,optional"`
+	Ret   ctype.Field `c:"kretprobe.handler,optional"`
+	Entry ctype.Field `c:"kretprobe.entry_handler,optional"`
+}
+
+// kprobeHeads is the size of kprobe_table (KPROBE_TABLE_SIZE, kernel/kprobes.c).
+const kprobeHeads = 64
+
+// Inspect implements Detector.
+func (d Kprobes) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	table, err := l.Symbol("kprobe_table")
+	if errors.Is(err, ksym.ErrNoSymbol) {
+		return nil // a kernel without kprobes
+	}
+	if err != nil {
+		return err
+	}
+	f, err := bind[kprobeLayout](l)
+	if err != nil {
+		return err
+	}
+	// The pre-handler of a kprobe that stands for several at its address, and
+	// that of a kretprobe before rethook replaced it.
+	aggregate, _ := l.Symbol("aggr_pre_handler")
+	ret, _ := l.Symbol("pre_handler_kretprobe")
+	probe := func(at mem.VA) error {
+		target, err := l.Mem.Pointer(f.Addr.At(at))
+		if err != nil {
+			return err
+		}
+		members := map[string]ctype.Field{"pre_handler": f.Pre, "post_handler": f.Post, "fault_handler": f.Fault}
+		if pre, err := l.Mem.Pointer(f.Pre.At(at)); err == nil && pre == ret && ret != 0 {
+			members["handler"], members["entry_handler"] = f.Ret, f.Entry
+		}
+		for name, field := range members {
+			if !field.Valid() {
+				continue
+			}
+			on := l.Name(target)
+			p := pointer{check: d.Name(), about: []string{name, on}, at: field.At(at), what: fmt.Sprintf("%s of a kprobe on %s", name, on)}
+			if err := p.inspect(l, report); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for i := range mem.VA(kprobeHeads) {
+		err := l.HList(table+8*i, func(at mem.VA) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := probe(at); err != nil {
+				return err
+			}
+			if pre, err := l.Mem.Pointer(f.Pre.At(at)); err != nil || pre != aggregate || aggregate == 0 {
+				return err
+			}
+			return l.List(f.List.At(at), func(node mem.VA) error { return probe(node - mem.VA(f.List.Offset)) })
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

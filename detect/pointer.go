@@ -1,0 +1,58 @@
+package detect
+
+import (
+	"fmt"
+
+	"vmscope/ctype"
+	"vmscope/mem"
+)
+
+// pointer is a place in the guest that holds the address of code that the
+// kernel will call.
+type pointer struct {
+	check string
+	about []string // names it for good: what its ID is made of
+	what  string   // for people
+	at    mem.VA   // where it stands
+}
+
+// inspect reads the pointer and reports it unless it is null or leads to code
+// that the kernel accounts for.
+func (p pointer) inspect(l *Look, report func(Finding)) error {
+	to, err := l.Mem.Pointer(p.at)
+	if err != nil || to == 0 {
+		return err
+	}
+	return p.leads(l, to, report)
+}
+
+// leads is inspect for a pointer that was read already.
+func (p pointer) leads(l *Look, to mem.VA, report func(Finding)) error {
+	code, err := l.Code()
+	if err != nil {
+		return err
+	}
+	if o, ok := code.Owner(to); ok && o.Kind != "init" {
+		return nil
+	}
+	name := l.Name(to)
+	f := Finding{Check: p.check, Severity: High, Confidence: Proved,
+		Summary: fmt.Sprintf("%s leads to %#x, code of %s", p.what, uint64(to), code.OwnerName(to)),
+		Evidence: []Evidence{
+			{What: p.what, Addr: p.at, Symbol: l.Name(p.at), Expected: "code of the kernel or of a module", Found: fmt.Sprintf("%#x", uint64(to))},
+			{What: "where it leads", Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
+		}}
+	f.identify(p.about...)
+	report(f)
+	return nil
+}
+
+// bind fills a struct of ctype.Field with the places of the members it asks for.
+func bind[T any](l *Look) (*T, error) {
+	types, err := l.NeedTypes()
+	if err != nil {
+		return nil, err
+	}
+	t := new(T)
+	return t, ctype.Bind(types, t)
+}

@@ -1,0 +1,98 @@
+package detect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vmscope/ctype"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// Tracepoints finds probes that were attached to the kernel's tracepoints and
+// whose code belongs to nobody.
+type Tracepoints struct{}
+
+// Name implements Detector.
+func (Tracepoints) Name() string { return "tracepoints" }
+
+type tracepointLayout struct {
+	Name  ctype.Field `c:"tracepoint.name"` // include/linux/tracepoint-defs.h
+	Funcs ctype.Field `c:"tracepoint.funcs"`
+	Func  ctype.Field `c:"tracepoint_func.func"`
+	Each  uint64      `c:"sizeof(tracepoint_func)"`
+}
+
+// Bounds of tracepoints and of the probes of one; kernels have some 3,000, and
+// seldom more than two on one.
+const (
+	maxTracepoints = 1 << 16
+	maxProbes      = 1 << 12
+)
+
+// Inspect implements Detector.
+func (d Tracepoints) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	first, err := l.Symbol("__start___tracepoints_ptrs")
+	if errors.Is(err, ksym.ErrNoSymbol) {
+		return nil // a kernel without tracepoints
+	}
+	if err != nil {
+		return err
+	}
+	last, err := l.Symbol("__stop___tracepoints_ptrs")
+	if err != nil {
+		return err
+	}
+	f, err := bind[tracepointLayout](l)
+	if err != nil {
+		return err
+	}
+	// Place-relative since 46e0c9be206f ("kernel: tracepoints: add support for
+	// relative references") in v4.19.
+	n := uint64(last-first) / 4
+	if last < first || n > maxTracepoints {
+		return fmt.Errorf("%d tracepoints: %w", n, mem.ErrInconsistent)
+	}
+	for i := range mem.VA(n) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off, err := l.Mem.Uint32(first + 4*i)
+		if err != nil {
+			return err
+		}
+		if err := d.probes(l, f, first+4*i+mem.VA(int64(int32(off))), report); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probes looks at what is attached to the tracepoint at tp.
+func (d Tracepoints) probes(l *Look, f *tracepointLayout, tp mem.VA, report func(Finding)) error {
+	funcs, err := l.Mem.Pointer(f.Funcs.At(tp))
+	if err != nil || funcs == 0 {
+		return err
+	}
+	text, err := l.Mem.Pointer(f.Name.At(tp))
+	if err != nil {
+		return err
+	}
+	name, err := l.Mem.CString(text, 256)
+	if err != nil {
+		return err
+	}
+	for i := range mem.VA(maxProbes) {
+		at := f.Func.At(funcs + i*mem.VA(f.Each))
+		to, err := l.Mem.Pointer(at)
+		if err != nil || to == 0 {
+			return err
+		}
+		p := pointer{check: d.Name(), about: []string{string(name), fmt.Sprint(i)}, at: at, what: fmt.Sprintf("probe %d of tracepoint %q", i, name)}
+		if err := p.leads(l, to, report); err != nil {
+			return err
+		}
+	}
+	return nil
+}
