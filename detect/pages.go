@@ -132,9 +132,14 @@ func filler(b []byte) bool {
 			return true
 		}
 	}
-	b = bytes.TrimLeft(b, string(b[:1]))
-	return len(bytes.Trim(b, "\xcc\x00")) == 0
+	n := 0
+	for n < len(b) && b[n] == b[0] {
+		n++
+	}
+	return isFill(b[0]) && isFill(b[n]) && bytes.Count(b[n:], b[n:n+1]) == len(b)-n
 }
+
+func isFill(b byte) bool { return b == 0xcc || b == 0 }
 
 func nobodys(l *Look, s span, perm mem.Perm) Finding {
 	size := uint64(s.last-s.first) + 1

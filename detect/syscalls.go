@@ -7,6 +7,7 @@ import (
 	"iter"
 	"strings"
 
+	"vmscope/ctype"
 	"vmscope/ksym"
 	"vmscope/mem"
 )
@@ -56,6 +57,13 @@ func (Syscalls) Inspect(ctx context.Context, l *Look, report func(Finding)) erro
 
 func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, report func(Finding)) error {
 	n := min(size/8, maxSyscalls)
+	names := map[uint64]string{}
+	if table == "sys_call_table" {
+		var err error
+		if names, err = syscallNames(l); err != nil {
+			return err
+		}
+	}
 	_, switched := l.Symbol("x64_sys_call")
 	for i := range mem.VA(n) {
 		slot := at + 8*i
@@ -68,13 +76,18 @@ func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, repo
 		if i > 0 && target == 0 && !ok {
 			break // padding up to the next symbol
 		}
-		if ok && o.Kind == "kernel" && isSyscall(l.Symbols.At(target)) {
+		want := names[uint64(i)]
+		if ok && o.Kind == "kernel" && isSyscall(l.Symbols.At(target), want) {
 			continue
+		}
+		expected := "the function of a system call in the kernel's text"
+		if want != "" {
+			expected = "the function of " + want
 		}
 		f := Finding{Check: "syscalls", Severity: High, Confidence: Proved,
 			Summary: fmt.Sprintf("system call %d leads to %#x (%s), code of %s", i, uint64(target), name, code.OwnerName(target)),
 			Evidence: []Evidence{
-				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: "the function of a system call in the kernel's text", Found: fmt.Sprintf("%#x", uint64(target))},
+				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: expected, Found: fmt.Sprintf("%#x", uint64(target))},
 				{What: "where it leads", Addr: target, Symbol: name, Owner: code.OwnerName(target), Found: peek(l, target, 32)},
 			}}
 		if switched == nil && table == "sys_call_table" {
@@ -87,19 +100,70 @@ func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, repo
 	return nil
 }
 
-// isSyscall reports whether one of a function's names is one of a system call,
-// as SYSCALL_DEFINE and COND_SYSCALL make them
-// (arch/x86/include/asm/syscall_wrapper.h).
-func isSyscall(names iter.Seq[string]) bool {
+// isSyscall reports whether one of a function's names is that of the system
+// call want, or of any if want is "", as SYSCALL_DEFINE and COND_SYSCALL make
+// them (arch/x86/include/asm/syscall_wrapper.h).
+func isSyscall(names iter.Seq[string], want string) bool {
 	for name := range names {
 		name = strings.TrimPrefix(name, "__")
 		for _, abi := range []string{"x64_", "ia32_", "x32_", ""} {
 			rest, _ := strings.CutPrefix(name, abi)
 			rest = strings.TrimPrefix(rest, "compat_")
-			if strings.HasPrefix(rest, "sys_") {
+			if strings.HasPrefix(rest, "sys_") && (want == "" || rest == want || rest == "sys_ni_syscall") {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+type syscallLayout struct {
+	Name ctype.Field `c:"syscall_metadata.name"` // include/trace/syscall.h
+}
+
+// syscallNames are the names of system calls by number, "sys_newuname", as
+// tracing knows them; empty on a kernel that does not trace them
+// (CONFIG_FTRACE_SYSCALLS).
+func syscallNames(l *Look) (map[uint64]string, error) {
+	names := make(map[uint64]string)
+	at, err := l.Symbol("syscalls_metadata") // kernel/trace/trace_syscalls.c
+	if errors.Is(err, ksym.ErrNoSymbol) {
+		return names, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := bind[syscallLayout](l)
+	if err != nil {
+		return names, nil // neither is the type there, then
+	}
+	array, err := l.Mem.Pointer(at)
+	if err != nil || array == 0 {
+		return names, err
+	}
+	last, err := l.LookupSymbol("sys_call_table")
+	if err != nil {
+		return nil, err
+	}
+	for i := range min(last.Size/8, maxSyscalls) {
+		meta, err := l.Mem.Pointer(array + mem.VA(8*i))
+		if errors.Is(err, mem.ErrNotMapped) {
+			break // it has fewer than the table has room
+		}
+		if err != nil {
+			return nil, err
+		}
+		if meta == 0 {
+			continue
+		}
+		text, err := l.Mem.Pointer(f.Name.At(meta))
+		if err != nil {
+			continue // behind the end of the array
+		}
+		b, err := l.Mem.CString(text, 64)
+		if err == nil && strings.HasPrefix(string(b), "sys_") {
+			names[i] = string(b)
+		}
+	}
+	return names, nil
 }

@@ -1,0 +1,269 @@
+package detect
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"vmscope"
+	"vmscope/internal/guestlab"
+	"vmscope/kernel"
+	"vmscope/mem"
+)
+
+// victim is a guest that is tampered with from outside.
+type victim struct {
+	*testing.T
+	g    *vmscope.Guest
+	lab  *guestlab.Guest
+	tx   *vmscope.Tx // while a tampering is made
+	undo []patch
+}
+
+type patch struct {
+	at  mem.VA
+	old []byte
+}
+
+// sweep looks at the guest once.
+func (v *victim) sweep() Result {
+	v.Helper()
+	var r Result
+	if err := v.g.View(v.Context(), func(view *vmscope.View) error {
+		r = Sweep(v.Context(), view, All())
+		return r.Err()
+	}); err != nil {
+		v.Fatal(err)
+	}
+	return r
+}
+
+// silent demands that the guest shows nothing.
+func (v *victim) silent() {
+	v.Helper()
+	for _, f := range v.sweep().Findings {
+		v.Errorf("a guest that nobody tampers with: %s: %s %+v", f.ID, f.Summary, f.Evidence)
+	}
+}
+
+func (v *victim) write(at mem.VA, b []byte) {
+	v.Helper()
+	old := make([]byte, len(b))
+	if _, err := v.tx.Mem.Read(old, at); err != nil {
+		v.Fatal(err)
+	}
+	v.undo = append(v.undo, patch{at, old})
+	if _, err := v.tx.Write(v.tx.Mem, b, at); err != nil {
+		v.Fatal(err)
+	}
+}
+
+func (v *victim) put(at mem.VA, word uint64) {
+	v.Helper()
+	v.write(at, binary.LittleEndian.AppendUint64(nil, word))
+}
+
+func (v *victim) symbol(name string) mem.VA {
+	v.Helper()
+	s, err := v.tx.LookupSymbol(name)
+	if err != nil {
+		v.Fatal(err)
+	}
+	return s.Addr
+}
+
+func (v *victim) pointer(at mem.VA) mem.VA {
+	v.Helper()
+	p, err := v.tx.Mem.Pointer(at)
+	if err != nil {
+		v.Fatal(err)
+	}
+	return p
+}
+
+// module is a loaded module by its name.
+func (v *victim) module(name string) kernel.Module {
+	v.Helper()
+	list, err := v.tx.Modules()
+	if err != nil {
+		v.Fatal(err)
+	}
+	i := slices.IndexFunc(list, func(m kernel.Module) bool { return string(m.Name) == name })
+	if i < 0 {
+		v.Fatalf("no module %q", name)
+	}
+	return list[i]
+}
+
+// member is where a member is in an object at an address: "module.list".
+func (v *victim) member(at mem.VA, typ, path string) mem.VA {
+	v.Helper()
+	o, err := v.tx.Object(at, typ)
+	if err != nil {
+		v.Fatal(err)
+	}
+	f, err := o.Field(path)
+	if err != nil {
+		v.Fatal(err)
+	}
+	return f.Addr
+}
+
+// nowhere is memory of the kernel's data that nothing accounts for as code.
+func (v *victim) nowhere() mem.VA { return v.symbol("init_task") }
+
+// tamperings are what is done to guests. Each names the check that must find
+// it, and words that the finding must hold.
+var tamperings = []struct {
+	name  string
+	check string
+	do    func(v *victim) (words []string)
+}{
+	{"system call", "syscalls", func(v *victim) []string {
+		at := v.symbol("sys_call_table") + 8*63 // uname
+		v.put(at, uint64(v.nowhere()))
+		return []string{"sys_call_table[63]", fmt.Sprintf("%#x", uint64(v.nowhere())), "nobody"}
+	}},
+	{"system call of another", "syscalls", func(v *victim) []string {
+		table := v.symbol("sys_call_table")
+		v.put(table+8*63, uint64(v.pointer(table+8*39))) // getpid
+		return []string{"sys_call_table[63]", "getpid", "sys_newuname"}
+	}},
+	{"interrupt", "interrupts", func(v *victim) []string {
+		at := v.symbol("idt_table") + 16*3 // int3
+		to := uint64(v.nowhere())
+		gate := make([]byte, 16)
+		if _, err := v.tx.Mem.Read(gate, at); err != nil {
+			v.Fatal(err)
+		}
+		binary.LittleEndian.PutUint16(gate, uint16(to))
+		binary.LittleEndian.PutUint16(gate[6:], uint16(to>>16))
+		v.write(at, gate)
+		return []string{"idt_table[3]", fmt.Sprintf("%#x", to)}
+	}},
+	{"interrupt table", "interrupts", func(v *victim) []string {
+		v.put(v.symbol("idt_descr")+2, uint64(v.nowhere()))
+		return []string{"idt_descr", fmt.Sprintf("%#x", uint64(v.nowhere()))}
+	}},
+	{"code in a gap", "pages", func(v *victim) []string {
+		at := v.symbol("_etext")
+		v.write(at, []byte("\x90\x90\xc3"))
+		return []string{fmt.Sprintf("%#x", uint64(at)), "nobody", "9090c3"}
+	}},
+	{"hidden module", "modules", func(v *victim) []string {
+		m := v.module("loop")
+		link := v.member(m.Addr, "module", "list")
+		next, prev := v.pointer(link), v.pointer(link+8)
+		v.put(prev, uint64(next))
+		v.put(next+8, uint64(prev))
+		return []string{`"loop"`, "sysfs", "mod_tree"}
+	}},
+	{"tracepoint", "tracepoints", func(v *victim) []string {
+		array := v.spare(4 * 8)
+		v.put(array, uint64(v.nowhere()))
+		tp := v.symbol("__tracepoint_sys_enter")
+		v.put(v.member(tp, "tracepoint", "funcs"), uint64(array))
+		return []string{"sys_enter", fmt.Sprintf("%#x", uint64(v.nowhere()))}
+	}},
+	{"ftrace", "ftrace", func(v *victim) []string {
+		at := v.spare(512)
+		f := at
+		v.put(v.member(f, "ftrace_ops", "func"), uint64(v.nowhere()))
+		v.put(v.member(f, "ftrace_ops", "next"), uint64(v.symbol("ftrace_list_end")))
+		v.put(v.symbol("ftrace_ops_list"), uint64(f))
+		return []string{"func of ftrace_ops", fmt.Sprintf("%#x", uint64(f))}
+	}},
+	{"kprobe", "kprobes", func(v *victim) []string {
+		p := v.spare(512)
+		v.put(v.member(p, "kprobe", "addr"), uint64(v.symbol("do_exit")))
+		v.put(v.member(p, "kprobe", "pre_handler"), uint64(v.nowhere()))
+		v.put(v.symbol("kprobe_table")+8*5, uint64(p))
+		return []string{"pre_handler", "do_exit", fmt.Sprintf("%#x", uint64(v.nowhere()))}
+	}},
+}
+
+// spare is memory of the guest that does not matter while it is stopped: the
+// first page of kernel data that is all zeros, zeroed again afterwards.
+func (v *victim) spare(n int) mem.VA {
+	v.Helper()
+	var page [mem.PageSize]byte
+	for at := v.symbol("__bss_start"); at < v.symbol("__bss_stop"); at += mem.PageSize {
+		at = (at + mem.PageSize - 1) &^ (mem.PageSize - 1)
+		if _, err := v.tx.Mem.Read(page[:], at); err != nil {
+			v.Fatal(err)
+		}
+		if page == [mem.PageSize]byte{} {
+			v.write(at, make([]byte, n))
+			return at
+		}
+	}
+	v.Fatal("no page of the kernel's data is all zeros")
+	return 0
+}
+
+// TestTampering bends guests' kernels from outside and demands that each
+// bending is found, with its evidence, and nothing once it is undone. A guest
+// that goes on running with what was bent would crash at times: it is stopped
+// meanwhile, as a rootkit would make sure that nothing goes wrong.
+func TestTampering(t *testing.T) {
+	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
+		t.Run(name, func(t *testing.T) {
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
+			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			v := &victim{T: t, g: g, lab: lab}
+			v.silent()
+			for _, c := range tamperings {
+				t.Run(c.name, func(t *testing.T) {
+					v := &victim{T: t, g: g, lab: lab}
+					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
+						v.tx = tx
+						defer func() {
+							for _, p := range slices.Backward(v.undo) {
+								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
+									t.Error(err)
+								}
+							}
+						}()
+						words := c.do(v)
+						r := Sweep(t.Context(), tx.View, All())
+						if err := r.Err(); err != nil {
+							t.Error(err)
+						}
+						demand(t, r, c.check, words)
+						return nil
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					v.silent()
+				})
+			}
+		})
+	}
+}
+
+// demand wants a finding of a check with words in it, and none of other checks
+// that are not about the same.
+func demand(t *testing.T, r Result, check string, words []string) {
+	t.Helper()
+	for _, f := range r.Findings {
+		if f.Check != check {
+			continue
+		}
+		all := f.Summary
+		for _, e := range f.Evidence {
+			all += "\n" + fmt.Sprintf("%#x", uint64(e.Addr)) + " " + e.What + " " + e.Symbol + " " + e.Owner + " " + e.Expected + " " + e.Found
+		}
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(all, w) }) {
+			return
+		}
+		t.Logf("not it: %s", all)
+	}
+	t.Errorf("check %s did not find it (%d findings)", check, len(r.Findings))
+}
