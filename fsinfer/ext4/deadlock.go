@@ -99,6 +99,9 @@ func (s *ordering) detour(o *op) {
 	o.away = true
 	stop := *o
 	stop.to = place{node{ino: RootInode}, fmt.Sprintf(".vmscope-%d-%d", s.t.tid, o.ino)}
+	if o.file.detours++; o.file.detours > 1 { // another name of the same file
+		stop.to.name += fmt.Sprintf("-%d", o.file.detours)
+	}
 	s.tell(&stop, "by way of a name that was gone before the transaction ended")
 	o.from = stop.to
 	o.file.last = o

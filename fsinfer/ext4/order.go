@@ -38,6 +38,7 @@ type orderedFile struct {
 	birth   *op   // that will make it
 	last    *op   // that gave it a name
 	stale   int   // names of an older file of that number that still have to go
+	detours int   // names that were moved out of the way
 	waiting []*op // for the birth, or the last of those names
 }
 
