@@ -22,6 +22,7 @@ type Watch struct {
 	disks  []Disk
 	opt    Options
 	filter *filter
+	turns  *turns
 
 	mu      sync.Mutex // of all below: each disk has a goroutine
 	layout  *part.Layout
@@ -61,7 +62,7 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Watch{disks: disks, opt: o, filter: f, gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
+	return &Watch{disks: disks, opt: o, filter: f, turns: newTurns(len(disks)), gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
 }
 
 // Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
@@ -138,11 +139,20 @@ func (w *Watch) close() {
 // follow is the loop of one disk.
 func (w *Watch) follow(ctx context.Context, disk int) error {
 	src := w.disks[disk].Source
+	defer w.turns.end(disk)
 	for {
-		patience, drawn := w.patience(disk)
+		patience, drawn, several := w.patience(disk)
 		wait, stop := context.WithTimeout(ctx, patience)
+		now := w.turns.waits(disk, stop)
 		write, err := src.Next(wait)
+		stopped := wait.Err() == context.Canceled
 		stop()
+		switch {
+		case err == nil && several:
+			w.turns.comes(ctx, disk, write.Time)
+		case err != nil && wait.Err() != nil:
+			w.turns.empty(disk, now)
+		}
 		w.mu.Lock()
 		if w.drawn[disk] == drawn {
 			w.torn[disk] = false
@@ -167,6 +177,8 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 			return nil
 		case errors.Is(err, context.DeadlineExceeded):
 			err = w.idle(ctx, disk)
+		case stopped && errors.Is(err, context.Canceled):
+			err = nil // another disk's write waits for us
 		case errors.Is(err, io.EOF):
 			w.ended++
 			w.mu.Unlock()
@@ -188,16 +200,19 @@ func isMark(err error) bool {
 	return errors.As(err, &m)
 }
 
-// patience is how long to wait for a write until something else is done, and how often others have read the disk.
-func (w *Watch) patience(disk int) (time.Duration, uint64) {
+// patience is how long to wait for a write until something else is done, how often others have read the disk, and whether a
+// volume lies on it and on others.
+func (w *Watch) patience(disk int) (patience time.Duration, drawn uint64, several bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	patience = w.opt.Quiet
 	for _, v := range w.volumes {
 		if w.busy(v) {
-			return time.Millisecond, w.drawn[disk]
+			patience = time.Millisecond
 		}
+		several = several || v.part.Disk < 0 && len(w.disks) > 1 && v.on(disk)
 	}
-	return w.opt.Quiet, w.drawn[disk]
+	return patience, w.drawn[disk], several
 }
 
 // apply hands a write to the volumes that it touches.

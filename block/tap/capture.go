@@ -21,9 +21,11 @@ import (
 type capture struct {
 	gen  uint32
 	logs []*logReader
-	ring *ring.Producer
-	read func(ctx context.Context, p []byte, off int64) error // of the disk as it is now
-	most int64                                                // bytes of one transaction's images
+	// several: one of the journals lies on other disks, too.
+	several bool
+	ring    *ring.Producer
+	read    func(ctx context.Context, p []byte, off int64) error // of the disk as it is now
+	most    int64                                                // bytes of one transaction's images
 
 	mu     sync.Mutex
 	have   marks
@@ -57,6 +59,9 @@ func newCapture(gen uint32, journals []Journal, p *ring.Producer, most int64, re
 			return nil, err
 		}
 		c.logs = append(c.logs, l)
+		c.several = c.several || slices.ContainsFunc(j.Volume, func(s block.Segment) bool {
+			return slices.ContainsFunc(s.Legs, func(leg block.Leg) bool { return leg.Disk >= 0 && leg.Disk != j.Disk })
+		})
 	}
 	return c, nil
 }
@@ -92,6 +97,11 @@ func (c *capture) logged(off int64, data []byte) {
 		})
 	}
 	c.fetch(need)
+	if c.several {
+		// The commit block may be on another disk. What is in the ring only after a home was written would be taken for what
+		// that held then.
+		c.commit()
+	}
 }
 
 // want notes a block that is to be read; nil if it need not be.

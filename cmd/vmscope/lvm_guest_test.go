@@ -13,9 +13,9 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// TestLVMGuest looks into volumes that the guest's own LVM made and its kernel
-// wrote to.
-func TestLVMGuest(t *testing.T) {
+// lvmGuest boots a guest with two disks for LVM. What begins a script there with lvm, it is.
+func lvmGuest(t *testing.T) (g *guestlab.Guest, lvm string) {
+	t.Helper()
 	if testing.Short() {
 		guestlab.Skip(t, "boots a guest; not under -short")
 	}
@@ -26,18 +26,22 @@ func TestLVMGuest(t *testing.T) {
 		guestlab.MakeImage(t, path, "raw", 96<<20)
 		disks = append(disks, guestlab.Disk{ID: id, Path: path})
 	}
-	g := guestlab.Boot(t, guestlab.Config{
+	g = guestlab.Boot(t, guestlab.Config{
 		Kernel: "bookworm-cloud", Disks: disks, Modules: []string{"ext4", "dm_mod", "dm_snapshot", "dm_thin_pool", "dm_raid", "raid1", "dm_mirror"},
 	})
 	start := g.PutPrograms(t.Context(), t, "lvm", "mke2fs")
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	script := `set -e
+	return g, `set -e
 export LVM_SUPPRESS_FD_WARNINGS=1
 lvm() {
 	` + start + `lvm "$@" --config 'devices { use_devicesfile=0 } activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 } backup { backup=0 archive=0 } global { use_lvmpolld=0 event_activation=0 thin_check_executable="" }' >/dev/null
 }
 mke2fs() { ` + start + `mke2fs -q "$@"; }
+`
+}
+
+// lvmVolumes makes a volume that is striped over both disks, at /mnt/s, and one that lies on both in pieces, at /mnt/l, with
+// forty directories in each.
+const lvmVolumes = `
 mkdir -p /run/lock/lvm /mnt/s /mnt/l
 lvm pvcreate -y /dev/vda
 lvm pvcreate -y /dev/vdb
@@ -52,6 +56,18 @@ mount -t ext4 /dev/mapper/vg0-striped /mnt/s
 mount -t ext4 /dev/mapper/vg0-linear /mnt/l
 for d in s l; do
 	i=0; while [ $i -lt 40 ]; do mkdir /mnt/$d/d$i; echo $d $i >/mnt/$d/d$i/f; i=$((i+1)); done
+done
+sync
+`
+
+// TestLVMGuest looks into volumes that the guest's own LVM made and its kernel
+// wrote to.
+func TestLVMGuest(t *testing.T) {
+	g, lvm := lvmGuest(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := g.Run(ctx, lvm+lvmVolumes+`
+for d in s l; do
 	dd if=/dev/urandom of=/mnt/$d/big bs=64k count=150 2>/dev/null
 done
 lvm lvcreate -y -s -L 4M -n snap vg0/linear
@@ -59,8 +75,7 @@ lvm lvcreate -y -Wn -Zn --type raid1 -m 1 --nosync -L 4M -n mirrored vg0 || echo
 lvm lvcreate -y --type thin-pool -L 4M -n pool vg0 && lvm lvcreate -y -Wn -V 16M --thinpool pool -n thin vg0 || echo no thin pool
 sync
 md5sum /mnt/s/big /mnt/l/big
-`
-	out, err := g.Run(ctx, script)
+`)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
