@@ -70,24 +70,29 @@ func run(ctx context.Context, w io.Writer, args []string) error {
 	} else {
 		res, err = measure(ctx, c)
 	}
-	if err != nil {
+	if res == nil {
 		return err
 	}
-	if *csv != "" {
-		if err := os.WriteFile(*csv, []byte(res.csv()), 0o644); err != nil {
+	return errors.Join(err, write(w, res, *svg, *csv, *doc))
+}
+
+// write writes the samples in all the ways that were asked for.
+func write(w io.Writer, res *result, svg, csv, doc string) error {
+	if csv != "" {
+		if err := os.WriteFile(csv, []byte(res.csv()), 0o644); err != nil {
 			return err
 		}
 	}
-	if *svg != "" {
-		if err := os.WriteFile(*svg, []byte(draw(res)), 0o644); err != nil {
+	if svg != "" {
+		if err := os.WriteFile(svg, []byte(draw(res)), 0o644); err != nil {
 			return err
 		}
 	}
-	if *doc != "" {
-		if err := sample.WriteDoc(*doc, "figure7", res.table()); err != nil {
+	if doc != "" {
+		if err := sample.WriteDoc(doc, "figure7", res.table()); err != nil {
 			return err
 		}
 	}
-	_, err = io.WriteString(w, res.table())
+	_, err := io.WriteString(w, res.table())
 	return err
 }

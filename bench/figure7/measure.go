@@ -35,7 +35,7 @@ const (
 	directory  = "/dir"
 )
 
-// measure boots a guest and takes all samples.
+// measure boots a guest and takes all samples. Beside an error it gives those that are good; nil if it did not come to that.
 func measure(ctx context.Context, c config) (*result, error) {
 	tmp, err := os.MkdirTemp(c.Dir, "vmscope-figure7-")
 	if err != nil {
@@ -78,16 +78,26 @@ func measure(ctx context.Context, c config) (*result, error) {
 			into = newResult(c.numbers)
 		}
 		err := oneRound(ctx, g, cfg.Disks, round+1, into)
-		if ctx.Err() != nil && round > 0 {
-			return res, nil // what there is counts
+		if ctx.Err() != nil {
+			break // what there is counts
 		}
-		if err != nil {
-			return nil, fmt.Errorf("round %d: %w", round, err)
+		if round < 0 {
+			res.failed = into.failed
+		}
+		if err != nil { // the watch has ended, or worse
+			res.failed = append(res.failed, fmt.Errorf("round %d: %w", round, err))
+			_, err = g.Run(ctx, fmt.Sprintf("rm -f "+mountPoint+directory+"/*; sync", "*"))
+		}
+		if err != nil || len(res.failed) > maxFailed {
+			break
 		}
 		c.Round(round + 1)
 	}
-	return res, nil
+	return res, errors.Join(res.failed...)
 }
+
+// maxFailed samples or rounds end the run: more would tell nothing new.
+const maxFailed = 10
 
 // oneRound gives the disks their modes and takes one sample of each number in each.
 func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, round int, res *result) (err error) {
@@ -104,27 +114,48 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 		}
 	}
 	for _, i := range rand.Perm(len(res.numbers)) {
+		var took [modes]time.Duration
+		var lag time.Duration
+		whole := true
 		for _, k := range rand.Perm(int(modes)) {
 			m := mode(k)
 			dir := fmt.Sprintf(mountPoint, disk(m)) + directory
-			took, err := fill(ctx, g, watchers[m], "create", dir, res.numbers[i])
-			if err == nil {
-				_, err = fill(ctx, g, watchers[m], "remove", dir, res.numbers[i])
+			for _, what := range []string{"create", "remove"} {
+				d, err := fill(ctx, g, watchers[m], what, dir, res.numbers[i])
+				if err != nil {
+					err = fmt.Errorf("%s %d files, %v: %w", what, res.numbers[i], m, err)
+				}
+				if wrong := (eventsError{}); errors.As(err, &wrong) {
+					res.failed, whole = append(res.failed, err), false
+				} else if err != nil {
+					return err
+				}
+				if what == "create" {
+					took[m] = d
+				}
 			}
-			if err != nil {
-				return fmt.Errorf("%d files, %v: %w", res.numbers[i], m, err)
-			}
-			res.samples[i][m] = append(res.samples[i][m], took)
 			if m == watched {
-				res.lags = append(res.lags, time.Duration(watchers[m].lag.Load()))
+				lag = time.Duration(watchers[m].lag.Load())
 			}
 		}
+		if !whole {
+			continue
+		}
+		for m := range modes {
+			res.samples[i][m] = append(res.samples[i][m], took[m])
+		}
+		res.lags = append(res.lags, lag)
 	}
 	return nil
 }
 
-// fill has the guest make or remove files, and waits until all of that was told where it is watched. A sample of which another
-// number of events was told is none.
+// eventsError says that another number of events was told than there were: that sample, and those of the other modes beside
+// it, do not count, and the run has failed.
+type eventsError struct{ got int64 }
+
+func (e eventsError) Error() string { return fmt.Sprintf("%d events were told", e.got) }
+
+// fill has the guest make or remove files, and waits until all of that was told where it is watched.
 func fill(ctx context.Context, g *guestlab.Guest, w *watcher, what, dir string, n int) (time.Duration, error) {
 	seen := w.count()
 	took, err := g.Load(ctx, guestlab.Load{Kind: what, Path: dir, N: n})
@@ -141,7 +172,7 @@ func fill(ctx context.Context, g *guestlab.Guest, w *watcher, what, dir string, 
 	}
 	time.Sleep(settle)
 	if got := w.count() - seen; w.tells() && got != int64(n) {
-		return 0, fmt.Errorf("%s: %d events were told", what, got)
+		return 0, eventsError{got}
 	}
 	return took, nil
 }

@@ -27,6 +27,7 @@ func (m mode) String() string {
 type result struct {
 	numbers []int
 	samples [][modes][]time.Duration
+	failed  []error         // samples that do not count; not kept in CSV
 	lags    []time.Duration // from the commit's arrival at the disk to the last event of it
 }
 
