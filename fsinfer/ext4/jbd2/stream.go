@@ -265,6 +265,13 @@ func (s *Stream) super(data []byte) error {
 	if err != nil {
 		return &Error{Index: 0, Err: err}
 	}
+	// A recovery turns fast commits off in the superblock that it leaves, and the mount that goes on turns them on before it
+	// logs anything: the log wraps where it did, which the superblock says later (fs/jbd2/journal.c, jbd2_journal_load).
+	if fast := *sb; sb.Start != 0 && s.sb.Incompat&IncompatFastCommit != 0 {
+		if fast.Incompat |= IncompatFastCommit; fast.validate() == nil {
+			sb = &fast
+		}
+	}
 	newest, any := s.last+1, s.known
 	for _, sl := range s.slots {
 		if sl.kind != Data && (!any || newer(sl.tid, newest)) {
