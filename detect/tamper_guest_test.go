@@ -10,6 +10,7 @@ import (
 	"vmscope"
 	"vmscope/internal/guestlab"
 	"vmscope/kernel"
+	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
 
@@ -83,6 +84,14 @@ func (v *victim) pointer(at mem.VA) mem.VA {
 	return p
 }
 
+// unlink takes a node out of the list it is in.
+func (v *victim) unlink(node mem.VA) {
+	v.Helper()
+	next, prev := v.pointer(node), v.pointer(node+8)
+	v.put(prev, uint64(next))
+	v.put(next+8, uint64(prev))
+}
+
 // module is a loaded module by its name.
 func (v *victim) module(name string) kernel.Module {
 	v.Helper()
@@ -154,11 +163,20 @@ var tamperings = []struct {
 	}},
 	{"hidden module", "modules", func(v *victim) []string {
 		m := v.module("loop")
-		link := v.member(m.Addr, "module", "list")
-		next, prev := v.pointer(link), v.pointer(link+8)
-		v.put(prev, uint64(next))
-		v.put(next+8, uint64(prev))
+		v.unlink(v.member(m.Addr, "module", "list"))
 		return []string{`"loop"`, "sysfs", "mod_tree"}
+	}},
+	{"hidden process", "processes", func(v *victim) []string {
+		tasks, err := v.tx.Tasks()
+		if err != nil {
+			v.Fatal(err)
+		}
+		i := slices.IndexFunc(tasks, func(t linux.Task) bool { return t.Comm() == "sleeper" })
+		if i < 0 {
+			v.Fatal("no sleeper")
+		}
+		v.unlink(v.member(tasks[i].Addr, "task_struct", "tasks"))
+		return []string{fmt.Sprintf("process %d (sleeper)", tasks[i].PID), "process ids", "children"}
 	}},
 	{"tracepoint", "tracepoints", func(v *victim) []string {
 		array := v.spare(4 * 8)
@@ -211,6 +229,9 @@ func TestTampering(t *testing.T) {
 	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
 		t.Run(name, func(t *testing.T) {
 			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
+			if _, err := lab.Spawn(t.Context(), guestlab.Spawn{Comm: []byte("sleeper")}); err != nil {
+				t.Fatal(err)
+			}
 			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
 			if err != nil {
 				t.Fatal(err)
