@@ -238,3 +238,23 @@ func TestNBD(t *testing.T) {
 		t.Error("the socket is left")
 	}
 }
+
+// TestEventsIntoNothing: whoever reads the events has gone (| head), which is worth no message.
+func TestEventsIntoNothing(t *testing.T) {
+	_, log, base := recorded(t, "ext4")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	c := vmscopeCmd("replay", log, "--base", base)
+	var stderr bytes.Buffer
+	c.Stdout, c.Stderr = w, &stderr
+	c.Run()
+	for line := range strings.Lines(stderr.String()) {
+		if !strings.Contains(line, "from now on") {
+			t.Errorf("stderr: %q", line)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -119,7 +120,11 @@ func (t *teller) tell(e event.Event) error {
 		fmt.Fprintln(t.out, t.paint(&e))
 	}
 	if b, ok := t.out.(*bufio.Writer); ok {
-		return b.Flush()
+		if err := b.Flush(); errors.Is(err, syscall.EPIPE) {
+			return errQuiet // | head
+		} else if err != nil {
+			return err
+		}
 	}
 	return nil
 }
