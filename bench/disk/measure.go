@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -161,7 +162,7 @@ func (b *bench) boot(ctx context.Context, tmp string) error {
 	}
 	for i := range b.ways {
 		_, image, socket := words(i)
-		if err := guestlab.MakeExt(image, diskSize, sample.Ext4...); err != nil {
+		if err := errors.Join(guestlab.MakeExt(image, diskSize, sample.Ext4...), sample.Fill(image)); err != nil {
 			return err
 		}
 		if b.ways[i].kind != mirror {

@@ -45,7 +45,7 @@ func measure(ctx context.Context, c config) (*result, error) {
 	cfg := guestlab.Config{Kernel: c.Kernel, Modules: []string{"ext4"}}
 	for m := range modes {
 		d := guestlab.Disk{ID: fmt.Sprint("disk", int(m)), Path: filepath.Join(tmp, fmt.Sprint("disk", int(m)))}
-		if err := guestlab.MakeExt(d.Path, diskSize, sample.Ext4...); err != nil {
+		if err := errors.Join(guestlab.MakeExt(d.Path, diskSize, sample.Ext4...), sample.Fill(d.Path)); err != nil {
 			return nil, err
 		}
 		cfg.Disks = append(cfg.Disks, d)

@@ -1,8 +1,11 @@
 package sample
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -55,5 +58,21 @@ func TestWriteDoc(t *testing.T) {
 	}
 	if err := WriteDoc(name, "y", ""); err == nil {
 		t.Error("a place that is not there")
+	}
+}
+
+func TestFill(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	const size = 3<<20 + 512
+	if err := errors.Join(os.WriteFile(name, []byte("begin"), 0o600), os.Truncate(name, size), Fill(name)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	st, serr := os.Stat(name)
+	if err != nil || serr != nil || len(b) != size || string(b[:5]) != "begin" || bytes.IndexFunc(b[5:], func(r rune) bool { return r != 0 }) >= 0 {
+		t.Errorf("%d bytes, %v, %v", len(b), err, serr)
+	}
+	if n := st.Sys().(*syscall.Stat_t).Blocks * 512; n < size {
+		t.Errorf("%d bytes of %d are there", n, size)
 	}
 }
