@@ -87,8 +87,14 @@ func (w *Watch) unknown() string {
 // caughtUp is called when what comes is newer than a volume's model. Behind a loss, it tells what changed meanwhile, and only
 // then that events are complete.
 func (w *Watch) caughtUp(ctx context.Context, v *volume) error {
+	waited := !v.since.IsZero()
 	v.since = time.Time{}
 	v.fs.CaughtUp()
+	for i := range w.disks {
+		if waited {
+			w.choose(i) // what waits while the tree is read is to be little
+		}
+	}
 	if v.then == nil {
 		return nil
 	}

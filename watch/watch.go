@@ -228,7 +228,6 @@ func (w *Watch) apply(ctx context.Context, disk int, write *block.Write) error {
 			if err := w.caughtUp(ctx, v); err != nil {
 				return err
 			}
-			w.choose(disk)
 		}
 		v.touched = write.Time
 		pieces := v.where.Pieces(disk, *write)
@@ -313,9 +312,6 @@ func (w *Watch) idle(ctx context.Context, disk int) error {
 		if !v.since.IsZero() && v.on(disk) { // other disks may still have older writes
 			if err := w.caughtUp(ctx, v); err != nil {
 				return err
-			}
-			for i := range w.disks {
-				w.choose(i)
 			}
 		}
 		w.step(ctx, v)
