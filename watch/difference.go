@@ -62,7 +62,7 @@ const rounds = 16
 func (d *difference) stays(ino uint32) bool {
 	old, ok := d.old.files[ino]
 	now, is := d.now.files[ino]
-	return ok && is && (old.same(&now) || ino == ext4.RootInode)
+	return ok && is && old.same(&now) || ino == ext4.RootInode
 }
 
 // compare finds the names that went and came, and pairs them to renames. It gives those that are to be removed, but for directories.

@@ -14,6 +14,7 @@ import (
 	"vmscope/fsinfer"
 	"vmscope/internal/fsoracle"
 	"vmscope/internal/guestlab/wire"
+	"vmscope/mem"
 )
 
 // listing is a tree as a guest would tell it, and as a Look shows it.
@@ -167,6 +168,42 @@ func (l listing) show() string {
 	return s.String()
 }
 
+// broken shows nothing of a tree.
+type broken struct{ err error }
+
+func (b broken) Names(uint64, func(string, uint64) bool) error { return b.err }
+func (b broken) File(uint64) (fsinfer.File, error)             { return fsinfer.File{}, b.err }
+
+// TestTreeThatCannotBeRead keeps a tree that was not read apart from one that contradicts itself.
+func TestTreeThatCannotBeRead(t *testing.T) {
+	f, err := newFilter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		err   error
+		whole bool
+	}{{errors.New("no such disk"), false}, {mem.ErrInconsistent, true}} {
+		warnings := 0
+		now := newTree(1<<20, 0, "", f.scope, func(error) { warnings++ })
+		for !now.done() {
+			now.read(broken{c.err}, 1)
+		}
+		if now.whole() != c.whole || warnings == 0 {
+			t.Errorf("%v: whole %v, %d warnings", c.err, now.whole(), warnings)
+		}
+		if !c.whole {
+			continue
+		}
+		list := listing{{Path: []byte("/"), Inode: 2, Kind: "dir"}, {Path: []byte("/a"), Inode: 12, Kind: "file"}}
+		var told []event.Op
+		err := tellDifference(plant(f, list), now, broken{c.err}, 1, func(e event.Event) error { told = append(told, e.Op); return nil })
+		if err != nil || len(told) == 0 || told[0] != event.RmFile {
+			t.Errorf("told %v, %v", told, err)
+		}
+	}
+}
+
 // TestTreeThatDoesNotFit counts what is held.
 func TestTreeThatDoesNotFit(t *testing.T) {
 	f, _ := newFilter(nil, nil)
@@ -180,7 +217,7 @@ func TestTreeThatDoesNotFit(t *testing.T) {
 	}
 	for limit := range whole.size + 1 {
 		small := newTree(limit, 0, "", f.scope, func(err error) { t.Error(err) })
-		for !small.full && !small.whole() {
+		for !small.done() {
 			small.read(list, 1)
 		}
 		if fits := limit == whole.size; small.full == fits || small.full && len(small.files) > 0 {

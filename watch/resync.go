@@ -101,15 +101,22 @@ func (w *Watch) caughtUp(ctx context.Context, v *volume) error {
 	old, now := v.then, w.newTree(v)
 	v.then = nil
 	look := v.fs.Look()
-	for !now.full && !now.whole() {
+	for !now.done() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		now.read(look, portion)
 	}
 	v.tree = now
-	if old.other(now.turn, now.at) || now.full {
-		e := event.Event{Op: event.Lost, Path: "/", Detail: "the difference is not told: what is watched is too much to be held, or is another than before"}
+	if old.other(now.turn, now.at) || !now.whole() {
+		why := "what is watched is another than before"
+		switch {
+		case now.full:
+			why = "what is watched is too much to be held"
+		case now.err != nil:
+			why = now.err.Error()
+		}
+		e := event.Event{Op: event.Lost, Path: "/", Detail: "the difference is not told: " + why}
 		v.finish(&e)
 		if err := w.send(e); err != nil {
 			return err

@@ -55,7 +55,7 @@ func TestTreeBytes(t *testing.T) {
 	before := heap()
 	tree := newTree(hold, 0, "", f.scope, func(err error) { t.Error(err) })
 	begin := time.Now()
-	for !tree.full && !tree.whole() {
+	for !tree.done() {
 		tree.read(crowd{1000}, portion)
 	}
 	took := time.Since(begin)

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,7 +22,8 @@ type tree struct {
 	queue []uint32        // directories to be read
 	size  int64           // bytes, roughly
 	limit int64
-	full  bool // it does not fit: nothing is held
+	full  bool  // it does not fit: nothing is held
+	err   error // it could not be read: what is held is not all
 	scope func(path string) scope
 	turn  uint64        // of the watchpoints that scope knows
 	at    string        // where the file system is mounted, for scope
@@ -96,7 +98,10 @@ func (t *tree) grow(n int64) bool {
 }
 
 // whole says whether all is held.
-func (t *tree) whole() bool { return !t.full && len(t.queue) == 0 }
+func (t *tree) whole() bool { return t.done() && !t.full && t.err == nil }
+
+// done says whether there is nothing more to be read.
+func (t *tree) done() bool { return t.full || t.err != nil || len(t.queue) == 0 }
 
 // other says whether the tree is of other watchpoints, or of paths that began elsewhere.
 func (t *tree) other(turn uint64, at string) bool { return t.turn != turn || t.at != at }
@@ -108,12 +113,12 @@ func (t *tree) useful(turn uint64, at string) bool {
 
 // unread says whether there is something to be read.
 func (t *tree) unread(turn uint64, at string) bool {
-	return t == nil || t.other(turn, at) || len(t.queue) > 0
+	return t == nil || t.other(turn, at) || !t.done()
 }
 
 // read goes on reading directories, for about n names.
 func (t *tree) read(look fsinfer.Look, n int) {
-	for n > 0 && len(t.queue) > 0 {
+	for n > 0 && !t.done() {
 		ino := t.queue[len(t.queue)-1]
 		t.queue = t.queue[:len(t.queue)-1]
 		if d := t.dirs[ino]; d != nil && !d.read {
@@ -170,10 +175,14 @@ func (t *tree) readDir(look fsinfer.Look, ino uint32, d *dir) int {
 	return len(list)
 }
 
-// complain warns of what is wrong with the disk: of the first such things, where there are many.
+// complain warns of what is wrong with the disk: of the first such things, where there are many. What contradicts itself is
+// that to a reader too; where the disk could not be read, nobody knows.
 func (t *tree) complain(err error) {
 	if err == nil {
 		return
+	}
+	if !errors.Is(err, mem.ErrInconsistent) {
+		t.err = err
 	}
 	if t.wrong++; t.wrong <= 16 {
 		t.warn(err)

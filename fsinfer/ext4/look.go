@@ -62,7 +62,8 @@ func (l *treeLook) Names(dir uint64, visit func(name string, inode uint64) bool)
 		return fmt.Errorf("inode %d is no directory: %w", dir, mem.ErrInconsistent)
 	}
 	in.InBody = bytes.Clone(in.InBody)
-	return wrapDir(in.Number, l.f.scan(l.v, &in, 0, nil, func(name string, d Dirent) bool { return visit(name, uint64(d.Ino)) }))
+	err = l.f.scan(l.v, &in, 0, nil, func(name string, d Dirent) bool { return visit(name, uint64(d.Ino)) })
+	return wrapDir(in.Number, contradicts(err))
 }
 
 // marks makes numbers of sets of extended attributes. No guest can know which.
@@ -94,7 +95,15 @@ func (l *treeLook) File(inode uint64) (fsinfer.File, error) {
 		out.Target, terr = l.f.sb.Target(l.v, &in)
 		err = errors.Join(err, terr)
 	}
-	return out, err
+	return out, contradicts(err)
+}
+
+// contradicts puts wrong checksums into the class of errors that they are of: what was read is given nevertheless.
+func contradicts(err error) error {
+	if bad := (*ChecksumError)(nil); errors.As(err, &bad) {
+		return fmt.Errorf("%w: %w", err, mem.ErrInconsistent)
+	}
+	return err
 }
 
 func (t Timestamp) nanoseconds() int64 { return t.Sec*1e9 + int64(t.Nsec) }
