@@ -18,6 +18,7 @@ import (
 // The exit statuses that scripts rely on.
 const (
 	statusDone        = 0
+	statusFindings    = 1 // of check
 	statusFailed      = 2
 	statusInterrupted = 130
 )
@@ -54,6 +55,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	a.out = stdout
 	if a.note != "" {
 		fmt.Fprintln(a.err, "vmscope: "+a.note)
+	}
+	if errors.Is(err, errFindings) {
+		return statusFindings
 	}
 	if errors.Is(err, errQuiet) || ferr != nil && err == nil {
 		// Whoever read our output went away (| head): that is no failure of ours

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/spf13/cobra"
+
+	"vmscope"
+	"vmscope/detect"
+	"vmscope/kernel"
+)
+
+// errFindings ends check with status 1.
+var errFindings = errors.New("findings")
+
+func (a *app) checkCmd() *cobra.Command {
+	var only []string
+	var every time.Duration
+	c := &cobra.Command{
+		Use: "check TARGET", Short: "Look for tampering with the guest's kernel",
+		Long: `Look for tampering with the guest's kernel: code that belongs to nobody,
+system calls and interrupts that lead astray, handlers of strangers, hidden
+modules and processes. Each finding comes with its evidence.
+
+Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
+		Example: `  vmscope check web1
+  vmscope check web1 --only syscalls,modules --json
+  vmscope check web1 --watch 5s`,
+		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			detectors, err := chosen(only)
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("watch") {
+				return a.checkAgain(cmd.Context(), args[0], detectors, every)
+			}
+			return a.view(cmd, args[0], func(v *vmscope.View) error { return a.checkOnce(cmd.Context(), v, detectors) })
+		},
+	}
+	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
+	c.Flags().DurationVar(&every, "watch", 0, "keep looking, with this pause, and report changes only")
+	_ = c.RegisterFlagCompletionFunc("only", fixed(checkNames()...))
+	return c
+}
+
+func checkNames() []string {
+	var names []string
+	for _, d := range detect.All() {
+		names = append(names, d.Name())
+	}
+	return names
+}
+
+// chosen are the detectors of those names; all if there are none.
+func chosen(names []string) ([]detect.Detector, error) {
+	all := detect.All()
+	for _, n := range names {
+		if !slices.Contains(checkNames(), n) {
+			return nil, fmt.Errorf("--only %q: there is %s", n, strings.Join(checkNames(), ", "))
+		}
+	}
+	if len(names) == 0 {
+		return all, nil
+	}
+	return slices.DeleteFunc(all, func(d detect.Detector) bool { return !slices.Contains(names, d.Name()) }), nil
+}
+
+func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect.Detector) error {
+	r := detect.Sweep(ctx, v, detectors)
+	for _, f := range r.Findings {
+		if err := a.finding(detect.Change{Finding: f}, false); err != nil {
+			return err
+		}
+	}
+	err := r.Err()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return err
+	case len(r.Findings) > 0:
+		return errFindings
+	}
+	var took time.Duration
+	for _, c := range r.Checks {
+		took += c.Took
+	}
+	a.note = fmt.Sprintf("nothing found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
+	return nil
+}
+
+// checkAgain reports changes until it is interrupted or the guest ends.
+func (a *app) checkAgain(ctx context.Context, target string, detectors []detect.Detector, every time.Duration) error {
+	g, err := vmscope.Open(ctx, target, a.options()...)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	said := ""
+	return detect.Watch(ctx, g, detectors, every, func(changes []detect.Change, _ detect.Result, err error) error {
+		for _, c := range changes {
+			if err := a.finding(c, true); err != nil {
+				return err
+			}
+		}
+		// What could not be told is said once, not at each look.
+		now := ""
+		if err != nil {
+			now = oneLine(err)
+		}
+		if now != said && now != "" {
+			fmt.Fprintln(a.err, "vmscope: "+now)
+		}
+		said = now
+		if b, ok := a.out.(*bufio.Writer); ok {
+			if err := b.Flush(); errors.Is(err, syscall.EPIPE) {
+				return errQuiet // | head
+			} else if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// finding prints a finding; with signs, also whether it came or went.
+func (a *app) finding(c detect.Change, signs bool) error {
+	if a.json {
+		return a.object(c)
+	}
+	var b strings.Builder
+	if signs {
+		b.WriteString(map[bool]string{false: "+ ", true: "- "}[c.Gone])
+	}
+	severity := strings.ToUpper(string(c.Severity))
+	if a.colors() && c.Severity == detect.High && !c.Gone {
+		severity = text.FgRed.Sprint(severity)
+	}
+	fmt.Fprintf(&b, "%s %s: %s (%s)\n", severity, c.ID, kernel.Text(c.Summary), c.Confidence)
+	for _, e := range c.Evidence {
+		if c.Gone {
+			break
+		}
+		fmt.Fprintf(&b, "    %#x %s: %s", uint64(e.Addr), kernel.Text(e.Symbol), kernel.Text(e.What))
+		for _, part := range []struct{ what, value string }{{"of", e.Owner}, {"expected", e.Expected}, {"found", e.Found}} {
+			if part.value != "" {
+				fmt.Fprintf(&b, "; %s %s", part.what, kernel.Text(part.value))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := a.out.Write([]byte(b.String()))
+	return err
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"vmscope/internal/guestlab"
+)
+
+// TestCheck finds nothing in a guest, then a system call that was bent, and
+// nothing again. Its kernel does not dispatch by the table, so it runs on.
+func TestCheck(t *testing.T) {
+	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", MemoryMiB: 256})
+	nothing := func() {
+		t.Helper()
+		if out, stderr, status := run(t, "check", g.Name()); status != statusDone || out != "" || !strings.Contains(stderr, "nothing found") {
+			t.Errorf("status %d, %q, %q", status, out, stderr)
+		}
+	}
+	nothing()
+	table := decoded[struct{ Addr string }](t, "sym", g.Name(), "sys_call_table")[0].Addr
+	at, err := strconv.ParseUint(table, 0, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at += 8 * 63 // uname
+	was := decoded[struct{ Data string }](t, "read", g.Name(), "--va", fmt.Sprintf("%#x", at), "--len", "8")[0]
+	write := func(hex string) {
+		t.Helper()
+		if _, stderr, status := run(t, "write", g.Name(), "--va", fmt.Sprintf("%#x", at), "--hex", hex, "--allow-write"); status != statusDone {
+			t.Fatal(stderr)
+		}
+	}
+	write(fmt.Sprintf("%x", binary.LittleEndian.AppendUint64(nil, at)))
+	out, stderr, status := run(t, "check", g.Name())
+	if status != statusFindings || stderr != "" || !strings.Contains(out, "HIGH syscalls-") || !strings.Contains(out, "sys_call_table[63]") {
+		t.Errorf("status %d, %q, %q", status, out, stderr)
+	}
+	clean(t, "check", out)
+	var f struct {
+		ID, Check, Severity, Confidence, Summary string
+		Evidence                                 []struct{ What, Addr string }
+	}
+	if out, _, status := run(t, "check", g.Name(), "--json", "--only", "syscalls"); status != statusFindings {
+		t.Errorf("status %d, %q", status, out)
+	} else if err := json.Unmarshal([]byte(out), &f); err != nil || f.Check != "syscalls" || f.ID == "" || f.Severity != "high" || len(f.Evidence) != 2 || f.Evidence[0].Addr != fmt.Sprintf("%#x", at) {
+		t.Errorf("%v, %+v", err, f)
+	}
+	if out, stderr, status := run(t, "check", g.Name(), "--only", "modules"); status != statusDone || out != "" {
+		t.Errorf("--only modules: %d, %q, %q", status, out, stderr)
+	}
+	write(was.Data)
+	nothing()
+	if _, stderr, status := run(t, "check", g.Name(), "--only", "nonsense"); status != statusFailed || !strings.Contains(stderr, "syscalls") {
+		t.Errorf("a check that is not there: %d, %q", status, stderr)
+	}
+}

@@ -1,0 +1,75 @@
+package detect
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"vmscope"
+	"vmscope/mem"
+)
+
+// Change is what a sweep found that the one before had not, or no longer finds.
+type Change struct {
+	Finding
+	Gone bool `json:"gone,omitempty"`
+}
+
+// Watch sweeps a guest again and again, with a pause of every between the end of
+// one sweep and the start of the next, until ctx ends, the guest does
+// (mem.ErrUnreachable), or each returns an error. It calls each behind every
+// sweep with what changed, mostly nothing, and with the sweep; an error of the
+// sweep may pass, such as that of a guest that just boots, and then nothing is
+// known to have changed.
+func Watch(ctx context.Context, g *vmscope.Guest, detectors []Detector, every time.Duration, each func([]Change, Result, error) error) error {
+	var known []Finding
+	for {
+		var r Result
+		err := g.View(ctx, func(v *vmscope.View) error {
+			r = Sweep(ctx, v, detectors)
+			return r.Err()
+		})
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, mem.ErrUnreachable):
+			return err
+		}
+		var changes []Change
+		changes, known = compare(known, r)
+		if err := each(changes, r, err); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(every):
+		}
+	}
+}
+
+// compare tells how a sweep differs from what was known, and what is known
+// then: findings of checks that could not tell stay.
+func compare(known []Finding, r Result) ([]Change, []Finding) {
+	has := func(list []Finding, f Finding) bool {
+		return slices.ContainsFunc(list, func(g Finding) bool { return g.ID == f.ID })
+	}
+	var changes []Change
+	for _, f := range r.Findings {
+		if !has(known, f) {
+			changes = append(changes, Change{Finding: f})
+		}
+	}
+	now := slices.Clone(r.Findings)
+	for _, f := range known {
+		switch told := slices.ContainsFunc(r.Checks, func(c Check) bool { return c.Name == f.Check && c.Err == nil }); {
+		case has(r.Findings, f):
+		case told:
+			changes = append(changes, Change{Finding: f, Gone: true})
+		default:
+			now = append(now, f)
+		}
+	}
+	return changes, now
+}

@@ -1,0 +1,35 @@
+package detect
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+)
+
+func TestCompare(t *testing.T) {
+	f := func(check, id string) Finding { return Finding{Check: check, ID: id} }
+	fine, not := func(name string) Check { return Check{Name: name} }, func(name string) Check { return Check{Name: name, Err: errors.New("no")} }
+	var known []Finding
+	for i, step := range []struct {
+		r    Result
+		want []string
+	}{
+		{Result{Findings: []Finding{f("a", "a1"), f("b", "b1")}, Checks: []Check{fine("a"), fine("b")}}, []string{"a1", "b1"}},
+		{Result{Findings: []Finding{f("a", "a1"), f("b", "b1")}, Checks: []Check{fine("a"), fine("b")}}, nil},
+		{Result{Findings: []Finding{f("a", "a2")}, Checks: []Check{fine("a"), not("b")}}, []string{"a2", "-a1"}},
+		{Result{}, nil}, // nothing could be looked at
+		{Result{Checks: []Check{fine("a"), fine("b")}}, []string{"-a2", "-b1"}},
+		{Result{Findings: []Finding{f("b", "b1")}, Checks: []Check{fine("a"), fine("b")}}, []string{"b1"}},
+	} {
+		var changes []Change
+		changes, known = compare(known, step.r)
+		var got []string
+		for _, c := range changes {
+			got = append(got, fmt.Sprintf("%s%s", map[bool]string{true: "-"}[c.Gone], c.ID))
+		}
+		if !slices.Equal(got, step.want) {
+			t.Errorf("sweep %d: %q, want %q", i, got, step.want)
+		}
+	}
+}
