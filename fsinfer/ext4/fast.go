@@ -114,6 +114,9 @@ func (s *fastState) sink() {
 // blocks are right. It appends to dirs the directories of that kind.
 func (t *txn) collectFast(dirs []*change) []*change {
 	fast := t.old.fc
+	if t.new.fc != nil { // no full commit
+		return dirs
+	}
 	left := map[uint32]bool{}
 	take := func(ino uint32) {
 		if b, _, err := t.f.inodePlace(ino); err == nil {

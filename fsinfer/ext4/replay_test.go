@@ -136,6 +136,9 @@ func replay(t *testing.T, r *fsoracle.Recording) {
 		}
 		w.Time = when(log.Index())
 		take(fs.Apply(w))
+		if journalled && log.Index()%3 == 0 { // any moment may be a quiet one
+			take(fs.Quiet(w.Time))
+		}
 	}
 	for len(points) > 0 {
 		reached()
