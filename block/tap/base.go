@@ -24,15 +24,22 @@ func (m *mirror) content(ctx context.Context) (message, error) {
 	return message{Kind: msgAttached, PID: os.Getpid(), Socket: socket, Export: m.ID}, err
 }
 
-// dialBase opens what an "attached" message tells.
+// dialBase opens what an "attached" message tells. Beside an error there is none, not even one of a type.
 func dialBase(ctx context.Context, m message) (base, error) {
-	if m.URI != "" {
-		return nbd.Dial(ctx, m.URI, nbd.Options{Timeout: readPatience})
+	var b base
+	var err error
+	switch o := (nbd.Options{Timeout: readPatience}); {
+	case m.URI != "":
+		b, err = nbd.Dial(ctx, m.URI, o)
+	case m.Socket == "":
+		b, err = block.OpenFile(m.File)
+	default:
+		b, err = nbd.DialAddress(ctx, nbd.Address{Network: "unix", Addr: m.Socket, Export: m.Export}, o)
 	}
-	if m.Socket == "" {
-		return block.OpenFile(m.File)
+	if err != nil {
+		return nil, err
 	}
-	return nbd.DialAddress(ctx, nbd.Address{Network: "unix", Addr: m.Socket, Export: m.Export}, nbd.Options{Timeout: readPatience})
+	return b, nil
 }
 
 // readPatience bounds a read of the disk's content: a guest that is stopped in the middle of a drain does not answer.

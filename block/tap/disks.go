@@ -20,7 +20,7 @@ type Disk struct {
 	ID       string // of the device or drive; "" if nobody gave it one
 	Node     string // block node that the guest's device uses
 	QDev     string // path of the device in QEMU's object tree
-	Format   string // driver of the node: "raw", "qcow2", …
+	Format   string // of the image: "raw", "qcow2", …
 	File     string // what is below, as QEMU writes it
 	Size     int64  // bytes, as the guest sees it
 	ReadOnly bool
@@ -145,6 +145,10 @@ func list(reply []blockInfo, types map[string]string) []Disk {
 		}
 		if id, ok := strings.CutPrefix(device(b.QDev), peripheral); ok && !strings.Contains(id, "/") {
 			d.ID = id
+		}
+		switch d.Format {
+		case "file", "host_device": // with no format's driver above: so does libvirt from 10 on
+			d.Format = "raw"
 		}
 		// QEMU gives a path only where that tells all: no offset, for one.
 		d.plain = d.Format == "raw" && strings.HasPrefix(b.Inserted.File, "/")

@@ -35,18 +35,19 @@ func TestList(t *testing.T) {
 		{Device: "empty", QDev: "/machine/unattached/device[10]"},
 		{Device: "s", QDev: "/machine/peripheral/s", Inserted: in("luks", `json:{`)},
 		{Device: "", QDev: "nv", Inserted: in("raw", "x")},
+		{Device: "", QDev: "/machine/peripheral/virtio-disk2/virtio-backend", Inserted: in("file", "/d")},
 	}, map[string]string{"/machine/unattached/device[9]": "ide-cd", "/machine/peripheral/s": "scsi-hd", "nv": "nvme"})
 	want := []Disk{
 		{Name: "vda", ID: "virtio0", Format: "raw", File: "/a"}, {Name: "vdb", ID: "boot", Format: "qcow2", File: "/b"},
 		{Name: "sr0", ID: "cd", Format: "iso", File: "/c", ReadOnly: true}, {Name: "sda", ID: "s", Format: "luks", File: "json:{"},
-		{Name: "nvme0n1", ID: "nv", Format: "raw", File: "x"},
+		{Name: "nvme0n1", ID: "nv", Format: "raw", File: "x"}, {Name: "vdc", ID: "virtio-disk2", Format: "raw", File: "/d"},
 	}
 	if len(got) != len(want) {
 		t.Fatalf("%+v", got)
 	}
 	for i, w := range want {
 		w.Node, w.QDev, w.Size = got[i].Node, got[i].QDev, 1024
-		w.plain = w.File == "/a"
+		w.plain = w.File == "/a" || w.File == "/d"
 		if got[i] != w {
 			t.Errorf("%+v, want %+v", got[i], w)
 		}
