@@ -33,7 +33,7 @@ type Detector interface {
 
 // All are the detectors of this package, in the order in which they run.
 func All() []Detector {
-	return []Detector{Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}}
+	return []Detector{Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}}
 }
 
 // Result is what a sweep came to.
@@ -48,6 +48,11 @@ type Check struct {
 	Took time.Duration `json:"ns"`
 	// Err is why it could not tell, or not all; nil when it could.
 	Err error `json:"-"`
+}
+
+// Tampered are the findings that speak of tampering: all but inventory.
+func (r Result) Tampered() []Finding {
+	return slices.DeleteFunc(slices.Clone(r.Findings), func(f Finding) bool { return f.Severity == Info })
 }
 
 // Err joins what the checks could not do.

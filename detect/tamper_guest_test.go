@@ -44,7 +44,7 @@ func (v *victim) sweep() Result {
 // silent demands that the guest shows nothing.
 func (v *victim) silent() {
 	v.Helper()
-	for _, f := range v.sweep().Findings {
+	for _, f := range v.sweep().Tampered() {
 		v.Errorf("a guest that nobody tampers with: %s: %s %+v", f.ID, f.Summary, f.Evidence)
 	}
 }
@@ -123,13 +123,15 @@ func (v *victim) member(at mem.VA, typ, path string) mem.VA {
 // nowhere is memory of the kernel's data that nothing accounts for as code.
 func (v *victim) nowhere() mem.VA { return v.symbol("init_task") }
 
-// tamperings are what is done to guests. Each names the check that must find
-// it, and words that the finding must hold.
-var tamperings = []struct {
+// tampering is what is done to a guest. It names the check that must find it,
+// and words that the finding must hold.
+type tampering struct {
 	name  string
 	check string
 	do    func(v *victim) (words []string)
-}{
+}
+
+var tamperings = []tampering{
 	{"system call", "syscalls", func(v *victim) []string {
 		at := v.symbol("sys_call_table") + 8*63 // uname
 		v.put(at, uint64(v.nowhere()))
@@ -239,7 +241,7 @@ func TestTampering(t *testing.T) {
 			defer g.Close()
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
-			for _, c := range tamperings {
+			for _, c := range slices.Concat(tamperings, hookTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {

@@ -30,6 +30,9 @@ func (a *app) checkCmd() *cobra.Command {
 system calls and interrupts that lead astray, handlers of strangers, hidden
 modules and processes. Each finding comes with its evidence.
 
+Findings of severity info are inventory, such as programs of eBPF: they are
+told, and are no reason for status 1.
+
 Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 		Example: `  vmscope check web1
   vmscope check web1 --only syscalls,modules --json
@@ -87,14 +90,14 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect
 		return ctx.Err()
 	case err != nil:
 		return err
-	case len(r.Findings) > 0:
+	case len(r.Tampered()) > 0:
 		return errFindings
 	}
 	var took time.Duration
 	for _, c := range r.Checks {
 		took += c.Took
 	}
-	a.note = fmt.Sprintf("nothing found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
+	a.note = fmt.Sprintf("no tampering found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
 	return nil
 }
 
