@@ -17,12 +17,7 @@ import (
 
 // A log that QEMU wrote gives QEMU's writes, and the image that QEMU left.
 func TestQEMULog(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts qemu-io")
-	}
-	if _, err := exec.LookPath("qemu-io"); err != nil {
-		guestlab.SkipOrFail(t, "no qemu-io here: see scripts/deps")
-	}
+	guestlab.Need(t, "qemu-io")
 	for _, sector := range []int{512, 4096} {
 		dir := t.TempDir()
 		image, log := filepath.Join(dir, "image"), filepath.Join(dir, "log")

@@ -14,12 +14,13 @@ import (
 
 	"vmscope/block"
 	"vmscope/block/part"
+	"vmscope/internal/guestlab"
 )
 
 // loops makes block devices of image files, for programs that take nothing else.
 func loops(t *testing.T, paths ...string) []string {
 	t.Helper()
-	need(t, "losetup")
+	guestlab.Need(t, "losetup")
 	if os.Getuid() != 0 {
 		t.Skip("loop devices need root")
 	}
@@ -51,7 +52,7 @@ func lvm(t *testing.T, devs []string, args ...string) string {
 }
 
 func TestLVM(t *testing.T) {
-	need(t, "lvm", "sfdisk", "mkfs.ext4", "lvcreate")
+	guestlab.Need(t, "lvm", "sfdisk", "mkfs.ext4", "lvcreate")
 	paths := []string{image(t, 80<<20), image(t, 64<<20), image(t, 72<<20)}
 	// The second physical volume is a partition.
 	run(t, "label: gpt\nstart=4096, type=lvm\n", "sfdisk", "-q", paths[1])

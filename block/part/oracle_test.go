@@ -15,20 +15,6 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// need skips a test that lacks a program.
-func need(t *testing.T, tools ...string) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("runs programs")
-	}
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // not in every user's
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			guestlab.SkipOrFail(t, "no "+name+" here: see scripts/deps")
-		}
-	}
-}
-
 // run runs a program and gives what it prints.
 func run(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()
@@ -121,7 +107,7 @@ func TestIdentifyAsBlkid(t *testing.T) {
 					}
 				}
 			}
-			need(t, "blkid", tool)
+			guestlab.Need(t, "blkid", tool)
 			run(t, "", args[0], args[1:]...)
 			asBlkid(t, path)
 		})
@@ -130,7 +116,7 @@ func TestIdentifyAsBlkid(t *testing.T) {
 
 // A member of a Linux RAID, in each version, is what blkid calls it.
 func TestRAIDAsBlkid(t *testing.T) {
-	need(t, "blkid")
+	guestlab.Need(t, "blkid")
 	const size = 8 << 20
 	le := binary.LittleEndian
 	v1 := func(off int64) []byte {

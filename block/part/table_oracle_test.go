@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"vmscope/block/part"
+	"vmscope/internal/guestlab"
 )
 
 // sfdiskTable is what sfdisk --json prints.
@@ -25,7 +26,7 @@ type sfdiskTable struct {
 
 // What sfdisk says of a table, we say.
 func TestTablesAsSfdisk(t *testing.T) {
-	need(t, "sfdisk")
+	guestlab.Need(t, "sfdisk")
 	for _, c := range []struct {
 		name, script string
 		args         []string
@@ -102,7 +103,7 @@ func compareTable(t *testing.T, path string, want int, args ...string) *part.Lay
 
 // A GPT whose first copy is damaged is read from its backup, and that is told.
 func TestBackupGPT(t *testing.T) {
-	need(t, "sfdisk")
+	guestlab.Need(t, "sfdisk")
 	for _, off := range []int64{512 + 40, 1024 + 60} { // the header, an entry
 		path := image(t, 32<<20)
 		run(t, "label: gpt\n,10M\n", "sfdisk", "-q", path)
@@ -139,7 +140,7 @@ func damage(t *testing.T, path string, off int64) {
 
 // A hybrid MBR is read as Linux does: by its GPT.
 func TestHybridMBR(t *testing.T) {
-	need(t, "sgdisk", "sfdisk")
+	guestlab.Need(t, "sgdisk", "sfdisk")
 	path := image(t, 64<<20)
 	run(t, "", "sgdisk", "-n", "1:0:+8M", "-n", "2:0:+8M", "-n", "5:0:+8M", "-c", "2:two", "-h", "1:2", path)
 	compareTable(t, path, 3)
@@ -161,7 +162,7 @@ func TestWholeDisk(t *testing.T) {
 		{0, []string{"true"}, "empty"},
 		{1 << 20, []string{"qemu-img", "create", "-q", "-f", "qcow2", "IMG", "1G"}, "unknown"},
 	} {
-		need(t, c.make[0])
+		guestlab.Need(t, c.make[0])
 		path := image(t, c.size)
 		var args []string
 		for _, a := range c.make[1:] {

@@ -40,7 +40,7 @@ var patterns = []struct{ name, script string }{
 // ratios to the plain disk of the same round. A second plain disk shows what is noise. VHOST_USER_ROUNDS sets the number
 // of rounds.
 func BenchmarkGuestCost(b *testing.B) {
-	need(b, "truncate")
+	guestlab.Need(b, "truncate")
 	if testing.Short() {
 		guestlab.Skip(b, "boots a guest; not under -short")
 	}

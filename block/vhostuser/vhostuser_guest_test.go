@@ -24,16 +24,6 @@ import (
 	"vmscope/mem"
 )
 
-// need finds programs of the host.
-func need(t testing.TB, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			guestlab.SkipOrFail(t, p+" is not installed")
-		}
-	}
-}
-
 func run1(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
@@ -175,7 +165,7 @@ func noErrors(t testing.TB, g *guestlab.Guest) {
 
 // A guest works on a disk of ours and finds it as it left it.
 func TestGuest(t *testing.T) {
-	need(t, "mkfs.ext4", "e2fsck", "debugfs")
+	guestlab.Need(t, "mkfs.ext4", "e2fsck", "debugfs")
 	if testing.Short() {
 		guestlab.Skip(t, "boots a guest; not under -short")
 	}
@@ -203,7 +193,7 @@ func TestGuest(t *testing.T) {
 
 // The back end is killed again and again while the guest writes: the guest sees a pause and no more.
 func TestGuestKilledBackEnd(t *testing.T) {
-	need(t, "mkfs.ext4", "e2fsck", "debugfs")
+	guestlab.Need(t, "mkfs.ext4", "e2fsck", "debugfs")
 	for _, mode := range []string{"listen", "connect"} {
 		t.Run(mode, func(t *testing.T) {
 			if testing.Short() {
@@ -276,7 +266,7 @@ func waitWritten(t *testing.T, path string) {
 
 // What QEMU does to a guest while it works on our disk: stop and go on, more memory, a reset.
 func TestGuestLife(t *testing.T) {
-	need(t, "mkfs.ext4", "e2fsck", "debugfs")
+	guestlab.Need(t, "mkfs.ext4", "e2fsck", "debugfs")
 	if testing.Short() {
 		guestlab.Skip(t, "boots a guest; not under -short")
 	}

@@ -161,9 +161,7 @@ done`)
 // TestNBDTarget looks into an image of another format by way of qemu-nbd.
 func TestNBDTarget(t *testing.T) {
 	image := makeDisk(t)
-	if _, err := exec.LookPath("qemu-nbd"); err != nil {
-		guestlab.SkipOrFail(t, "no qemu-nbd here: see scripts/deps")
-	}
+	guestlab.Need(t, "qemu-nbd")
 	dir := t.TempDir()
 	cow, sock := filepath.Join(dir, "cow"), filepath.Join(dir, "sock")
 	if out, err := exec.Command("qemu-img", "convert", "-O", "qcow2", image, cow).CombinedOutput(); err != nil {

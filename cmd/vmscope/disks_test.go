@@ -18,15 +18,7 @@ const evilName = "evil\x1b[31m\xff"
 // makeDisk makes an image with two partitions, the second of which holds files.
 func makeDisk(t *testing.T) string {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("makes a file system")
-	}
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
-	for _, tool := range []string{"mkfs.ext4", "sfdisk"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			guestlab.SkipOrFail(t, "no "+tool+" here: see scripts/deps")
-		}
-	}
+	guestlab.Need(t, "mkfs.ext4", "sfdisk")
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
 	put := func(name, data string) {

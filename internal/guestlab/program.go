@@ -71,6 +71,21 @@ func (g *Guest) putPrograms(ctx context.Context, names []string) (string, error)
 	return loader + " --library-path /host/lib /host/bin/", nil
 }
 
+// Need skips a test that lacks a program of the host, or fails it if guests are demanded; a short run has none of them. Where a user's path does not lead
+// to the tools of the administrator, it does from here on, in this test.
+func Need(tb testing.TB, programs ...string) {
+	tb.Helper()
+	if testing.Short() {
+		tb.Skip("runs programs")
+	}
+	tb.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin")
+	for _, name := range programs {
+		if _, err := exec.LookPath(name); err != nil {
+			SkipOrFail(tb, "no "+name+" here: see scripts/deps")
+		}
+	}
+}
+
 // lookProgram looks where a user's path does not lead, too.
 func lookProgram(name string) (string, error) {
 	path, err := exec.LookPath(name)

@@ -14,19 +14,6 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// need skips a test that lacks a program.
-func need(t *testing.T, tools ...string) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("runs programs")
-	}
-	for _, name := range tools {
-		if _, err := exec.LookPath(name); err != nil {
-			guestlab.SkipOrFail(t, "no "+name+" here: see scripts/deps")
-		}
-	}
-}
-
 func run(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()
 	c := exec.Command(name, args...)
@@ -66,7 +53,7 @@ func journalBlocks(t *testing.T, image string) []int64 {
 
 // The journal is written by debugfs and replayed by e2fsck; Recover must leave the same blocks.
 func TestRecoverLikeE2fsck(t *testing.T) {
-	need(t, "mke2fs", "debugfs", "e2fsck")
+	guestlab.Need(t, "mke2fs", "debugfs", "e2fsck")
 	for _, tt := range []struct {
 		size           int
 		features, open string
