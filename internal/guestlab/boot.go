@@ -37,7 +37,7 @@ func TestKernels(tb testing.TB) []string {
 }
 
 // Boot starts a guest for a test or benchmark and closes it when that ends. Under -short, and if the host lacks a
-// program, the test is skipped (see Skip); any other failure to boot fails it with the end of the console's log.
+// program or its libvirt does not start guests, the test is skipped (see Skip); any other failure to boot fails it with the end of the console's log.
 func Boot(tb testing.TB, cfg Config) *Guest {
 	tb.Helper()
 	if testing.Short() {
@@ -50,6 +50,8 @@ func Boot(tb testing.TB, cfg Config) *Guest {
 	switch {
 	case errors.Is(err, ErrMissing):
 		SkipOrFail(tb, err.Error())
+	case errors.Is(err, errNoDomain):
+		Skip(tb, err.Error())
 	case err != nil:
 		tb.Fatal(err)
 	}

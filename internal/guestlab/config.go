@@ -54,6 +54,7 @@ type Config struct {
 
 	Disk        string   // raw image to attach as /dev/vda by QEMU's old -drive; default none
 	Disks       []Disk   // more disks, by -blockdev; Guest.DiskDevice finds them in the guest
+	Libvirt     bool     // have libvirt start QEMU (see NeedLibvirt); RAM is then private, and virtio the only bus
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end
 }

@@ -95,7 +95,11 @@ func (g *Guest) start(ctx context.Context, rat string) error {
 		}
 	}
 	began := time.Now()
-	if err := g.launch(); err != nil {
+	launch := g.launch
+	if g.cfg.Libvirt {
+		launch = func() error { return g.create(ctx) }
+	}
+	if err := launch(); err != nil {
 		return err
 	}
 	if g.line, err = dialLine(ctx, g.dir.agentSocket(), g.exited); err != nil {
@@ -154,7 +158,11 @@ func (g *Guest) Close() error {
 			select {
 			case <-g.exited: // and its pid may be another's by now
 			default:
-				syscall.Kill(g.pid, syscall.SIGKILL)
+				if g.cfg.Libvirt {
+					g.destroy()
+				} else {
+					syscall.Kill(g.pid, syscall.SIGKILL)
+				}
 			}
 		}
 		<-g.exited
@@ -184,15 +192,15 @@ func (g *Guest) Kernel() *Kernel { return g.kernel }
 // RAMFile is the path of the RAM file, or "" if the guest's RAM is none (see Config.RAM). Its layout is the machine's:
 // on q35 RAM above the hole below 4 GiB follows directly.
 func (g *Guest) RAMFile() string {
-	if g.cfg.RAM != SharedFile {
+	if g.cfg.RAM != SharedFile || g.cfg.Libvirt {
 		return ""
 	}
 	return g.dir.ram()
 }
 
-// QMPSocket is the path of the QMP socket, or "" with Config.NoQMP. It serves one client at a time.
+// QMPSocket is the path of the QMP socket, or "" with Config.NoQMP and Config.Libvirt. It serves one client at a time.
 func (g *Guest) QMPSocket() string {
-	if g.cfg.NoQMP {
+	if g.cfg.NoQMP || g.cfg.Libvirt {
 		return ""
 	}
 	return g.dir.qmpSocket()

@@ -63,6 +63,7 @@ func boot(ctx context.Context, args []string) error {
 	fl.StringVar(&cfg.Append, "append", "", "more kernel command line")
 	fl.StringVar(&cfg.Disk, "disk", "", "raw image to attach")
 	fl.BoolVar(&cfg.NoQMP, "no-qmp", false, "no QMP socket")
+	fl.BoolVar(&cfg.Libvirt, "libvirt", false, "have libvirt start QEMU")
 	fl.BoolVar(&cfg.AllowReboot, "reboot", false, "let the guest reboot")
 	fl.BoolVar(&load, "load", false, "fork storms and module loading inside, until the end")
 	fl.DurationVar(&stay, "for", 0, "end after this time")
@@ -79,6 +80,9 @@ func boot(ctx context.Context, args []string) error {
 	var err error
 	if cfg.RAM, err = guestlab.ParseRAM(ram); err != nil {
 		return err
+	}
+	if cfg.Libvirt && cfg.Disk != "" {
+		cfg.Disk, cfg.Disks = "", []guestlab.Disk{{Path: cfg.Disk}}
 	}
 	if background && !child {
 		return detach(args)
