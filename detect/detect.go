@@ -33,7 +33,7 @@ type Detector interface {
 
 // All are the detectors of this package, in the order in which they run.
 func All() []Detector {
-	return []Detector{Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}}
+	return []Detector{Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}}
 }
 
 // Result is what a sweep came to.

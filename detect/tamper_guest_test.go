@@ -241,7 +241,7 @@ func TestTampering(t *testing.T) {
 			defer g.Close()
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
-			for _, c := range slices.Concat(tamperings, hookTamperings) {
+			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {

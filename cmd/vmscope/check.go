@@ -97,7 +97,7 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect
 	for _, c := range r.Checks {
 		took += c.Took
 	}
-	a.note = fmt.Sprintf("no tampering found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
+	a.note = fmt.Sprintf("nothing found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
 	return nil
 }
 
