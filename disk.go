@@ -10,6 +10,7 @@ import (
 
 	"vmscope/block"
 	"vmscope/block/part"
+	"vmscope/vm/qemu"
 )
 
 // Disk is a disk that can be read: one of a running machine's, a raw image, a
@@ -82,7 +83,11 @@ func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, err
 	case ok && schemeLike(scheme):
 		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, file: and nbd:", ErrTarget, scheme)
 	}
-	return openMachineDisks(ctx, target, o)
+	all, err := openMachineDisks(ctx, target, o)
+	if errors.Is(err, qemu.ErrNoVM) {
+		err = fmt.Errorf("no file %q here, and %w", target, err)
+	}
+	return all, err
 }
 
 // OpenDisk opens one disk of target: by its name, by its id, or, if name is "",

@@ -130,7 +130,7 @@ func chooseVolume(l *part.Layout, only int, name string) (*part.Volume, error) {
 	case len(hits) == 1 && hits[0].Unmapped != "":
 		return nil, fmt.Errorf("%w: %s cannot be read: %s", ErrNoFileSystem, hits[0].Name, hits[0].Unmapped)
 	case len(hits) == 1:
-		return nil, fmt.Errorf("%w: %s holds %s, and what can be read is ext2, ext3 and ext4", ErrNoFileSystem, hits[0].Name, hits[0].Type)
+		return nil, fmt.Errorf("%w: %s is %s, and what can be read is ext2, ext3 and ext4", ErrNoFileSystem, hits[0].Name, hits[0].Type)
 	case len(hits) > 1:
 		return nil, fmt.Errorf("%w: which of several? %s", ErrNoFileSystem, volumes(hits))
 	case len(others) == 0:

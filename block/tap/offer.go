@@ -88,6 +88,12 @@ func Detach(ctx context.Context, target, name string) (int, error) {
 			errs = errors.Join(errs, err)
 		}
 	}
+	if n == 0 && errs == nil && os.Geteuid() != 0 {
+		// Root's sockets cannot be seen from here, but that there are some.
+		if _, err := os.Lstat(filepath.Join(rootBase, filepath.Base(dir))); err == nil {
+			return 0, fmt.Errorf("%v: root watches it, or did: run as root (%w)", p, os.ErrPermission)
+		}
+	}
 	return n, errs
 }
 

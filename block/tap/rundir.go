@@ -17,10 +17,13 @@ import (
 // Sockets and locks lie in a directory of our own, one below it for each guest. Others may pass through it if we are
 // root, since a QEMU that runs as another user may have to reach a socket; each file is shut for itself.
 
+// rootBase is the directory if we are root.
+const rootBase = "/run/vmscope"
+
 // runBase makes and gives the directory.
 func runBase() (string, error) {
 	uid := os.Geteuid()
-	dir, mode := "/run/vmscope", os.FileMode(0o711)
+	dir, mode := rootBase, os.FileMode(0o711)
 	if uid != 0 {
 		mode = 0o700
 		dir = filepath.Join(os.TempDir(), "vmscope-"+strconv.Itoa(uid))

@@ -117,7 +117,10 @@ func listen(socket string) (net.Listener, error) {
 		return net.Listen("tcp", socket)
 	}
 	st, err := os.Lstat(socket)
-	if err == nil && st.Mode()&fs.ModeSocket != 0 {
+	if err == nil && st.Mode()&fs.ModeSocket == 0 {
+		return nil, fmt.Errorf("--socket %q: there is something else of that name", socket)
+	}
+	if err == nil {
 		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
 			return nil, fmt.Errorf("%q: somebody serves there already", socket)

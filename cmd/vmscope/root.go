@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -50,6 +51,10 @@ says why; 130 interrupted.`,
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var e *pflag.NotExistError
+		if errors.As(err, &e) && len(e.GetSpecifiedShortnames()) > 1 && cmd.Flags().Lookup(e.GetSpecifiedShortnames()) != nil {
+			err = fmt.Errorf("%w: did you mean --%s?", err, e.GetSpecifiedShortnames()) // find -name
+		}
 		return fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())
 	})
 	p := root.PersistentFlags()

@@ -178,6 +178,20 @@ func TestWrongArguments(t *testing.T) {
 	}
 }
 
+// TestWrongPlaces names a thing that is not there, or that is something else, where one of the disk commands wants it.
+func TestWrongPlaces(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	failed(t, []string{"ls", "no-such.img"}, "no file", "no such VM", "no-such.img")
+	failed(t, []string{"nbd", "--image", image, "--socket", image}, "--socket", "something else")
+	if data, err := os.ReadFile(image); err != nil || len(data) != 1<<20 {
+		t.Errorf("the image that stood in for the socket: %d bytes, %v", len(data), err)
+	}
+	failed(t, []string{"find", image, "-name", "x"}, "--name")
+}
+
 func TestNumber(t *testing.T) {
 	for s, want := range map[string]uint64{
 		"0": 0, "4096": 4096, "0x10": 16, "0xffffffff81000000": 0xffffffff81000000, "64K": 64 << 10, "64k": 64 << 10, "1M": 1 << 20,

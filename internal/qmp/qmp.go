@@ -70,6 +70,9 @@ var ErrBusy = errors.New("no answer: another client (libvirt?) holds the monitor
 // is not checked.
 func Dial(ctx context.Context, path string, check func(pid int) error) (*Client, error) {
 	conn, err := connect(ctx, path)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("connect to the monitor: run as root or as the user that QEMU runs as (%w)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the monitor: %w", err)
 	}
