@@ -59,7 +59,7 @@ func texts(events []event.Event) []string {
 // attachSmall attaches to an empty file system with fast commits: its root has lost+found, inode 11, and no other name.
 func attachSmall(t *testing.T) *FS {
 	t.Helper()
-	f, err := block.OpenFile(mkfs(t, "", "16M", "-t", "ext4", "-b", "1024", "-O", "fast_commit,^uninit_bg,^metadata_csum"))
+	f, err := block.OpenFile(mkfs(t, "", "16M", "-t", "ext4", "-b", "1024", "-O", "fast_commit,^uninit_bg,^metadata_csum,^metadata_csum_seed,^orphan_file"))
 	if err != nil {
 		t.Fatal(err)
 	}
