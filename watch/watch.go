@@ -324,7 +324,7 @@ func (w *Watch) crawl(ctx context.Context) {
 	if !slices.ContainsFunc(w.volumes, w.busy) {
 		return
 	}
-	begin := time.Now()
+	begin := w.opt.Clock()
 	if begin.Before(w.next) {
 		return
 	}
@@ -333,7 +333,7 @@ func (w *Watch) crawl(ctx context.Context) {
 			w.step(ctx, v)
 		}
 	}
-	end := time.Now()
+	end := w.opt.Clock()
 	w.next = end.Add(end.Sub(begin))
 }
 
