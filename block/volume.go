@@ -81,11 +81,6 @@ func NewMap(segs []Segment) (*Map, error) {
 	return m, nil
 }
 
-// Linear is the map of a volume in one piece, such as a partition.
-func Linear(disk int, off, n int64) (*Map, error) {
-	return NewMap([]Segment{{Len: n, Legs: []Leg{{disk, off}}}})
-}
-
 // Size is that of the volume in bytes.
 func (m *Map) Size() int64 { return m.size }
 

@@ -38,6 +38,7 @@ type Watch struct {
 	held    map[string]*tree // while volumes are attached anew: what had been told of them, by label
 	next    time.Time        // when to go on with crawls amid writes
 	ended   int              // disks that ended
+	rests   []time.Duration  // by disk: how long nothing has come to be done
 	gen     []uint32         // what the disks capture
 	caught  []bool           // a disk's content is only wanted where it tells something
 	drawn   []uint64         // how often a disk was read by others than its goroutine: what that holds is void then
@@ -62,7 +63,7 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Watch{disks: disks, opt: o, filter: f, turns: newTurns(len(disks)), gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
+	return &Watch{disks: disks, opt: o, filter: f, turns: newTurns(len(disks)), rests: make([]time.Duration, len(disks)), gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
 }
 
 // Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
@@ -154,6 +155,10 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 			w.turns.empty(disk, now)
 		}
 		w.mu.Lock()
+		w.rests[disk] = min(2*w.rests[disk]+patience, rest)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			w.rests[disk] = 0
+		}
 		if w.drawn[disk] == drawn {
 			w.torn[disk] = false
 		}
@@ -200,12 +205,16 @@ func isMark(err error) bool {
 	return errors.As(err, &m)
 }
 
+// rest is how often a disk that is quiet for long is looked at: there is nothing more to be done then, but for what waits for
+// time to pass.
+const rest = time.Second
+
 // patience is how long to wait for a write until something else is done, how often others have read the disk, and whether a
 // volume lies on it and on others.
 func (w *Watch) patience(disk int) (patience time.Duration, drawn uint64, several bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	patience = w.opt.Quiet
+	patience = max(w.opt.Quiet, w.rests[disk])
 	for _, v := range w.volumes {
 		if w.busy(v) {
 			patience = time.Millisecond

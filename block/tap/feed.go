@@ -18,6 +18,7 @@ type feed struct {
 	order    sync.Mutex              // of what the capture sees, where several connections write
 	bufs     sync.Pool
 	taken    atomic.Uint64 // requests, so far
+	alarm    alarm         // set before beat is called
 }
 
 func newFeed(p *ring.Producer, size int64) *feed {
@@ -134,12 +135,13 @@ var ops = map[ring.Kind]block.Op{
 	ring.Write: block.OpWrite, ring.Zeroes: block.OpZeroes, ring.Discard: block.OpDiscard, ring.Flush: block.OpFlush,
 }
 
-// beat makes the ring's clock go on until stop is closed.
+// beat makes the ring's clock go on, and puts off the alarm, until stop is closed.
 func (f *feed) beat(stop <-chan struct{}) {
 	t := time.NewTicker(beatEvery)
 	defer t.Stop()
 	for {
 		f.ring.Tick()
+		f.alarm.putOff()
 		select {
 		case <-stop:
 			return
@@ -149,4 +151,4 @@ func (f *feed) beat(stop <-chan struct{}) {
 }
 
 // beatEvery is how often a receiver says that it lives.
-const beatEvery = 100 * time.Millisecond
+const beatEvery = 200 * time.Millisecond

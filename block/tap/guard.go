@@ -3,6 +3,7 @@ package tap
 import (
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -21,11 +22,11 @@ import (
 // end is seen on the control line, and that it is stopped only fills the ring.
 
 const (
-	guardEvery = 100 * time.Millisecond
+	guardEvery = 150 * time.Millisecond
 	// hungAfter ticks without a sign of life a receiver of which no thread wants to run counts as hung; one that wants to
 	// run, or waits for the disk, is held up by others, and is given starvedAfter.
-	hungAfter    = 8
-	starvedAfter = 100
+	hungAfter    = 5
+	starvedAfter = 66
 	// stubborn is how soon a receiver may not be stopped again without being killed.
 	stubborn = 5 * time.Second
 )
@@ -33,6 +34,7 @@ const (
 // guard is the guard's process.
 func guard(k *kit, j job) error {
 	signal.Ignore(syscall.SIGTERM)
+	runtime.GOMAXPROCS(1) // with more, each tick would wake threads that find nothing to do
 	gauge, err := ring.NewGauge(k.ring.Memory)
 	if err != nil {
 		return err
@@ -49,6 +51,7 @@ func guard(k *kit, j job) error {
 		err = g.start()
 	}
 	for err == nil && !g.done {
+		k.alarm.putOff()
 		select {
 		case <-chld:
 			err = g.reap()
@@ -119,9 +122,7 @@ func (g *guardian) next() error {
 // reap looks whether the receiver has ended or was stopped.
 func (g *guardian) reap() error {
 	if g.pidfd >= 0 {
-		p := unix.PollFd{Fd: int32(g.pidfd), Events: unix.POLLIN}
-		var zero unix.Timespec
-		if n, _ := hot.Now(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0); n == 0 {
+		if !ended(g.pidfd) {
 			return nil
 		}
 		unix.Close(g.pidfd)
@@ -179,7 +180,7 @@ func (g *guardian) check() {
 	}
 }
 
-// keepGuard starts a new guard where the receiver's has ended, and wakes one that was stopped.
+// keepGuard starts a new guard where the receiver's has ended, and wakes one that was stopped and has no alarm.
 func (r *receiver) keepGuard(k *kit, s spec) {
 	pid := os.Getppid()
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -187,20 +188,19 @@ func (r *receiver) keepGuard(k *kit, s spec) {
 		fd = -1
 	}
 	ours := false
+	t := time.NewTicker(guardStopped)
+	defer t.Stop()
 	for {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n := 1
-		if fd >= 0 {
-			n, err = unix.Poll(p, 1000)
-			if err == unix.EINTR {
-				continue
+		gone := whenEnded(fd)
+		for fd >= 0 && !ended(fd) {
+			select {
+			case <-gone:
+				gone = nil // where that was too early, the ticker is there
+			case <-t.C:
+				if state(pid) == 'T' {
+					unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0)
+				}
 			}
-		}
-		if n == 0 {
-			if state(pid) == 'T' {
-				unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0)
-			}
-			continue
 		}
 		if fd >= 0 {
 			unix.Close(fd)
@@ -223,4 +223,31 @@ func (r *receiver) keepGuard(k *kit, s spec) {
 			time.Sleep(time.Second)
 		}
 	}
+}
+
+// guardStopped is how often a receiver looks whether its guard is stopped.
+const guardStopped = time.Second
+
+// whenEnded gives a channel that is closed when a process has ended, or when that cannot be waited for; nil if it
+// never can.
+func whenEnded(pidfd int) <-chan struct{} {
+	bell, err := hot.NewBell(pidfd)
+	if err != nil {
+		return nil
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		defer bell.Close()
+		bell.Wait()
+	}()
+	return gone
+}
+
+// ended reports whether a process has.
+func ended(pidfd int) bool {
+	p := unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN}
+	var zero unix.Timespec
+	n, _ := hot.Now(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0)
+	return n != 0
 }

@@ -1,6 +1,7 @@
 package tap
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -57,6 +59,8 @@ type kit struct {
 	ring ring.Files
 	lock *os.File // nil: none
 	ln   *os.File // nil: none
+
+	alarm alarm // of the process itself
 }
 
 const firstFD = 3
@@ -80,7 +84,7 @@ func inherited() (kit, error) {
 	if f[0] == nil || f[1] == nil || f[2] == nil {
 		return kit{}, errors.New("files are missing")
 	}
-	return kit{f[0], ring.Files{Memory: f[1], Wake: f[2]}, f[3], f[4]}, nil
+	return kit{ctl: f[0], ring: ring.Files{Memory: f[1], Wake: f[2]}, lock: f[3], ln: f[4]}, nil
 }
 
 // spawn starts a helper, which the caller has to wait for.
@@ -126,7 +130,7 @@ func help(text string) int {
 		err = json.Unmarshal([]byte(text), &j)
 	}
 	if err == nil {
-		unstoppable() // where that fails, the guard is there
+		k.alarm, _ = newAlarm() // where that fails, the guard is there
 		switch j.Role {
 		case roleGuard:
 			err = guard(&k, j)
@@ -150,7 +154,7 @@ func receive(k *kit, j job) error {
 		(control{k.ctl}).send(pack(msgEnded, err))
 		return err
 	}
-	r.ln = k.ln
+	r.ln, r.feed.alarm = k.ln, k.alarm
 	hot.Dedicate()
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
@@ -169,13 +173,25 @@ var errTerminated = errors.New("the receiver was told to end")
 // state is the state of a process's main thread as of proc(5): 'T' for stopped; 0 if it is gone.
 func state(pid int) byte { return stateOf("/proc/" + strconv.Itoa(pid) + "/stat") }
 
+// stateOf reads the state from a stat file. What it needs comes first there.
 func stateOf(path string) byte {
-	b, err := os.ReadFile(path)
+	name, err := unix.BytePtrFromString(path)
 	if err != nil {
 		return 0
 	}
-	s := string(b)
-	if i := strings.LastIndexByte(s, ')'); i >= 0 && i+2 < len(s) {
+	cwd := unix.AT_FDCWD
+	fd, no := hot.Now(unix.SYS_OPENAT, uintptr(cwd), uintptr(unsafe.Pointer(name)), unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
+	if no != 0 {
+		return 0
+	}
+	defer hot.Now(unix.SYS_CLOSE, fd, 0, 0, 0, 0, 0)
+	var b [256]byte
+	n, no := hot.Now(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b)), uintptr(len(b)), 0, 0, 0)
+	if no != 0 {
+		return 0
+	}
+	s := b[:n]
+	if i := bytes.LastIndexByte(s, ')'); i >= 0 && i+2 < len(s) {
 		return s[i+2]
 	}
 	return 0

@@ -18,7 +18,7 @@ func start(s spec, o Options, files ring.Files, theirs, l, ln *os.File) (wait fu
 	if o.InProcess || !helperKnown.Load() {
 		return startInside(s, files, theirs, ln)
 	}
-	k := kit{theirs, files, l, ln}
+	k := kit{ctl: theirs, ring: files, lock: l, ln: ln}
 	pid, err := k.spawn(job{Role: roleGuard, Spec: s})
 	if err != nil {
 		return nil, err

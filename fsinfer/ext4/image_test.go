@@ -179,15 +179,6 @@ func hostTree(tb testing.TB) string {
 // listing is a tree as one line for each name.
 type listing map[string]string
 
-func (l listing) String() string {
-	var lines []string
-	for path, s := range l {
-		lines = append(lines, fmt.Sprintf("%q %s", path, s))
-	}
-	sort.Strings(lines)
-	return strings.Join(lines, "\n")
-}
-
 // diff tells where two listings differ, on at most 20 lines.
 func (l listing) diff(want listing) string {
 	var lines []string

@@ -18,7 +18,7 @@ type parents struct {
 	far      map[uint32]uint32   // of inodes far behind the others of their group
 	more     map[uint32][]uint32 // further directories of inodes with several names
 	moreLen  int
-	read     map[uint32]bool // directories that were read out of turn, ahead of the crawl
+	read     map[uint32]bool // directories that came ahead of the crawl, with all their names
 	next     uint32          // the crawl is past all inodes below
 	total    uint32
 	names    nameCache
@@ -152,22 +152,6 @@ func (f *FS) learn(t *txn, o *op) {
 		p.read[o.ino] = true // all its names come as changes
 	}
 	f.learnHome(o)
-}
-
-// readDir counts the names in a directory ahead of the crawl.
-func (f *FS) readDir(v *view, ino uint32) error {
-	if f.parents.known(ino) {
-		return nil
-	}
-	in, err := v.inode(make([]byte, f.sb.BlockSize), ino)
-	if err != nil {
-		return err
-	}
-	f.parents.read[ino] = true
-	if !live(&in) || !in.IsDir() {
-		return nil
-	}
-	return f.count(v, &in)
 }
 
 // count notes the names in a directory.

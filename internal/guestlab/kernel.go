@@ -52,9 +52,6 @@ type Kernel struct {
 // Image is the path of the bootable kernel.
 func (k *Kernel) Image() string { return filepath.Join(k.Dir, "vmlinuz") }
 
-// Config is the path of the kernel's build configuration.
-func (k *Kernel) Config() string { return filepath.Join(k.Dir, "config") }
-
 // Busybox is the path of the static busybox of the kernel's suite.
 func (k *Kernel) Busybox() string { return filepath.Join(k.Dir, "busybox") }
 

@@ -45,18 +45,6 @@ func (g *Guest) Processes(ctx context.Context) ([]Process, error) {
 	return ask[Process](ctx, g, "ps", 0)
 }
 
-// Process tells about one process.
-func (g *Guest) Process(ctx context.Context, pid int) (Process, error) {
-	list, err := ask[Process](ctx, g, "ps", pid)
-	if err == nil && len(list) == 0 {
-		err = fmt.Errorf("guestlab: no process %d in the guest", pid)
-	}
-	if err != nil {
-		return Process{}, err
-	}
-	return list[0], nil
-}
-
 // Threads tells the threads of processes, that of the process itself included.
 func (g *Guest) Threads(ctx context.Context, pid int) ([]Thread, error) {
 	return ask[Thread](ctx, g, "threads", pid)

@@ -31,9 +31,6 @@ func NewTables(ram []byte, base mem.PA, at uint64, levels int) *Tables {
 	return &Tables{RAM: ram, Base: base, Root: base + mem.PA(at), top: levels, next: at + mem.PageSize}
 }
 
-// Next is the offset in RAM behind the last table.
-func (t *Tables) Next() uint64 { return t.next }
-
 // Entry returns the bytes of va's entry in its table of the given level (1 is
 // the lowest), making the tables above.
 func (t *Tables) Entry(va mem.VA, level int) []byte {

@@ -243,15 +243,6 @@ func (j *journal) random(r *rand.Rand, n, space int) *Tx {
 	return tx
 }
 
-// clone makes a Tx that stays.
-func clone(tx *Tx) *Tx {
-	c := &Tx{TID: tx.TID, Time: tx.Time, Revoked: slices.Clone(tx.Revoked)}
-	for _, l := range tx.Blocks {
-		c.Blocks = append(c.Blocks, Logged{Block: l.Block, Index: l.Index, Data: bytes.Clone(l.Data)})
-	}
-	return c
-}
-
 // differ says where two transactions differ; empty if they do not.
 func differ(got, want *Tx) string {
 	switch {
