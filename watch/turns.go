@@ -55,6 +55,17 @@ func (t *turns) empty(disk int, now uint64) {
 	t.changed()
 }
 
+// wake ends all waits for a write: there is something to be done.
+func (t *turns) wake() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.lines {
+		if l := &t.lines[i]; l.stop != nil {
+			l.stop()
+		}
+	}
+}
+
 // end says that nothing more comes.
 func (t *turns) end(disk int) {
 	t.mu.Lock()

@@ -74,7 +74,10 @@ func (w *Watch) Remove(path string) bool { return w.filter.remove(path) }
 
 // SetPaths puts others in place of all watchpoints, from the next event on. None means that nothing is watched, other than in
 // Options. If one of them is wrong, all stays as it was.
-func (w *Watch) SetPaths(paths []string) error { return w.filter.set(paths) }
+func (w *Watch) SetPaths(paths []string) error {
+	defer w.turns.wake() // another tree is to be read
+	return w.filter.set(paths)
+}
 
 // errStop carries an error of emit out of a disk's loop.
 type errStop struct{ error }
@@ -381,6 +384,7 @@ func (w *Watch) begin(ctx context.Context) error {
 	if err := w.skip(ctx); err != nil {
 		return err
 	}
+	defer w.turns.wake() // other disks are at rest
 	return w.attach(ctx)
 }
 
