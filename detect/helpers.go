@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"vmscope/kernel"
-	"vmscope/ksym"
 )
 
 // helper is a variable of the kernel that names a program which the kernel
@@ -35,14 +34,12 @@ var anybodys = []string{"/tmp/", "/var/tmp/", "/dev/", "/proc/", "/home/", "/run
 func usermodeHelpers(l *Look, report func(Finding)) error {
 	var errs []error
 	for _, h := range helpers {
-		sym, err := l.LookupSymbol(h.symbol)
-		if errors.Is(err, ksym.ErrNoSymbol) {
-			continue
+		syms := l.Symbols.LookupAll(h.symbol)
+		if len(syms) != 1 {
+			continue // not there, or not known which
 		}
-		var b []byte
-		if err == nil {
-			b, err = l.Mem.CString(sym.Addr, 256) // KMOD_PATH_LEN and the like
-		}
+		at := syms[0].Addr
+		b, err := l.Mem.CString(at, 256) // KMOD_PATH_LEN and the like
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", h.symbol, err))
 			continue
@@ -61,7 +58,7 @@ func usermodeHelpers(l *Look, report func(Finding)) error {
 		}
 		f := Finding{Check: "hooks", Severity: Info, Confidence: Possible,
 			Summary:  fmt.Sprintf("the kernel starts %q by itself (%s)", kernel.Text(program), h.symbol),
-			Evidence: []Evidence{{What: h.symbol, Addr: sym.Addr, Symbol: h.symbol, Owner: "the kernel", Expected: "a program that distributions set, such as " + h.usual[len(h.usual)-1], Found: string(b)}}}
+			Evidence: []Evidence{{What: h.symbol, Addr: at, Symbol: h.symbol, Owner: "the kernel", Expected: "a program that distributions set, such as " + h.usual[len(h.usual)-1], Found: string(b)}}}
 		if !strings.HasPrefix(program, "/") || slices.ContainsFunc(anybodys, func(dir string) bool { return strings.HasPrefix(program, dir) }) {
 			f.Severity = Medium
 			f.Summary += ", which lies where anybody may write"

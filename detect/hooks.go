@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"vmscope/ctype"
 	"vmscope/kernel"
@@ -27,17 +28,17 @@ func (Hooks) Name() string { return "hooks" }
 // hook is a variable of the kernel from which pointers to code can be found.
 type hook struct {
 	symbol string
-	walk   walker
+	walker
 }
 
 // hooks are looked at one after the other. A kernel that lacks the symbol, or
 // the types that a walker asks for, has no such hook.
 var hooks = []hook{
 	// What files do.
-	{"proc_root", (*hookWalk).proc},
-	{"sysfs_root_kn", (*hookWalk).sysfs},
-	{"super_blocks", (*hookWalk).superBlocks},
-	{"file_systems", (*hookWalk).fileSystems},
+	{"proc_root", walker{walk: (*hookWalk).proc}},
+	{"sysfs_root_kn", walker{walk: (*hookWalk).sysfs}},
+	{"super_blocks", walker{(*hookWalk).superBlocks, true}},
+	{"file_systems", walker{walk: (*hookWalk).fileSystems}},
 
 	// Who is told of keys, modules, reboots, addresses and failures.
 	{"keyboard_notifier_list", notifiers("atomic_notifier_head")},
@@ -64,7 +65,7 @@ var hooks = []hook{
 	{"machine_ops", object("machine_ops")},
 
 	// Networks.
-	{"net_namespace_list", (*hookWalk).networks},
+	{"net_namespace_list", walker{(*hookWalk).networks, true}},
 	{"net_families", array("net_proto_family")},
 	{"inet_protos", array("net_protocol")},
 	{"inet6_protos", array("inet6_protocol")},
@@ -83,8 +84,8 @@ var hooks = []hook{
 	{"ptype_all", list("packet_type.list")},
 
 	// Security modules: lists of hooks, and static calls since v6.12.
-	{"security_hook_heads", (*hookWalk).securityLists},
-	{"static_calls_table", (*hookWalk).securityCalls},
+	{"security_hook_heads", walker{walk: (*hookWalk).securityLists}},
+	{"static_calls_table", walker{walk: (*hookWalk).securityCalls}},
 }
 
 // Inspect implements Detector.
@@ -155,15 +156,15 @@ func newHookWalk(ctx context.Context, l *Look, report func(Finding)) (*hookWalk,
 
 // hook looks at one, again if it changed meanwhile.
 func (w *hookWalk) hook(h hook) error {
-	sym, err := w.LookupSymbol(h.symbol)
-	if errors.Is(err, ksym.ErrNoSymbol) {
+	syms := w.Symbols.LookupAll(h.symbol)
+	if len(syms) > 1 {
+		syms = slices.DeleteFunc(syms, func(s ksym.Symbol) bool { return !h.ring || !w.heads(s.Addr) })
+	}
+	if len(syms) != 1 {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
 	w.symbol = h.symbol
-	err = again(w.ctx, w.Look, func() error { return h.walk(w, sym) })
+	err := again(w.ctx, w.Look, func() error { return h.walk(w, syms[0]) })
 	if errors.Is(err, ctype.ErrNoType) || errors.Is(err, ctype.ErrNoMember) {
 		return nil
 	}
@@ -171,6 +172,16 @@ func (w *hookWalk) hook(h hook) error {
 		return fmt.Errorf("%s: %w", h.symbol, err)
 	}
 	return nil
+}
+
+// heads reports whether a list (struct list_head) begins at an address.
+func (w *hookWalk) heads(at mem.VA) bool {
+	next, err := w.Mem.Pointer(at)
+	if err != nil {
+		return false
+	}
+	back, err := w.Mem.Pointer(next + 8)
+	return err == nil && back == at
 }
 
 // again calls f until what it reads holds together, some times at most. A link
@@ -301,7 +312,7 @@ func (w *hookWalk) label(at mem.VA, way func() string) func() string {
 
 // proc looks at /proc: what its entries do, in all network namespaces. What it
 // does for processes is at the root of the file system, and in superBlocks.
-func (w *hookWalk) proc(root linux.Symbol) error {
+func (w *hookWalk) proc(root ksym.Symbol) error {
 	f, err := bind[procHooks](w.Look)
 	if err != nil {
 		return err
@@ -359,7 +370,7 @@ func (w *hookWalk) procEntry(f *procHooks, entry mem.VA, dir bool) error {
 
 // sysfs looks at what files of sysfs do, and the kinds of objects behind its
 // directories.
-func (w *hookWalk) sysfs(root linux.Symbol) error {
+func (w *hookWalk) sysfs(root ksym.Symbol) error {
 	f, err := bind[struct {
 		Type  ctype.Field `c:"kobject.ktype"` // include/linux/kobject.h
 		Sysfs ctype.Field `c:"kobj_type.sysfs_ops"`

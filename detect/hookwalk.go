@@ -6,12 +6,17 @@ import (
 	"strings"
 
 	"vmscope/ctype"
-	"vmscope/kernel/linux"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
 // walker looks at the pointers to code that a variable leads to.
-type walker func(w *hookWalk, at linux.Symbol) error
+type walker struct {
+	walk func(w *hookWalk, at ksym.Symbol) error
+	// ring says that the variable heads a list: by that it is told from others of
+	// its name. Of several that no list tells apart none is looked at.
+	ring bool
+}
 
 // Bounds of what is walked. Linux has 46 families, 256 protocols, 32 line
 // disciplines; a chain of notifiers has some tens.
@@ -56,14 +61,14 @@ func (w *hookWalk) function(at mem.VA, what string, whose func() string) error {
 
 // object looks at an object of a type.
 func object(typ string) walker {
-	return func(w *hookWalk, at linux.Symbol) error {
+	return walker{walk: func(w *hookWalk, at ksym.Symbol) error {
 		return w.object(at.Addr, typ, func() string { return at.Name })
-	}
+	}}
 }
 
 // array looks at the objects that an array points to.
 func array(typ string) walker {
-	return func(w *hookWalk, at linux.Symbol) error {
+	return walker{walk: func(w *hookWalk, at ksym.Symbol) error {
 		b := make([]byte, 8*min(at.Size/8, maxArray))
 		if _, err := w.Mem.Read(b, at.Addr); err != nil {
 			return err
@@ -74,26 +79,26 @@ func array(typ string) walker {
 			}
 		}
 		return nil
-	}
+	}}
 }
 
 // list looks at the objects on a list that hang in it by a member:
 // "linux_binfmt.lh".
 func list(link string) walker {
-	return func(w *hookWalk, at linux.Symbol) error { return w.list(at.Addr, link) }
+	return walker{ring: true, walk: func(w *hookWalk, at ksym.Symbol) error { return w.list(at.Addr, link) }}
 }
 
 // lists is list for an array of lists; and it looks at what more members of the
 // objects point to.
 func lists(link string, more ...string) walker {
-	return func(w *hookWalk, at linux.Symbol) error {
+	return walker{walk: func(w *hookWalk, at ksym.Symbol) error {
 		for i := range mem.VA(min(at.Size/16, maxArray)) {
 			if err := w.list(at.Addr+16*i, link, more...); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
+	}}
 }
 
 // list looks at the objects on the list at head, if there is one.
@@ -133,7 +138,7 @@ func (w *hookWalk) list(head mem.VA, link string, more ...string) error {
 
 // notifiers looks at a chain of notifiers behind a head of a type.
 func notifiers(head string) walker {
-	return func(w *hookWalk, at linux.Symbol) error {
+	return walker{walk: func(w *hookWalk, at ksym.Symbol) error {
 		t, err := w.ops(head)
 		if err != nil {
 			return err
@@ -143,7 +148,7 @@ func notifiers(head string) walker {
 			return err
 		}
 		return w.chain(at.Addr+mem.VA(off), "notifier_block")
-	}
+	}}
 }
 
 // chain follows the member next of objects from a pointer to the first.
@@ -170,7 +175,7 @@ func (w *hookWalk) chain(from mem.VA, typ string) error {
 }
 
 // fileSystems looks at the types of file systems: a chain, or since v7.1 a list.
-func (w *hookWalk) fileSystems(at linux.Symbol) error {
+func (w *hookWalk) fileSystems(at ksym.Symbol) error {
 	t, err := w.ops("file_system_type")
 	if err != nil {
 		return err
@@ -187,7 +192,7 @@ func (w *hookWalk) fileSystems(at linux.Symbol) error {
 
 // superBlocks looks at what the mounted file systems and their root directories
 // do.
-func (w *hookWalk) superBlocks(head linux.Symbol) error {
+func (w *hookWalk) superBlocks(head ksym.Symbol) error {
 	f, err := bind[struct {
 		List    ctype.Field `c:"super_block.s_list"` // include/linux/fs.h
 		Type    ctype.Field `c:"super_block.s_type"`
@@ -238,7 +243,7 @@ func (w *hookWalk) superBlocks(head linux.Symbol) error {
 
 // networks looks at each network namespace: its packet filters, its /proc/net,
 // and who is given its packets.
-func (w *hookWalk) networks(linux.Symbol) error {
+func (w *hookWalk) networks(ksym.Symbol) error {
 	all, err := w.NetNamespaces()
 	if err != nil {
 		return err
@@ -329,7 +334,7 @@ func (w *hookWalk) netfilter(nf ctype.Field, net mem.VA) error {
 
 // securityLists looks at the hooks of security modules: one list for each kind
 // of hook.
-func (w *hookWalk) securityLists(heads linux.Symbol) error {
+func (w *hookWalk) securityLists(heads ksym.Symbol) error {
 	t, err := w.ops("security_hook_heads")
 	if err != nil {
 		return err
@@ -354,7 +359,7 @@ func (w *hookWalk) securityLists(heads linux.Symbol) error {
 
 // securityCalls looks at the static calls that go to security modules: an array
 // of them for each kind of hook.
-func (w *hookWalk) securityCalls(table linux.Symbol) error {
+func (w *hookWalk) securityCalls(table ksym.Symbol) error {
 	t, err := w.ops("lsm_static_calls_table")
 	if err != nil {
 		return err

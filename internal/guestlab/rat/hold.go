@@ -206,6 +206,8 @@ func openKind(kind string) error {
 		_, err = syscall.InotifyInit1(0)
 	case "eventfd":
 		err = raw(290, 0, 0, 0, 0)
+	case "bpf":
+		err = openBPF()
 	case "memfd":
 		err = raw(319, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	case "timerfd":
