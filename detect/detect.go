@@ -33,7 +33,8 @@ type Detector interface {
 
 // All are the detectors of this package, in the order in which they run.
 func All() []Detector {
-	return []Detector{Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}}
+	ref := NewReference()
+	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}}
 }
 
 // Result is what a sweep came to.

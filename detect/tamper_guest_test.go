@@ -163,6 +163,24 @@ var tamperings = []tampering{
 		v.write(at, []byte("\x90\x90\xc3"))
 		return []string{fmt.Sprintf("%#x", uint64(at)), "nobody", "9090c3"}
 	}},
+	{"function hook", "text", func(v *victim) []string {
+		v.hook(v.symbol("commit_creds"), v.nowhere())
+		return []string{"commit_creds", "jmp", fmt.Sprintf("%#x", uint64(v.nowhere())), "nobody"}
+	}},
+	{"function hook past its ftrace site", "text", func(v *victim) []string {
+		v.hook(v.ftraceSite("vfs_read")+5, v.nowhere())
+		return []string{"vfs_read", "jmp", fmt.Sprintf("%#x", uint64(v.nowhere())), "nobody"}
+	}},
+	{"jump label", "text", func(v *victim) []string {
+		site := v.jumpLabel()
+		v.hook(site.At, v.symbol("commit_creds"))
+		return []string{fmt.Sprintf("%#x", uint64(site.At)), "jump label", fmt.Sprintf("%#x", uint64(site.Target)), "commit_creds"}
+	}},
+	{"ftrace site", "text", func(v *victim) []string {
+		at := v.ftraceSite("vfs_write")
+		v.write(at, binary.LittleEndian.AppendUint32([]byte{opCall}, uint32(v.symbol("commit_creds")-(at+5))))
+		return []string{"vfs_write", "ftrace site", "call", "commit_creds"}
+	}},
 	{"hidden module", "modules", func(v *victim) []string {
 		m := v.module("loop")
 		v.unlink(v.member(m.Addr, "module", "list"))

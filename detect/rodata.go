@@ -1,0 +1,109 @@
+package detect
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"vmscope/mem"
+)
+
+// Rodata compares the read-only data of the kernel and of its modules with what
+// they were when first seen (Reference): constants, tables of operations and of
+// system calls, and what is written only until the kernel, or the module, has
+// started. The kernel itself never writes there afterwards.
+type Rodata struct{ Ref *Reference }
+
+// Name implements Detector.
+func (Rodata) Name() string { return "rodata" }
+
+// Inspect implements Detector.
+func (d Rodata) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	ref := d.Ref
+	if ref == nil {
+		ref = NewReference()
+	}
+	ref.begin(l.View)
+	return persists(ctx, l, report, func(report func(Finding)) error {
+		list, err := l.ReadOnlyData()
+		if err != nil {
+			return err
+		}
+		live, ids, err := loads(l)
+		if err != nil {
+			return err
+		}
+		runs, err := ref.compare(ctx, l, "rodata", keysOf(list, "rodata", live, ids))
+		if err != nil {
+			return err
+		}
+		for _, m := range runs {
+			d.run(l, m, report)
+		}
+		ref.keep(runs)
+		return nil
+	})
+}
+
+// run reports the words of a run that are not what they were; neighbours
+// together.
+func (d Rodata) run(l *Look, m *run, report func(Finding)) {
+	const word = 8
+	from, to := -1, -1
+	flush := func() {
+		if from >= 0 {
+			d.changed(l, m, from, to, report)
+		}
+		from = -1
+	}
+	m.differences(func(a, b int) {
+		a, b = a&^(word-1), min((b+word-1)&^(word-1), len(m.was))
+		if from >= 0 && a <= to {
+			to = max(to, b)
+			return
+		}
+		flush()
+		from, to = a, b
+	})
+	flush()
+}
+
+func (d Rodata) changed(l *Look, m *run, from, to int, report func(Finding)) {
+	at := m.Start + mem.VA(from)
+	now := make([]byte, min(to-from, shown))
+	now = now[:m.at(now, from)]
+	was := m.was[from:min(to, from+shown)]
+	owner := "the kernel"
+	if m.Kind == "module" {
+		owner = "module " + m.Name.String()
+	}
+	name := l.Name(at)
+	f := Finding{Check: d.Name(), Severity: High, Confidence: Proved,
+		Summary: fmt.Sprintf("%d bytes of read-only data at %s (%s) are not what they were", to-from, name, owner),
+		Evidence: []Evidence{{What: fmt.Sprintf("read-only data, %d bytes", to-from), Addr: at, Symbol: name, Owner: owner,
+			Expected: d.show(l, was), Found: d.show(l, now)}}}
+	f.identify(m.Name.String(), name)
+	report(f)
+}
+
+// show prints bytes, and the symbol that they lead to if they are one pointer.
+func (Rodata) show(l *Look, b []byte) string {
+	text := hex.EncodeToString(b)
+	if len(b) != 8 {
+		return text
+	}
+	word := slices.Clone(b)
+	slices.Reverse(word)
+	var to mem.VA
+	for _, c := range word {
+		to = to<<8 | mem.VA(c)
+	}
+	if to < kernelHalf {
+		return text
+	}
+	if name := l.Name(to); name != "" {
+		text += fmt.Sprintf(" (%#x, %s)", uint64(to), name)
+	}
+	return text
+}

@@ -1,0 +1,386 @@
+package detect
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"golang.org/x/arch/x86/x86asm"
+
+	"vmscope/kernel"
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+)
+
+// Text accounts for every byte of the kernel's and its modules' code. Against
+// the Reference, each byte that is not as it was must lie at a place that the
+// kernel lists for rewriting (linux.View.PatchSites). Every such place must be
+// in a form that is valid there: a jump label does nothing or jumps where its
+// table says, ftrace's places do nothing or call ftrace.
+//
+// Without anything to compare with, at the first look, it sees the usual hook:
+// a function whose first instruction leads out of the kernel's code.
+type Text struct{ Ref *Reference }
+
+// Name implements Detector.
+func (Text) Name() string { return "text" }
+
+// Inspect implements Detector.
+func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	ref := t.Ref
+	if ref == nil {
+		ref = NewReference()
+	}
+	ref.begin(l.View)
+	again := false
+	return persists(ctx, l, report, func(report func(Finding)) error {
+		if again { // modules and BPF programs may have come and gone
+			l = newLook(l.View)
+		}
+		again = true
+		return inspectText(ctx, l, ref, report)
+	})
+}
+
+// textLook is one comparison of text.
+type textLook struct {
+	*Look
+	code    Code
+	sites   []linux.PatchSite
+	ftrace  map[mem.VA]bool // what ftrace's places may call in the kernel itself
+	modules map[kernel.Text]kernel.Module
+	report  func(Finding)
+	waited  int // how often for places that were just being rewritten
+}
+
+func inspectText(ctx context.Context, l *Look, ref *Reference, report func(Finding)) error {
+	code, err := l.Code()
+	if err != nil {
+		return err
+	}
+	live, ids, err := loads(l)
+	if err != nil {
+		return err
+	}
+	runs, err := ref.compare(ctx, l, "text", keysOf(code, "text", live, ids))
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(runs, func(m *run) bool { return !m.asItWas() }) {
+		return nil
+	}
+	t := textLook{Look: l, code: code, ftrace: make(map[mem.VA]bool), modules: live, report: report}
+	// After the text was read: what was rewritten meanwhile is listed.
+	if t.sites, err = l.PatchSites(); err != nil {
+		return err
+	}
+	for _, name := range []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller", "__fentry__"} {
+		if at, err := l.Symbol(name); err == nil {
+			t.ftrace[at] = true
+		}
+	}
+	for _, m := range runs {
+		if m.asItWas() {
+			continue
+		}
+		if err := t.run(m); err != nil {
+			return err
+		}
+	}
+	ref.keep(runs)
+	return nil
+}
+
+// in are the sites from first on, up to and not with end.
+func (t *textLook) in(first, end mem.VA) []linux.PatchSite {
+	i := sort.Search(len(t.sites), func(i int) bool { return t.sites[i].At >= first })
+	j := sort.Search(len(t.sites), func(i int) bool { return t.sites[i].At >= end })
+	return t.sites[i:j]
+}
+
+// run inspects one run of text.
+func (t *textLook) run(m *run) error {
+	own := t.in(m.Start, m.Start+mem.VA(m.Size))
+	f, err := t.functions(m)
+	if err != nil {
+		return err
+	}
+	explained := make(map[mem.VA]int) // places in a valid form, and how many bytes
+	for _, sites := range [][]linux.PatchSite{own, t.unlisted(m, f)} {
+		for _, site := range sites {
+			if !m.fresh(int(site.At-m.Start), siteSize) {
+				continue
+			}
+			if m.first {
+				m.restore(site)
+			}
+			if n := t.site(m, site); n > 0 {
+				explained[site.At] = max(n, explained[site.At])
+			} else if !t.probed(own, site.At) {
+				t.badSite(m, site)
+			}
+		}
+	}
+	t.unexplained(m, explained)
+	t.entries(m, f, explained)
+	return nil
+}
+
+// functions are where the functions of a run begin.
+func (t *textLook) functions(m *run) (*linux.Functions, error) {
+	if m.Kind == "kernel" {
+		return t.Functions()
+	}
+	f, err := t.ModuleFunctions(t.modules[m.Name])
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil // it keeps no symbols
+	}
+	return f, err
+}
+
+// restore makes what was seen first what it was before a kprobe was put there.
+func (m *run) restore(site linux.PatchSite) {
+	off := int(site.At - m.Start)
+	if site.Kind == linux.Kprobe && off+len(site.Saved) <= len(m.was) && (m.was[off] == opInt3 || m.was[off] == opJump) {
+		if m.now == nil {
+			m.now = make(map[int][]byte)
+		}
+		for i := off; i < off+len(site.Saved); i++ {
+			page := i / mem.PageSize
+			if _, ok := m.now[page]; !ok {
+				m.now[page] = bytes.Clone(m.was[page*mem.PageSize : min((page+1)*mem.PageSize, len(m.was))])
+			}
+			m.was[i] = site.Saved[i-off]
+		}
+	}
+}
+
+// probed reports whether a kprobe stands at an address: what is there then is
+// its, not the site's.
+func (t *textLook) probed(sites []linux.PatchSite, at mem.VA) bool {
+	i := sort.Search(len(sites), func(i int) bool { return sites[i].At >= at })
+	for ; i < len(sites) && sites[i].At == at; i++ {
+		if sites[i].Kind == linux.Kprobe {
+			return true
+		}
+	}
+	return false
+}
+
+// Bounds of waiting for a place that is just being rewritten.
+const (
+	rewriteTries = 100 // in one look
+	rewritePause = 5 * time.Millisecond
+)
+
+// site is form for what stands at a place of a run; one that is just being
+// rewritten is waited for.
+func (t *textLook) site(m *run, site linux.PatchSite) int {
+	var buf [siteSize]byte
+	b := buf[:m.at(buf[:], int(site.At-m.Start))]
+	n := form(site, b, t.leads)
+	if n > 0 || site.Kind == linux.Kprobe || site.Kind == linux.LockPrefix || b[0] != opInt3 || t.waited >= rewriteTries {
+		return n
+	}
+	s := uncached(t.Look)
+	for ; t.waited < rewriteTries; t.waited++ {
+		if _, err := s.Read(b, site.At); err != nil {
+			return 0
+		}
+		if b[0] != opInt3 {
+			break
+		}
+		time.Sleep(rewritePause)
+	}
+	return form(site, b, t.leads)
+}
+
+// leads reports whether what stands at a place may lead to an address.
+func (t *textLook) leads(site linux.PatchSite, to mem.VA) bool {
+	o, _ := t.code.Owner(to)
+	switch site.Kind {
+	case linux.JumpLabel:
+		return to == site.Target
+	case linux.FtraceSite:
+		return t.ftrace[to] || o.Kind == "ftrace" || o.Kind == "bpf" || o.Kind == "module" // direct calls
+	case linux.Kprobe:
+		return o.Kind == "kprobe"
+	case linux.StaticCall:
+		return o.Kind == "kernel" || o.Kind == "module" || o.Kind == "bpf"
+	}
+	return false
+}
+
+func (t *textLook) badSite(m *run, site linux.PatchSite) {
+	off := int(site.At - m.Start)
+	m.found(off)
+	was, now := m.was[off:min(off+siteSize, len(m.was))], make([]byte, siteSize)
+	now = now[:m.at(now, off)]
+	name := t.Name(site.At)
+	f := Finding{Check: "text", Severity: High, Confidence: Proved,
+		Summary: fmt.Sprintf("what stands at %s, a %s of %s, is in no form that is valid there", name, site.Kind, t.code.OwnerName(site.At)),
+		Evidence: []Evidence{
+			t.bytes(fmt.Sprintf("%s at %#x", site.Kind, uint64(site.At)), site.At, was, now),
+		}}
+	if site.Target != 0 {
+		f.Evidence[0].Expected = fmt.Sprintf("nothing, or a jump to %#x (%s)", uint64(site.Target), t.Name(site.Target))
+	} else if bytes.Equal(was, now) {
+		f.Evidence[0].Expected = "a form that is valid for a " + site.Kind.String()
+	}
+	f.identify("site", name)
+	t.report(f)
+}
+
+// bytes is the evidence of bytes that differ, with what they do.
+func (t *textLook) bytes(what string, at mem.VA, was, now []byte) Evidence {
+	return Evidence{What: what, Addr: at, Symbol: t.Name(at), Owner: t.code.OwnerName(at),
+		Expected: t.show(at, was), Found: t.show(at, now)}
+}
+
+// shown bounds the bytes of a difference that evidence shows.
+const shown = 32
+
+// show prints bytes and the instructions that they are.
+func (t *textLook) show(at mem.VA, b []byte) string {
+	b = b[:min(len(b), shown)]
+	text := hex.EncodeToString(b)
+	sep := " ("
+	for i := 0; i < len(b); {
+		inst, err := x86asm.Decode(b[i:], 64)
+		if err != nil || inst.Len == 0 {
+			break
+		}
+		text += sep + x86asm.IntelSyntax(inst, uint64(at)+uint64(i), func(a uint64) (string, uint64) {
+			s, err := t.symbols()
+			if err != nil {
+				return "", 0
+			}
+			sym, off, err := s.Nearest(mem.VA(a))
+			if err != nil || off != 0 {
+				return "", 0
+			}
+			return sym.String(), a
+		})
+		sep = "; "
+		i += inst.Len
+	}
+	if sep == "; " {
+		text += ")"
+	}
+	return text
+}
+
+// near is how far apart bytes may be that differ and are told together.
+const near = 16
+
+// unexplained reports the bytes that are not as they were and that no place in a
+// valid form has.
+func (t *textLook) unexplained(m *run, explained map[mem.VA]int) {
+	from, to := -1, -1
+	flush := func() {
+		if from >= 0 {
+			t.changed(m, from, to)
+		}
+		from = -1
+	}
+	m.differences(func(a, b int) {
+		for i := a; i < b; i++ {
+			at := m.Start + mem.VA(i)
+			inside := false
+			for back := mem.VA(0); back < siteSize && !inside; back++ {
+				inside = explained[at-back] > int(back)
+			}
+			switch {
+			case inside:
+			case from >= 0 && i < to+near:
+				to = i + 1
+			default:
+				flush()
+				from, to = i, i+1
+			}
+		}
+	})
+	flush()
+}
+
+func (t *textLook) changed(m *run, from, to int) {
+	at := m.Start + mem.VA(from)
+	now := make([]byte, min(to-from, shown))
+	now = now[:m.at(now, from)]
+	name := t.Name(at)
+	f := Finding{Check: "text", Severity: High, Confidence: Proved,
+		Summary:  fmt.Sprintf("%d bytes of code at %s (%s) are not what they were, and the kernel does not rewrite them", to-from, name, t.code.OwnerName(at)),
+		Evidence: []Evidence{t.bytes(fmt.Sprintf("code, %d bytes", to-from), at, m.was[from:to], now)}}
+	f.identify("changed", name)
+	t.report(f)
+}
+
+// entries looks at where the functions of a run begin.
+func (t *textLook) entries(m *run, f *linux.Functions, explained map[mem.VA]int) {
+	var buf [entrySize]byte
+	for _, entry := range f.Entries {
+		if entry-m.Start >= mem.VA(m.Size) {
+			continue
+		}
+		if !m.fresh(int(entry-m.Start), entrySize) {
+			continue
+		}
+		at := entry
+		b := buf[:m.at(buf[:], int(at-m.Start))]
+		for {
+			if n := explained[at]; n > 0 && n < len(b) {
+				at, b = at+mem.VA(n), b[n:]
+			} else if begins(b, branchMarks) {
+				at, b = at+4, b[4:]
+			} else {
+				break
+			}
+		}
+		to, ok := leap(at, b, t.Mem.Pointer)
+		if !ok {
+			continue
+		}
+		o, ok := t.code.Owner(to)
+		if ok && (o.Kind == "kernel" || o.Kind == "init" || o.Kind == "module" && m.Kind == "module") {
+			continue
+		}
+		m.found(int(entry - m.Start))
+		name := t.Name(entry)
+		f := Finding{Check: "text", Severity: High, Confidence: Proved,
+			Summary: fmt.Sprintf("the function %s begins with a branch to %#x, code of %s", name, uint64(to), t.code.OwnerName(to)),
+			Evidence: []Evidence{
+				{What: "entry of the function", Addr: at, Symbol: t.Name(at), Owner: t.code.OwnerName(at), Expected: "code of the function, or a branch to code of the kernel", Found: t.show(at, b[:min(len(b), 16)])},
+				{What: "where it leads", Addr: to, Symbol: t.Name(to), Owner: t.code.OwnerName(to), Found: peek(t.Look, to, 32)},
+			}}
+		f.identify("entry", name)
+		t.report(f)
+	}
+}
+
+// ftraceCalls are the places in ftrace's own code where it calls what traces,
+// which the kernel rewrites without listing them (arch/x86/kernel/ftrace_64.S).
+var ftraceCalls = []string{"ftrace_call", "ftrace_regs_call", "ftrace_graph_call"}
+
+// unlisted are places of a run that the kernel rewrites and lists nowhere.
+func (t *textLook) unlisted(m *run, f *linux.Functions) []linux.PatchSite {
+	var out []linux.PatchSite
+	add := func(at mem.VA) {
+		if at-m.Start < mem.VA(m.Size) {
+			out = append(out, linux.PatchSite{At: at, Kind: linux.StaticCall})
+		}
+	}
+	for _, at := range f.Trampolines {
+		add(at)
+	}
+	for _, name := range ftraceCalls {
+		if at, err := t.Symbol(name); err == nil {
+			add(at)
+		}
+	}
+	return out
+}

@@ -1,0 +1,254 @@
+package detect
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"vmscope"
+	"vmscope/internal/guestlab"
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+)
+
+// busy is what a guest that nobody tampers with does to its own code: modules
+// come and go, all functions are traced and no more, probes are set.
+const busy = `
+mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
+cd /sys/kernel/tracing || exit 1
+echo nop > current_tracer
+for i in 1; do
+	if grep -q function available_tracers; then
+		echo 'tcp_* vfs_* ext4_* do_*' > set_ftrace_filter
+		echo function > current_tracer
+		echo nop > current_tracer
+		echo > set_ftrace_filter
+		grep -q function_graph available_tracers && echo function_graph > current_tracer
+		echo nop > current_tracer
+	fi
+	echo 'p:one do_sys_openat2' > kprobe_events
+	echo 'p:two vfs_read+8' >> kprobe_events 2>/dev/null || true
+	echo 'r:three vfs_write' >> kprobe_events
+	echo 1 > events/kprobes/enable
+	ls / > /dev/null
+	echo 1 > events/sched/enable
+	echo 1 > events/syscalls/enable
+	sleep 0.2
+	echo 0 > events/sched/enable
+	echo 0 > events/syscalls/enable
+	echo 0 > events/kprobes/enable
+	echo > kprobe_events
+	rmmod loop
+	modprobe loop 2>/dev/null || insmod $(cat /tmp/loop)
+done
+echo done
+`
+
+// TestCleanText looks again and again while a guest rewrites its own code, and
+// demands that all of it is explained.
+func TestCleanText(t *testing.T) {
+	for _, name := range textKernels {
+		t.Run(name, func(t *testing.T) {
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, CPUs: 2, Modules: []string{"loop"}})
+			g, err := vmscope.Open(t.Context(), lab.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			ref := NewReference()
+			look := func() Result {
+				var r Result
+				if err := g.View(t.Context(), func(v *vmscope.View) error {
+					r = Sweep(t.Context(), v, []Detector{Text{ref}, Rodata{ref}})
+					return r.Err()
+				}); err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range r.Findings[:min(3, len(r.Findings))] {
+					t.Errorf("one of %d: %s: %s %+v", len(r.Findings), f.ID, f.Summary, f.Evidence)
+				}
+				return r
+			}
+			look()
+			done := make(chan error, 1)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() {
+				out, err := lab.Run(ctx, busy)
+				if err == nil && out == "" {
+					err = fmt.Errorf("the guest did nothing")
+				}
+				done <- err
+			}()
+			for n := 0; ; n++ {
+				time.Sleep(50 * time.Millisecond) // the guest needs the processor as well
+				look()
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Error(err)
+					}
+					look()
+					t.Logf("%d looks", n)
+					return
+				default:
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+var textKernels = []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"}
+
+// TestReference bends code and read-only data in ways that only a comparison
+// with what they were shows.
+func TestReference(t *testing.T) {
+	for _, name := range textKernels {
+		t.Run(name, func(t *testing.T) {
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
+			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			ref := NewReference()
+			checks := []Detector{Text{ref}, Rodata{ref}}
+			look := func(v *vmscope.View) Result {
+				r := Sweep(t.Context(), v, checks)
+				if err := r.Err(); err != nil {
+					t.Error(err)
+				}
+				return r
+			}
+			silent := func() {
+				t.Helper()
+				if err := g.View(t.Context(), func(v *vmscope.View) error {
+					for _, f := range look(v).Findings {
+						t.Errorf("nothing was changed: %s: %s %+v", f.ID, f.Summary, f.Evidence)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			silent()
+			for _, c := range bendings {
+				t.Run(c.name, func(t *testing.T) {
+					v := &victim{T: t, g: g, lab: lab}
+					if err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
+						v.tx = tx
+						defer func() {
+							for _, p := range slices.Backward(v.undo) {
+								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
+									t.Error(err)
+								}
+							}
+						}()
+						words := c.do(v)
+						demand(t, look(tx.View), c.check, words)
+						return nil
+					}); err != nil {
+						t.Fatal(err)
+					}
+					silent()
+				})
+			}
+		})
+	}
+}
+
+// bendings are what only a comparison shows.
+var bendings = []struct {
+	name  string
+	check string
+	do    func(v *victim) (words []string)
+}{
+	{"a byte amid a function", "text", func(v *victim) []string {
+		at := v.symbol("commit_creds") + 0x20
+		var b [1]byte
+		if _, err := v.tx.Mem.Read(b[:], at); err != nil {
+			v.Fatal(err)
+		}
+		v.write(at, []byte{b[0] ^ 0xff})
+		return []string{"commit_creds+0x20", fmt.Sprintf("%#x", uint64(at)), "the kernel"}
+	}},
+	{"a byte of a module", "text", func(v *victim) []string {
+		m := v.module("loop")
+		at := m.Base + 0x100
+		v.write(at, []byte{0x0f, 0x0b, 0x0f, 0x0b})
+		return []string{"[loop]", "module loop", "0f0b0f0b"}
+	}},
+	{"system call table", "rodata", func(v *victim) []string {
+		table := v.symbol("sys_call_table")
+		v.put(table+8*63, uint64(v.symbol("commit_creds")))
+		return []string{"sys_call_table+0x1f8", "commit_creds", "newuname"}
+	}},
+	{"operations of files", "rodata", func(v *victim) []string {
+		at := v.member(v.symbol("def_blk_fops"), "file_operations", "open")
+		v.put(at, uint64(v.nowhere()))
+		return []string{"def_blk_fops", "init_task"}
+	}},
+	{"read-only data of a module", "rodata", func(v *victim) []string {
+		s, err := v.tx.LookupSymbol("lo_fops [loop]")
+		if err != nil {
+			v.Fatal(err)
+		}
+		at := v.member(s.Addr, "block_device_operations", "ioctl")
+		v.put(at, uint64(v.nowhere()))
+		return []string{"lo_fops [loop]", "module loop"}
+	}},
+	{"interrupt gate", "rodata", func(v *victim) []string {
+		at := v.symbol("idt_table") + 16*14
+		v.write(at, []byte{1, 2})
+		return []string{"idt_table+0xe0"}
+	}},
+}
+
+// hook writes a jump to an address over the code at another.
+func (v *victim) hook(at, to mem.VA) {
+	v.Helper()
+	b := binary.LittleEndian.AppendUint32([]byte{opJump}, uint32(to-(at+5)))
+	v.write(at, b)
+}
+
+// jumpLabel is a place of the kernel's text with a jump label of five bytes.
+func (v *victim) jumpLabel() linux.PatchSite {
+	v.Helper()
+	sites, err := v.tx.PatchSites()
+	if err != nil {
+		v.Fatal(err)
+	}
+	start, end := v.symbol("_stext"), v.symbol("_etext")
+	for _, s := range sites {
+		var b [5]byte
+		if s.Kind != linux.JumpLabel || s.At < start || s.At >= end {
+			continue
+		}
+		if _, err := v.tx.Mem.Read(b[:], s.At); err == nil && begins(b[:], nop5s) {
+			return s
+		}
+	}
+	v.Fatal("no jump label")
+	return linux.PatchSite{}
+}
+
+// ftraceSite is where a function calls ftrace.
+func (v *victim) ftraceSite(function string) mem.VA {
+	v.Helper()
+	sites, err := v.tx.PatchSites()
+	if err != nil {
+		v.Fatal(err)
+	}
+	entry := v.symbol(function)
+	i := slices.IndexFunc(sites, func(s linux.PatchSite) bool { return s.Kind == linux.FtraceSite && s.At >= entry && s.At-entry < 8 })
+	if i < 0 {
+		v.Fatalf("%s cannot be traced", function)
+	}
+	return sites[i].At
+}
