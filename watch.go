@@ -120,22 +120,22 @@ type mountPoints struct {
 	guest  *Guest
 }
 
-// of gives the shortest path at which the guest's first process sees the root of a file system; "" if it sees none, or cannot
-// be asked.
-func (m *mountPoints) of(_ string, fs *ext4.Super) string {
+// of gives the shortest path at which the guest's first process sees the root of a file system; "" if it sees none. An error
+// says that nobody can tell now: the guest boots, for instance.
+func (m *mountPoints) of(_ string, fs *ext4.Super) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.guest == nil {
 		g, err := Open(m.ctx, m.target)
 		if err != nil {
-			return ""
+			return "", err
 		}
 		m.guest = g
 	}
 	u := fs.UUID
 	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 	best := ""
-	_ = m.guest.View(m.ctx, func(v *View) error {
+	err := m.guest.View(m.ctx, func(v *View) error {
 		t, err := v.TaskByPID(1)
 		if err != nil {
 			return err
@@ -148,7 +148,10 @@ func (m *mountPoints) of(_ string, fs *ext4.Super) string {
 		}
 		return err
 	})
-	return best
+	if best != "" {
+		err = nil // of the mounts that could be read
+	}
+	return best, err
 }
 
 func (m *mountPoints) close() {

@@ -148,7 +148,7 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 	for _, v := range live {
 		s := v.fs.Super()
 		v.label, v.crawl = fsLabel(v.name, s), true
-		w.place(v)
+		w.place(v, true)
 		w.volumes = append(w.volumes, v)
 		if v.then = w.held[v.label]; v.then == nil {
 			if err := w.attached(v); err != nil {
@@ -265,13 +265,6 @@ func (w *Watch) everything() {
 			c.Interest(block.Range{Off: 0, Len: d.Source.Device().Size()}, true)
 			w.caught[i] = false
 		}
-	}
-}
-
-// place asks where the guest has a file system mounted.
-func (w *Watch) place(v *volume) {
-	if w.opt.Mounted != nil {
-		v.at = mountPoint(w.opt.Mounted(v.name, v.fs.Super()))
 	}
 }
 

@@ -61,8 +61,10 @@ type Options struct {
 	// held, and its difference not told. 0 means 64 MiB, less than 0 that nothing is held.
 	Hold int64
 	// Mounted tells where the guest has a file system mounted, so that its paths are the guest's; nil, or "": they are
-	// those of the file system. It is asked when a file system is attached or mounted.
-	Mounted func(volume string, fs *ext4.Super) string
+	// those of the file system. It is asked when a file system is attached or mounted, and now and then before events are
+	// told: the mount comes after what it writes to the disk, and a root file system is moved from where the boot mounted
+	// it. After an error what it told before stands.
+	Mounted func(volume string, fs *ext4.Super) (string, error)
 	// Progress is told how far the crawl of a file system is, in inodes.
 	Progress func(fs string, done, total uint64)
 	// Warn is told what is wrong with a disk or a file system, beside the events; it must be quick.

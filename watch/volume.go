@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"vmscope/block"
@@ -34,6 +33,7 @@ type volume struct {
 	then  *tree     // what had been told when writes were lost: the difference is to be told when all is caught up
 
 	touched time.Time // of the last write
+	placed  time.Time // until then at is taken for granted
 }
 
 // known says whether there is a reader for what lies in a volume.
@@ -108,14 +108,6 @@ func (v *volume) step(ctx context.Context, n int, progress func(fs string, done,
 		progress(v.name, done, total)
 	}
 	return err
-}
-
-// mountPoint cleans what Options.Mounted said.
-func mountPoint(p string) string {
-	if !strings.HasPrefix(p, "/") {
-		return ""
-	}
-	return strings.TrimRight(p, "/")
 }
 
 // lost says whether an error is a gap in the writes.

@@ -271,12 +271,12 @@ func (w *Watch) tell(v *volume, events []event.Event, err error) error {
 			w.untold = v.name + ": " + fsinfer.ErrUntold.Error()
 		}
 	}
+	if len(events) > 0 {
+		w.place(v, slices.ContainsFunc(events, func(e event.Event) bool { return e.Op == event.Mount }))
+	}
 	look := sync.OnceValue(v.fs.Look)
 	for i := range events {
 		e := &events[i]
-		if e.Op == event.Mount {
-			w.place(v)
-		}
 		if v.then != nil {
 			continue // a part of the difference
 		}

@@ -65,10 +65,20 @@ type kit struct {
 
 const firstFD = 3
 
-func (k *kit) files() []*os.File { return []*os.File{k.ctl, k.ring.Memory, k.ring.Wake, k.lock, k.ln} }
+// fds are their descriptors, and none for what is not there.
+func (k *kit) fds(none *os.File) []uintptr {
+	fd := func(f *os.File) uintptr {
+		if f == nil {
+			f = none
+		}
+		return f.Fd()
+	}
+	return []uintptr{fd(k.ctl), fd(k.ring.Memory), uintptr(k.ring.Wake), fd(k.lock), fd(k.ln)}
+}
 
 // inherited finds the kit of a helper.
 func inherited() (kit, error) {
+	const wake = 2
 	var f [5]*os.File
 	for i := range f {
 		fd := firstFD + i
@@ -77,14 +87,14 @@ func inherited() (kit, error) {
 			return kit{}, fmt.Errorf("descriptor %d: %w", fd, err)
 		}
 		unix.CloseOnExec(fd)
-		if st.Mode&unix.S_IFMT != unix.S_IFCHR { // /dev/null stands for what is not there
+		if i != wake && st.Mode&unix.S_IFMT != unix.S_IFCHR { // /dev/null stands for what is not there
 			f[i] = os.NewFile(uintptr(fd), "inherited")
 		}
 	}
-	if f[0] == nil || f[1] == nil || f[2] == nil {
+	if f[0] == nil || f[1] == nil {
 		return kit{}, errors.New("files are missing")
 	}
-	return kit{ctl: f[0], ring: ring.Files{Memory: f[1], Wake: f[2]}, lock: f[3], ln: f[4]}, nil
+	return kit{ctl: f[0], ring: ring.Files{Memory: f[1], Wake: firstFD + wake}, lock: f[3], ln: f[4]}, nil
 }
 
 // spawn starts a helper, which the caller has to wait for.
@@ -98,13 +108,7 @@ func (k *kit) spawn(j job) (pid int, err error) {
 		return 0, err
 	}
 	defer null.Close()
-	fds := []uintptr{null.Fd(), null.Fd(), null.Fd()}
-	for _, f := range k.files() {
-		if f == nil {
-			f = null
-		}
-		fds = append(fds, f.Fd())
-	}
+	fds := append([]uintptr{null.Fd(), null.Fd(), null.Fd()}, k.fds(null)...)
 	env := []string{helperEnv + "=" + string(text)}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, helperEnv+"=") {

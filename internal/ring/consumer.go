@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Consumer reads records. Its methods are for one goroutine at a time, but for Wait, which may run beside Scan and At.
@@ -28,8 +30,7 @@ type Consumer struct {
 	Lag int
 }
 
-// NewConsumer opens a ring for reading from where an earlier consumer was. files stay the caller's; Wake is used until
-// Close.
+// NewConsumer opens a ring for reading from where an earlier consumer was. files stay the caller's.
 func NewConsumer(files Files) (*Consumer, error) {
 	s, err := open(files.Memory)
 	if err != nil {
@@ -40,11 +41,19 @@ func NewConsumer(files Files) (*Consumer, error) {
 		s.close()
 		return nil, fmt.Errorf("position %d: %w", t, ErrDamaged)
 	}
-	return &Consumer{s: s, wake: files.Wake, cur: t, tail: t, seen: t}, nil
+	wake, err := unix.FcntlInt(uintptr(files.Wake), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		s.close()
+		return nil, os.NewSyscallError("dup", err)
+	}
+	return &Consumer{s: s, wake: os.NewFile(uintptr(wake), "wake"), cur: t, tail: t, seen: t}, nil
 }
 
 // Close unmaps the ring: data that was given is void.
-func (c *Consumer) Close() { c.s.close() }
+func (c *Consumer) Close() {
+	c.wake.Close()
+	c.s.close()
+}
 
 // Leave tells the producer that nobody reads any more.
 func (c *Consumer) Leave() {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -42,7 +41,7 @@ func (r Reason) String() string {
 // Producer writes records. Its methods are safe for concurrent use.
 type Producer struct {
 	s    *shared
-	wake syscall.RawConn
+	wake int // eventfd
 	now  func() int64
 
 	mu   sync.Mutex
@@ -66,12 +65,7 @@ func NewProducer(files Files) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	wake, err := files.Wake.SyscallConn()
-	if err != nil {
-		s.close()
-		return nil, err
-	}
-	p := &Producer{s: s, wake: wake, now: func() int64 { return time.Now().UnixNano() }}
+	p := &Producer{s: s, wake: files.Wake, now: func() int64 { return time.Now().UnixNano() }}
 	p.head = s.word(hdrHead).Load()
 	p.tail = s.word(hdrTail).Load()
 	if p.head%headSize != 0 || p.tail%headSize != 0 || p.head-p.tail > s.size {
@@ -266,18 +260,13 @@ func (s *Slot) done() {
 	}
 }
 
-// ringBell adds one to an eventfd that does not block: should its counter be full, the consumer is awake anyhow.
-func ringBell(fd uintptr) bool {
-	one := [8]byte{1}
-	hot.Now(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&one)), 8, 0, 0, 0)
-	return true
-}
-
 // signal wakes the consumer if it sleeps.
 func (p *Producer) signal() {
 	p.unsaid.Store(0)
 	w := p.s.word(hdrWaiting)
 	if w.Load() != 0 && w.Swap(0) != 0 {
-		p.wake.Write(ringBell)
+		// It does not block: should its counter be full, the consumer is awake anyhow.
+		one := [8]byte{1}
+		hot.Now(unix.SYS_WRITE, uintptr(p.wake), uintptr(unsafe.Pointer(&one)), 8, 0, 0, 0)
 	}
 }

@@ -99,11 +99,13 @@ const DefaultSize = 64 << 20
 // Files are what a process needs to take part: they may be inherited or passed.
 type Files struct {
 	Memory *os.File
-	Wake   *os.File // eventfd
+	// Wake is an eventfd. It is no os.File, which Go's poller would look at: each bell would wake all processes that have
+	// it, and not only the one that reads.
+	Wake int
 }
 
 // Close closes them; a ring that was opened with them goes on.
-func (f Files) Close() error { return errors.Join(f.Memory.Close(), f.Wake.Close()) }
+func (f Files) Close() error { return errors.Join(f.Memory.Close(), unix.Close(f.Wake)) }
 
 // Create makes a ring for records of size bytes together (rounded up to a power of two, at least 64 KiB) and for a disk of
 // diskSize bytes, whose interest bitmap it holds.
@@ -141,7 +143,7 @@ func Create(size int, diskSize int64) (Files, error) {
 		mem.Close()
 		return Files{}, fmt.Errorf("eventfd: %w", err)
 	}
-	return Files{mem, os.NewFile(uintptr(wake), "wake")}, nil
+	return Files{mem, wake}, nil
 }
 
 // shared is the memory as one process maps it.
