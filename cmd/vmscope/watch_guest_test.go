@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -239,4 +240,37 @@ func TestWatchGuest(t *testing.T) {
 func sha256Of(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
+}
+
+// TestWatchReset resets a guest while it is watched: where its file system is mounted is told late by each boot, and what
+// happens there is told all the same, by the guest's paths.
+func TestWatchReset(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	guestlab.MakeFS(t, image, 64<<20, "-t", "ext4")
+	g := guestlab.Boot(t, guestlab.Config{Kernel: guestlab.TestKernels(t)[0], MemoryMiB: 256, Disk: image, Modules: []string{"ext4"}, AllowReboot: true})
+	mount := func() {
+		t.Helper()
+		if err := g.Mount(t.Context(), "/dev/vda", "/mnt", "ext4", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount()
+	if _, err := g.Run(t.Context(), "mkdir /mnt/root; sync"); err != nil {
+		t.Fatal(err)
+	}
+	w := startWatch(t, g.Name(), "/mnt/root", "--op", "MKDIR")
+	for i := range 2 {
+		if err := g.Reset(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mount()
+		if _, err := g.Run(t.Context(), fmt.Sprintf("mkdir /mnt/root/after%d /mnt/elsewhere%d; sync", i, i)); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range w.until(t, fmt.Sprintf("/mnt/root/after%d", i)) {
+			if strings.Contains(line, "elsewhere") {
+				t.Errorf("not watched: %q", line)
+			}
+		}
+	}
 }
