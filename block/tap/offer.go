@@ -51,7 +51,7 @@ func (m *mirror) offer(leave func(error)) (done func(), err error) {
 }
 
 // Detach makes the taps of a machine's disk (as Attach's name; "" for all disks) leave it, and waits until they have: for
-// who wants to do with it what QEMU refuses as long as a job has it (snapshots, resizing, migration). Their streams end
+// who wants to do with it what QEMU refuses as long as a job has it (snapshots, resizing), or migrate. Their streams end
 // with ErrDetached. It gives the number of taps that left; those of other users are not reached.
 func Detach(ctx context.Context, target, name string) (int, error) {
 	p, err := qemu.Find(target)

@@ -235,9 +235,9 @@ that begin with # are comments; an empty file means that nothing is watched.
 
 File systems: ext2, ext3, ext4; on whole disks, MBR and GPT partitions, LVM2.
 
-While a disk is watched, QEMU refuses snapshots, resizing and migration of it:
-'vmscope watch TARGET --detach' makes all watches of TARGET leave. A watch that
-was made to leave, or whose guest has ended, says so on stderr; its status is 0.`,
+While a disk is watched, QEMU refuses snapshots and resizing of it, and a watch
+does not follow a migration: 'vmscope watch TARGET --detach' makes all watches of
+TARGET leave. A watch that was made to leave, or whose guest has ended, says so on stderr; its status is 0.`,
 		Example: `  vmscope watch web1 /root /etc
   vmscope watch web1 '/home/*/.ssh' --content versions
   vmscope watch web1 --paths-from /etc/vmscope/web1.paths
