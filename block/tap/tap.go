@@ -84,7 +84,7 @@ var _ block.Tap = (*Tap)(nil)
 // that Disks lists, by its ID, node, device path or guessed name, or "" if there is only one that can be written.
 //
 // When it returns, every later write of the guest is seen. The guest is neither stopped nor restarted; the disk's content
-// is read through QEMU, whatever its format. As long as the tap is there, QEMU refuses snapshots, resizing and migration
+// is read through QEMU, whatever its format. As long as the tap is there, QEMU refuses snapshots and resizing
 // of the disk: see Detach.
 func Attach(ctx context.Context, target, disk string, o Options) (*Tap, error) {
 	p, err := qemu.Find(target)
