@@ -25,7 +25,7 @@ func (w *Watch) attach(ctx context.Context) error {
 		if t := v.known(); t.useful(w.filter.changes(), v.at) {
 			w.held[v.label] = t
 		}
-		v.fs.Close()
+		v.close()
 	}
 	w.volumes = nil
 	if err := w.scan(ctx); err != nil {
@@ -93,11 +93,16 @@ func (w *Watch) open(list []part.Volume) []*volume {
 			w.opt.Warn(fmt.Errorf("%s: %w", p.Name, err))
 			continue
 		}
-		devices := make([]block.Device, len(w.disks))
-		for i, d := range w.disks {
-			devices[i] = d.Source.Device()
+		v := &volume{name: p.Name, part: *p, where: where}
+		if v.joint = w.join(v); v.joint != nil {
+			v.dev = v.joint
+		} else {
+			devices := make([]block.Device, len(w.disks))
+			for i, d := range w.disks {
+				devices[i] = d.Source.Device()
+			}
+			v.dev = block.NewVolume(where, devices)
 		}
-		v := &volume{name: p.Name, part: *p, where: where, dev: block.NewVolume(where, devices)}
 		if p.Disk >= 0 {
 			v.disk = w.disks[p.Disk].Name
 		} else if len(w.disks) == 1 {
@@ -120,6 +125,7 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 				return ctx.Err()
 			}
 			w.opt.Warn(fmt.Errorf("%s: %w", v.name, err))
+			v.close()
 			continue
 		}
 		v.fs = fs
@@ -175,9 +181,17 @@ func (w *Watch) capture(ctx context.Context, volumes []*volume) (bool, error) {
 		}
 		var journals []tap.Journal
 		for _, v := range volumes {
-			if j, ok := v.journal(i); ok && v.where.Touches(i, &block.Write{Op: block.OpFlush}) {
-				journals = append(journals, j)
+			j, ok := v.journal(i)
+			if !ok || !v.where.Touches(i, &block.Write{Op: block.OpFlush}) {
+				continue
 			}
+			if v.joint != nil {
+				var err error
+				if j.Others, err = w.others(ctx, v, i); err != nil {
+					return false, err
+				}
+			}
+			journals = append(journals, j)
 		}
 		if len(journals) == 0 {
 			continue
@@ -285,6 +299,7 @@ func (w *Watch) divide(ctx context.Context) error {
 		if i >= 0 {
 			kept = append(kept, w.volumes[i])
 			w.volumes = slices.Delete(w.volumes, i, i+1)
+			v.close()
 		} else {
 			fresh = append(fresh, v)
 		}
@@ -295,7 +310,7 @@ func (w *Watch) divide(ctx context.Context) error {
 		if err := w.send(e); err != nil {
 			return err
 		}
-		gone.fs.Close()
+		gone.close()
 	}
 	w.volumes = kept
 	return w.start(ctx, fresh)

@@ -88,6 +88,9 @@ func (w *Watch) unknown() string {
 // then that events are complete.
 func (w *Watch) caughtUp(ctx context.Context, v *volume) error {
 	waited := !v.since.IsZero()
+	if v.joint != nil {
+		v.joint.Inexact() // what was read until here may be older than the model, too
+	}
 	v.since = time.Time{}
 	v.fs.CaughtUp()
 	for i := range w.disks {
@@ -106,6 +109,10 @@ func (w *Watch) caughtUp(ctx context.Context, v *volume) error {
 			return err
 		}
 		now.read(look, portion)
+	}
+	if w.inexact(v) {
+		v.then = old // the next time
+		return nil
 	}
 	v.tree = now
 	if old.other(now.turn, now.at) || !now.whole() {

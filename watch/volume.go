@@ -24,6 +24,7 @@ type volume struct {
 	part  part.Volume
 	where *block.Map
 	dev   block.Device
+	joint *tap.Joint // what dev is, if the volume lies on several disks that are tapped
 	fs    *ext4.FS
 	at    string    // where the guest has it mounted
 	since time.Time // writes up to then may be in the model already
@@ -52,6 +53,16 @@ func (v *volume) on(disk int) bool {
 func (v *volume) journal(disk int) (j tap.Journal, ok bool) {
 	format, where, ok := v.fs.Journal()
 	return tap.Journal{Format: format, Disk: disk, Volume: v.part.Segments, Extents: where}, ok
+}
+
+// close gives back what was made for the volume.
+func (v *volume) close() {
+	if v.fs != nil {
+		v.fs.Close()
+	}
+	if v.joint != nil {
+		v.joint.Close()
+	}
 }
 
 // fsLabel is how events call a file system.
@@ -92,6 +103,9 @@ func (v *volume) content(e *event.Event, limit int64) error {
 	data, torn, err := v.fs.Content(uint32(e.Inode), limit)
 	if err != nil {
 		return fmt.Errorf("content of %q: %w", e.Path, err)
+	}
+	if v.joint != nil && v.joint.Inexact() {
+		torn = true // data is not caught: it is as of now
 	}
 	e.Content = &event.Content{Data: data, SHA256: sha256.Sum256(data), Torn: torn}
 	return nil

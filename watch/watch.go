@@ -135,7 +135,7 @@ func (w *Watch) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, v := range w.volumes {
-		v.fs.Close()
+		v.close()
 	}
 	w.volumes = nil
 }
@@ -242,6 +242,11 @@ func (w *Watch) apply(ctx context.Context, disk int, write *block.Write) error {
 			}
 		}
 		v.touched = write.Time
+		if v.joint != nil {
+			if err := v.joint.Made(disk); err != nil {
+				return err
+			}
+		}
 		pieces := v.where.Pieces(disk, *write)
 		for {
 			p, ok := pieces.Next()
@@ -249,6 +254,9 @@ func (w *Watch) apply(ctx context.Context, disk int, write *block.Write) error {
 				break
 			}
 			events, err := v.fs.Apply(p)
+			if w.inexact(v) {
+				break // what it says may be wrong
+			}
 			if err := w.tell(v, events, err); err != nil {
 				return err
 			}
@@ -281,7 +289,9 @@ func (w *Watch) tell(v *volume, events []event.Event, err error) error {
 			continue // a part of the difference
 		}
 		if v.tree != nil {
-			v.tree.apply(e, look)
+			if v.tree.apply(e, look); w.inexact(v) {
+				v.tree = nil
+			}
 		}
 		if err := w.pass(v, e); err != nil {
 			return err
@@ -351,8 +361,11 @@ func (w *Watch) crawl(ctx context.Context) {
 
 // step goes on with one crawl, and then with reading the tree.
 func (w *Watch) step(ctx context.Context, v *volume) {
+	defer w.inexact(v)
 	if !v.crawl {
-		w.readTree(v)
+		if w.readTree(v); w.inexact(v) {
+			v.tree = nil // no difference from it is told
+		}
 		return
 	}
 	if err := v.step(ctx, 1<<13, w.opt.Progress); err != nil && ctx.Err() == nil {
@@ -367,6 +380,9 @@ func (w *Watch) quiet(now time.Time) error {
 			continue // another disk was quiet
 		}
 		events, err := v.fs.Quiet(now)
+		if w.inexact(v) {
+			continue
+		}
 		if err := w.tell(v, events, err); err != nil {
 			return err
 		}

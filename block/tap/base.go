@@ -16,16 +16,24 @@ func (m *mirror) content(ctx context.Context) (message, error) {
 		if f, err := block.OpenFile(m.Raw); err == nil {
 			defer f.Close()
 			if f.Size() == m.Size {
-				return message{Kind: msgAttached, PID: os.Getpid(), File: m.Raw}, nil
+				return message{Kind: msgAttached, PID: os.Getpid(), Content: Content{File: m.Raw}}, nil
 			}
 		}
 	}
 	socket, err := m.export(ctx)
-	return message{Kind: msgAttached, PID: os.Getpid(), Socket: socket, Export: m.ID}, err
+	return message{Kind: msgAttached, PID: os.Getpid(), Content: Content{Socket: socket, Export: m.ID}}, err
 }
 
-// dialBase opens what an "attached" message tells. Beside an error there is none, not even one of a type.
-func dialBase(ctx context.Context, m message) (base, error) {
+// Content says how to read what a disk holds now. One of File, URI and Socket is set.
+type Content struct {
+	File   string `json:"file,omitempty"` // a raw image
+	URI    string `json:"uri,omitempty"`  // of an NBD export
+	Socket string `json:"socket,omitempty"`
+	Export string `json:"export,omitempty"` // at the socket
+}
+
+// dialBase opens a disk's content. Beside an error there is none, not even one of a type.
+func dialBase(ctx context.Context, m Content) (base, error) {
 	var b base
 	var err error
 	switch o := (nbd.Options{Timeout: readPatience}); {
@@ -44,3 +52,12 @@ func dialBase(ctx context.Context, m message) (base, error) {
 
 // readPatience bounds a read of the disk's content: a guest that is stopped in the middle of a drain does not answer.
 const readPatience = 20 * time.Second
+
+// readBase reads, for as long as ctx lasts.
+func readBase(ctx context.Context, c base, p []byte, off int64) error {
+	if n, ok := c.(*nbd.Client); ok {
+		_, err := n.ReadContext(ctx, p, off)
+		return err
+	}
+	return block.ReadFull(c, p, off)
+}

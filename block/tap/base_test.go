@@ -9,7 +9,7 @@ import (
 // somebody may stop QEMU's NBD server.
 func TestUnreachable(t *testing.T) {
 	nowhere := filepath.Join(t.TempDir(), "s")
-	for name, m := range map[string]message{
+	for name, m := range map[string]Content{
 		"uri": {URI: "nbd+unix:///?socket=" + nowhere}, "socket": {Socket: nowhere, Export: "e"}, "file": {File: nowhere},
 	} {
 		if b, err := dialBase(t.Context(), m); b != nil || err == nil {

@@ -24,21 +24,34 @@ type capture struct {
 	// several: one of the journals lies on other disks, too.
 	several bool
 	ring    *ring.Producer
-	read    func(ctx context.Context, p []byte, off int64) error // of the disk as it is now
-	most    int64                                                // bytes of one transaction's images
+	own     uint32     // the shelf of the tap's disk
+	read    readDisk   // of the disk as it is now
+	others  readOthers // of other disks
+	most    int64      // bytes of one transaction's images
 
 	mu     sync.Mutex
 	have   marks
-	asked  map[int64]*piece // of the transaction that is being written, by offset
-	bytes  int64            // of asked
-	full   bool             // asked is not complete
-	flight *sync.WaitGroup  // of its reads that were begun
-	slots  chan struct{}    // bounds the reads at one time
+	asked  map[spot]*piece // of the transaction that is being written
+	bytes  int64           // of asked
+	full   bool            // asked is not complete
+	flight *sync.WaitGroup // of its reads that were begun
+	slots  chan struct{}   // bounds the reads at one time
+}
+
+type (
+	readDisk   func(ctx context.Context, p []byte, off int64) error
+	readOthers func(ctx context.Context, disk int, p []byte, off int64) error
+)
+
+// spot is where a place begins.
+type spot struct {
+	shelf uint32
+	off   int64
 }
 
 // piece is one block that is being read.
 type piece struct {
-	block.Range
+	place
 	data []byte // once it was read
 	err  error
 }
@@ -51,14 +64,17 @@ const (
 	readsAtOnce     = 16
 )
 
-func newCapture(gen uint32, journals []Journal, p *ring.Producer, most int64, read func(context.Context, []byte, int64) error) (*capture, error) {
-	c := &capture{gen: gen, ring: p, read: read, most: most, asked: map[int64]*piece{}, flight: &sync.WaitGroup{}, slots: make(chan struct{}, readsAtOnce)}
+func newCapture(gen uint32, journals []Journal, p *ring.Producer, most int64, read readDisk, others readOthers) (*capture, error) {
+	c := &capture{gen: gen, ring: p, read: read, others: others, most: most, asked: map[spot]*piece{}, flight: &sync.WaitGroup{}, slots: make(chan struct{}, readsAtOnce)}
 	for _, j := range journals {
 		l, err := newLogReader(j)
 		if err != nil {
 			return nil, err
 		}
 		c.logs = append(c.logs, l)
+		if len(j.Others) > 0 {
+			c.own = uint32(j.Disk) + 1
+		}
 		c.several = c.several || slices.ContainsFunc(j.Volume, func(s block.Segment) bool {
 			return slices.ContainsFunc(s.Legs, func(leg block.Leg) bool { return leg.Disk >= 0 && leg.Disk != j.Disk })
 		})
@@ -86,8 +102,9 @@ func (c *capture) logged(off int64, data []byte) {
 	}
 	var need []*piece
 	for _, l := range c.logs {
-		l.read(off, data, func(r block.Range) {
-			if p := c.want(r); p != nil {
+		c.refresh(l, off, data)
+		l.read(off, data, func(at place) {
+			if p := c.want(at); p != nil {
 				need = append(need, p)
 			}
 		}, func() {
@@ -104,29 +121,44 @@ func (c *capture) logged(off int64, data []byte) {
 	}
 }
 
-// want notes a block that is to be read; nil if it need not be.
-func (c *capture) want(r block.Range) *piece {
+// refresh has a journal whose superblock is on another disk take over its format, which a mount may have changed.
+func (c *capture) refresh(l *logReader, off int64, data []byte) {
+	if l.away.Len == 0 || len(l.within(off, int64(len(data)))) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), capturePatience)
+	defer cancel()
+	b := make([]byte, l.away.Len)
+	if c.readAt(ctx, l.away.shelf, b, l.away.Off) == nil {
+		l.follow(b)
+	}
+}
+
+// want notes a block that is to be read; nil if it need not be. What is for a Joint is captured by each transaction: writes to
+// other disks are not seen here.
+func (c *capture) want(at place) *piece {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.asked[r.Off] != nil || c.have.all(r) {
+	key := spot{at.shelf, at.Off}
+	if c.asked[key] != nil || at.shelf == 0 && c.have.all(at.Range) {
 		return nil
 	}
-	if c.bytes+r.Len > c.most {
+	if c.bytes+at.Len > c.most {
 		c.full = true
 		return nil
 	}
-	c.bytes += r.Len
-	p := &piece{Range: r}
-	c.asked[r.Off] = p
+	c.bytes += at.Len
+	p := &piece{place: at}
+	c.asked[key] = p
 	return p
 }
 
 // fetch begins to read. Neighbours are read together.
 func (c *capture) fetch(need []*piece) {
-	slices.SortFunc(need, func(a, b *piece) int { return cmp.Compare(a.Off, b.Off) })
+	slices.SortFunc(need, func(a, b *piece) int { return cmp.Or(cmp.Compare(a.shelf, b.shelf), cmp.Compare(a.Off, b.Off)) })
 	for len(need) > 0 {
 		n, end := 1, need[0].End()
-		for n < len(need) && need[n].Off == end && need[n].End()-need[0].Off <= readMost {
+		for n < len(need) && need[n].Off == end && need[n].shelf == need[0].shelf && need[n].End()-need[0].Off <= readMost {
 			end = need[n].End()
 			n++
 		}
@@ -141,7 +173,7 @@ func (c *capture) fetch(need []*piece) {
 			ctx, cancel := context.WithTimeout(context.Background(), 4*capturePatience)
 			defer cancel()
 			b := make([]byte, end-list[0].Off)
-			err := c.read(ctx, b, list[0].Off)
+			err := c.readAt(ctx, list[0].shelf, b, list[0].Off)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			for _, p := range list {
@@ -149,6 +181,14 @@ func (c *capture) fetch(need []*piece) {
 			}
 		}()
 	}
+}
+
+// readAt reads what a disk holds.
+func (c *capture) readAt(ctx context.Context, shelf uint32, p []byte, off int64) error {
+	if shelf == 0 || shelf == c.own {
+		return c.read(ctx, p, off)
+	}
+	return c.others(ctx, int(shelf)-1, p, off)
 }
 
 // commit puts the images of the transaction into the ring.
@@ -178,14 +218,16 @@ func (c *capture) commit() {
 		if whole = whole && p.data != nil && p.err == nil; !whole {
 			break
 		}
-		list = append(list, ring.Record{Kind: ring.PreImage, Time: now, Off: p.Off, Len: p.Len, Data: p.data})
+		list = append(list, ring.Record{Kind: ring.PreImage, Extra: p.shelf, Time: now, Off: p.Off, Len: p.Len, Data: p.data})
 	}
 	if !whole {
 		c.ring.Lose(1, ring.NotCaught)
 		c.have = nil
 	} else if c.ring.AppendAll(list) {
 		for _, p := range c.asked {
-			c.have = c.have.set(p.Range)
+			if p.shelf == 0 {
+				c.have = c.have.set(p.Range)
+			}
 		}
 	}
 	clear(c.asked)

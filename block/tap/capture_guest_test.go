@@ -72,7 +72,7 @@ func TestPast(t *testing.T) {
 			t.Fatal(err)
 		}
 		if w.Op == block.OpWrite {
-			l.read(w.Off, w.Data, func(r block.Range) { tx = append(tx, r) }, func() {
+			l.read(w.Off, w.Data, func(r place) { tx = append(tx, r.Range) }, func() {
 				commits++
 				for _, r := range tx {
 					if overlay[r.Off] {

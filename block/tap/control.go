@@ -20,11 +20,7 @@ type message struct {
 	Text  string `json:"text,omitempty"`
 	Class string `json:"class,omitempty"`
 
-	// Socket and Export lead to the disk's content: of "attached".
-	Socket string `json:"socket,omitempty"`
-	Export string `json:"export,omitempty"`
-	File   string `json:"file,omitempty"`
-	URI    string `json:"uri,omitempty"`
+	Content // of "attached"
 
 	Clients int `json:"clients,omitempty"` // of "serving"
 

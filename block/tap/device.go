@@ -41,7 +41,7 @@ func (p *past) connect(ctx context.Context) (base, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.conn, err = dialBase(ctx, m)
+	p.conn, err = dialBase(ctx, m.Content)
 	return p.conn, err
 }
 
@@ -221,8 +221,11 @@ func (t *Tap) overlay(b []byte, off int64) error {
 func (t *Tap) scan() error {
 	t.images.release(t.con.Tail())
 	return t.con.Scan(func(pos uint64, r ring.Record) {
-		if r.Kind == ring.PreImage {
+		if r.Kind == ring.PreImage && r.Extra == 0 {
 			t.images.add(pos, r)
+		}
+		for _, m := range t.joints {
+			m.joint.saw(m.disk, pos, &r)
 		}
 	})
 }

@@ -257,7 +257,7 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 	if d, ok := disk.(nbdBackend); ok && s.Protocol != VhostUser {
 		f = &nbdFront{s, d, r.feed}
 	}
-	base := message{Kind: msgAttached, PID: os.Getpid(), File: s.Image}
+	base := message{Kind: msgAttached, PID: os.Getpid(), Content: Content{File: s.Image}}
 	if s.forwards() {
 		base.File, base.URI = "", s.Image
 	}

@@ -15,8 +15,11 @@ type Journal struct {
 	Format jbd2.Format
 	// Disk is which of the legs' disks the tap's disk is.
 	Disk int
-	// Volume is where the file system's volume lies, as block.Map has it. Homes on other disks are not captured.
+	// Volume is where the file system's volume lies, as block.Map has it.
 	Volume []block.Segment
+	// Others say how to read the other disks, by the legs' numbers: what a transaction overwrites there is captured, too, for
+	// a Joint. Without them only what lies on the tap's disk is, for its Device.
+	Others map[int]Content
 	// Extents are where the journal's blocks lie, in bytes of the volume. The first begins with the journal's superblock:
 	// a mount may change the format by it.
 	Extents []block.Range
@@ -27,7 +30,9 @@ type logReader struct {
 	format jbd2.Format
 	disk   int
 	volume *block.Map
+	others map[int]Content
 	super  int64         // where on the disk the journal's superblock is; -1: not there
+	away   place         // where it is on another disk that can be read; of length 0: it is not
 	areas  []block.Range // of the disk, sorted: where the journal lies
 	tags   []jbd2.Tag
 	blocks []uint64
@@ -41,10 +46,16 @@ func newLogReader(j Journal) (*logReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &logReader{format: j.Format, disk: j.Disk, volume: m, super: -1}
+	l := &logReader{format: j.Format, disk: j.Disk, volume: m, others: j.Others, super: -1}
 	if len(j.Extents) > 0 {
-		if p := m.Locate(j.Extents[0].Off); p.Len > 0 && !p.Zero && p.Disk == j.Disk {
+		p := m.Locate(j.Extents[0].Off)
+		_, other := j.Others[p.Disk]
+		switch {
+		case p.Len <= 0 || p.Zero:
+		case p.Disk == j.Disk:
 			l.super = p.Off
+		case p.Disk >= 0 && other:
+			l.away = place{block.Range{Off: p.Off, Len: min(p.Len, jbd2.SuperSize)}, uint32(p.Disk) + 1}
 		}
 	}
 	const most = 1 << 20 // pieces: a journal dealt out over stripes of 64 KiB has 2^14 a GiB
@@ -77,7 +88,7 @@ func (l *logReader) within(off, n int64) []block.Range {
 
 // read goes through what was written at off: need is called with each place on the disk that a transaction will change, and
 // commit where one is complete. Blocks that make no sense are passed over: nothing is replayed from them either.
-func (l *logReader) read(off int64, data []byte, need func(block.Range), commit func()) {
+func (l *logReader) read(off int64, data []byte, need func(place), commit func()) {
 	bs := int64(l.format.BlockSize)
 	for _, a := range l.within(off, int64(len(data))) {
 		// Blocks are aligned in their area: an extent begins with one.
@@ -122,8 +133,16 @@ func (l *logReader) follow(b []byte) {
 	}
 }
 
+// place is a piece of a disk that a transaction will change.
+type place struct {
+	block.Range
+	// shelf is 0 for what the tap's Device is to show; else the image is for a Joint, and of the disk with the number shelf-1
+	// among those that its volume lies on.
+	shelf uint32
+}
+
 // home says where a block of the file system lies. On stripes it may lie in pieces.
-func (l *logReader) home(n uint64, need func(block.Range)) {
+func (l *logReader) home(n uint64, need func(place)) {
 	bs := int64(l.format.BlockSize)
 	if n >= uint64(l.volume.Size()/bs) {
 		return
@@ -134,8 +153,14 @@ func (l *logReader) home(n uint64, need func(block.Range)) {
 		if k <= 0 {
 			return
 		}
-		if !p.Zero && p.Disk == l.disk {
-			need(block.Range{Off: p.Off, Len: k})
+		r := block.Range{Off: p.Off, Len: k}
+		_, other := l.others[p.Disk]
+		switch {
+		case p.Zero:
+		case p.Disk == l.disk && len(l.others) == 0:
+			need(place{r, 0})
+		case p.Disk == l.disk || p.Disk >= 0 && other:
+			need(place{r, uint32(p.Disk) + 1})
 		}
 		off, left = off+k, left-k
 	}

@@ -85,7 +85,7 @@ func TestLogReader(t *testing.T) {
 	} {
 		var need []int64
 		commits := 0
-		l.read(x.off, x.data, func(r block.Range) {
+		l.read(x.off, x.data, func(r place) {
 			if r.Len != bs {
 				t.Errorf("%s: %+v", x.name, r)
 			}
@@ -124,7 +124,7 @@ func FuzzLogReader(f *testing.F) {
 			t.Fatal(err)
 		}
 		n := 0
-		l.read(off, data, func(r block.Range) {
+		l.read(off, data, func(r place) {
 			n++
 			if r.Off < partAt || r.End() > partAt+volume || r.Len <= 0 {
 				t.Fatalf("%+v is not of the volume", r)
@@ -168,7 +168,7 @@ func newRig(t *testing.T) *rig {
 		}
 		copy(b, r.disk[off:])
 		return r.fail
-	})
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"vmscope/block"
 	"vmscope/block/nbd"
 	"vmscope/internal/ring"
 )
@@ -35,6 +34,7 @@ type receiver struct {
 	mu     sync.Mutex
 	base   *message // the "attached" message: how to reach the disk's content
 	conn   base     // to it, for what is captured
+	others others   // for what is captured of other disks
 	reason error    // why the context was ended
 	stop   context.CancelFunc
 }
@@ -84,6 +84,7 @@ func (r *receiver) run(ctx context.Context) error {
 	if r.conn != nil {
 		r.conn.Close()
 	}
+	r.others.close()
 	r.ctl.send(pack(msgEnded, err))
 	return err
 }
@@ -146,9 +147,10 @@ func (r *receiver) listen() {
 // caught begins to capture, and says so: in the ring, where what is captured begins, and to the reader.
 func (r *receiver) caught(m message) {
 	var c *capture
+	r.others.know(m.Journals)
 	if len(m.Journals) > 0 {
 		var err error
-		if c, err = newCapture(m.Gen, m.Journals, r.feed.ring, r.feed.ring.Size()/2, r.readNow); err != nil {
+		if c, err = newCapture(m.Gen, m.Journals, r.feed.ring, r.feed.ring.Size()/2, r.readNow, r.others.read); err != nil {
 			answer := pack(msgCapturing, err)
 			answer.Gen = m.Gen
 			r.ctl.send(answer)
@@ -157,6 +159,7 @@ func (r *receiver) caught(m message) {
 	}
 	r.feed.capture.Store(c)
 	go func() {
+		r.others.reach()
 		for !r.feed.ring.Append(ring.Record{Kind: ring.Marker, Extra: m.Gen}) {
 			if r.feed.ring.Deserted() {
 				return
@@ -173,12 +176,7 @@ func (r *receiver) readNow(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	if n, ok := c.(*nbd.Client); ok {
-		_, err = n.ReadContext(ctx, p, off)
-	} else {
-		err = block.ReadFull(c, p, off)
-	}
-	if err != nil && ctx.Err() == nil {
+	if err = readBase(ctx, c, p, off); err != nil && ctx.Err() == nil {
 		r.mu.Lock()
 		if r.conn == c {
 			r.conn = nil
@@ -200,7 +198,7 @@ func (r *receiver) source(ctx context.Context) (base, error) {
 		if r.base != nil {
 			defer r.mu.Unlock()
 			var err error
-			r.conn, err = dialBase(ctx, *r.base)
+			r.conn, err = dialBase(ctx, r.base.Content)
 			return r.conn, err
 		}
 		r.mu.Unlock()

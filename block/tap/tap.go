@@ -9,7 +9,7 @@
 // The past: a journalled file system writes a block to its home only after the transaction that changes it was
 // committed. So a receiver that is told of the journal (Tap.Capture) reads what such a block holds before it answers
 // the commit, and puts that into the ring too. Tap.Device reads a disk as it was where the reader of the ring is, by
-// looking ahead for these pre-images.
+// looking ahead for these pre-images. Joint does so for a volume on several disks.
 //
 // Programs call Helper first in main, so that the receiver can be a process: the same program, started again.
 package tap
@@ -65,6 +65,8 @@ type Tap struct {
 	mu       sync.Mutex // of all below
 	con      *ring.Consumer
 	images   images
+	joints   []member // of which it is a part
+	given    uint64   // the position of what Next gave last
 	closed   bool
 	seq      uint64
 	attached message // the last
@@ -307,6 +309,12 @@ func (t *Tap) attachedAt(ctx context.Context) (m message, err error) {
 	return m, err
 }
 
+// Content says how to read what the disk holds now.
+func (t *Tap) Content(ctx context.Context) (Content, error) {
+	m, err := t.attachedAt(ctx)
+	return m.Content, err
+}
+
 // Disk is the disk that is tapped.
 func (t *Tap) Disk() Disk { return t.info }
 
@@ -435,6 +443,7 @@ func (t *Tap) poll() (block.Write, bool, error) {
 		default:
 			t.seq++
 			t.images.written(r.Off, r.Len, pos)
+			t.given = pos
 			return block.Write{
 				Seq: t.seq, Time: time.Unix(0, r.Time), Op: ops[r.Kind], FUA: r.Flags&ring.FUA != 0, Off: r.Off, Len: r.Len, Data: r.Data,
 			}, true, nil

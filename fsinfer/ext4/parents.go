@@ -247,7 +247,11 @@ func (t *tableReader) block(b uint64) ([]byte, error) {
 	}
 	if n := uint64(len(t.ahead)) / bs; b < t.start || b-t.start >= n {
 		t.ahead = slices.Grow(t.ahead[:0], readAhead)[:max(readAhead, int(bs))]
-		n := min(uint64(len(t.ahead))/bs, f.sb.Blocks-b)
+		most := min(uint64(len(t.ahead))/bs, f.sb.Blocks-b)
+		n = 1
+		for _, _, table := f.tableBlock(b + n); n < most && table && !f.store.has(b+n); _, _, table = f.tableBlock(b + n) {
+			n++ // nothing else: a device may know that it has not what was there
+		}
 		t.start, t.ahead = b, t.ahead[:n*bs]
 		if got, err := f.dev.ReadAt(t.ahead, int64(b*bs)); got < len(t.ahead) {
 			t.ahead = t.ahead[:0]

@@ -25,7 +25,7 @@ const (
 	Zeroes
 	Discard
 	Flush
-	PreImage // Data is what Off held before the transaction whose commit follows
+	PreImage // Data is what Off held before the transaction whose commit follows; Extra, if not 0, is 1 + the number of the disk
 	Lost     // Len writes are missing here; Extra is the Reason
 	Marker   // Extra says which
 	kinds
