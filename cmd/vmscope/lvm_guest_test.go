@@ -21,10 +21,11 @@ func lvmGuest(t *testing.T) (g *guestlab.Guest, lvm string) {
 	}
 	dir := t.TempDir()
 	var disks []guestlab.Disk
-	for _, id := range []string{"one", "two"} {
+	for i, format := range []string{"raw", "qcow2"} { // which are read in different ways
+		id := []string{"one", "two"}[i]
 		path := filepath.Join(dir, id)
-		guestlab.MakeImage(t, path, "raw", 96<<20)
-		disks = append(disks, guestlab.Disk{ID: id, Path: path})
+		guestlab.MakeImage(t, path, format, 96<<20)
+		disks = append(disks, guestlab.Disk{ID: id, Path: path, Format: format})
 	}
 	g = guestlab.Boot(t, guestlab.Config{
 		Kernel: "bookworm-cloud", Disks: disks, Modules: []string{"ext4", "dm_mod", "dm_snapshot", "dm_thin_pool", "dm_raid", "raid1", "dm_mirror"},
