@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"vmscope/ctype"
+	"vmscope/kernel/linux"
 	"vmscope/ksym"
 	"vmscope/mem"
 )
@@ -262,8 +263,9 @@ func (w *hookWalk) networks(ksym.Symbol) error {
 	if err != nil {
 		return err
 	}
-	for _, net := range all {
-		if err := w.netfilter(f.NF, net); err != nil {
+	for _, ns := range all {
+		net := ns.Addr
+		if err := w.netfilter(f.NF, ns); err != nil {
 			return err
 		}
 		for _, lists := range []ctype.Field{f.All, f.Specific} {
@@ -294,7 +296,7 @@ func (w *hookWalk) networks(ksym.Symbol) error {
 
 // netfilter looks at the filters of one network namespace: all members of
 // struct netns_nf that are arrays of lists of them.
-func (w *hookWalk) netfilter(nf ctype.Field, net mem.VA) error {
+func (w *hookWalk) netfilter(nf ctype.Field, ns linux.NetNamespace) error {
 	f, err := bind[struct {
 		Count ctype.Field `c:"nf_hook_entries.num_hook_entries"` // include/linux/netfilter.h
 		Hooks ctype.Field `c:"nf_hook_entries.hooks"`
@@ -310,7 +312,7 @@ func (w *hookWalk) netfilter(nf ctype.Field, net mem.VA) error {
 			continue
 		}
 		for i := range mem.VA(min(u.Len(), maxArray)) {
-			entries, err := w.Mem.Pointer(nf.At(net) + mem.VA(m.Offset) + 8*i)
+			entries, err := w.Mem.Pointer(nf.At(ns.Addr) + mem.VA(m.Offset) + 8*i)
 			if err != nil {
 				return err
 			}
@@ -323,7 +325,7 @@ func (w *hookWalk) netfilter(nf ctype.Field, net mem.VA) error {
 			}
 			for k := range mem.VA(min(n, 1<<16)) {
 				at := f.Hook.At(f.Hooks.At(entries) + k*mem.VA(f.Each))
-				if err := w.function(at, fmt.Sprintf("packet filter %d of %s[%d]", k, m.Name, i), func() string { return "struct net" }); err != nil {
+				if err := w.function(at, fmt.Sprintf("packet filter %d of %s[%d]", k, m.Name, i), func() string { return fmt.Sprintf("of network namespace %d", ns.Inode) }); err != nil {
 					return err
 				}
 			}

@@ -18,7 +18,7 @@ func (v *victim) procEntry(path string) (at mem.VA) {
 	if err != nil || len(nets) == 0 {
 		v.Fatal(err)
 	}
-	for _, root := range []mem.VA{v.symbol("proc_root"), v.pointer(v.member(nets[0], "net", "proc_net"))} {
+	for _, root := range []mem.VA{v.symbol("proc_root"), v.pointer(v.member(nets[0].Addr, "net", "proc_net"))} {
 		err := v.tx.ProcEntries(root, func(entry mem.VA, _ bool) error {
 			if p, err := v.tx.ProcPath(entry); err != nil || p != path {
 				return err

@@ -79,11 +79,16 @@ func (v *View) jited(l *classicLayout, prog mem.VA) (kernel.Code, error) {
 	if size > maxObject*64 {
 		return kernel.Code{}, errBroken("bpf_prog", prog, fmt.Sprintf("%d bytes of code", size))
 	}
-	start := at &^ (mem.PageSize - 1)
+	return code("bpf", "", l.header(at), at+mem.VA(size)), nil
+}
+
+// header is where the header of a program lies whose code begins at an address:
+// some random bytes before it (bpf_jit_binary_alloc, kernel/bpf/core.c).
+func (l *classicLayout) header(at mem.VA) mem.VA {
 	if l.Pack.Valid() {
-		start = (at - 1) &^ (packChunk - 1)
+		return (at - 1) &^ (packChunk - 1)
 	}
-	return code("bpf", "", start, at+mem.VA(size)), nil
+	return at &^ (mem.PageSize - 1)
 }
 
 // ptpFilter gives the program that tells packets to be time-stamped.

@@ -14,11 +14,6 @@ import (
 
 // codeLayout is what is read to know whose code is where.
 type codeLayout struct {
-	BPFList  ctype.Field `c:"bpf_ksym.lnode,optional"` // include/linux/bpf.h
-	BPFStart ctype.Field `c:"bpf_ksym.start,optional"`
-	BPFEnd   ctype.Field `c:"bpf_ksym.end,optional"`
-	BPFName  ctype.Field `c:"bpf_ksym.name,optional"`
-
 	OpsList        ctype.Field `c:"ftrace_ops.list,optional"` // include/linux/ftrace.h
 	Trampoline     ctype.Field `c:"ftrace_ops.trampoline,optional"`
 	TrampolineSize ctype.Field `c:"ftrace_ops.trampoline_size,optional"`
@@ -169,20 +164,30 @@ func (v *View) gather(symbol string, behind, link ctype.Field, each func(object 
 	return out, err
 }
 
-// bpfCode lists what the JIT made: programs, trampolines, dispatchers.
-func (v *View) bpfCode(l *codeLayout) ([]kernel.Code, error) {
-	return v.gather("bpf_kallsyms", ctype.Field{}, l.BPFList, func(sym mem.VA) (kernel.Code, error) {
-		start, err := v.Mem.Pointer(l.BPFStart.At(sym))
-		if err != nil {
-			return kernel.Code{}, err
+// bpfCode lists what the JIT made: programs with their headers, trampolines,
+// dispatchers, struct_ops.
+func (v *View) bpfCode(*codeLayout) ([]kernel.Code, error) {
+	syms, err := v.BPFSymbols()
+	if len(syms) == 0 {
+		return nil, err // struct_ops need programs
+	}
+	l, lerr := layout[classicLayout](v.Kernel)
+	if lerr != nil {
+		return nil, lerr
+	}
+	out := make([]kernel.Code, 0, len(syms))
+	for _, s := range syms {
+		if s.Prog {
+			s.Start = l.header(s.Start)
 		}
-		end, err := v.Mem.Pointer(l.BPFEnd.At(sym))
-		if err != nil {
-			return kernel.Code{}, err
+		c := code("bpf", s.Name, s.Start, s.End)
+		if c.Size > maxCodeSize {
+			return out, errBroken("bpf_kallsyms", s.Addr, fmt.Sprintf("%q has %d bytes of code", s.Name, c.Size))
 		}
-		name, err := v.Mem.CString(l.BPFName.At(sym), int(min(l.BPFName.Size(), maxObject)))
-		return code("bpf", kernel.Text(name), start, end), err
-	})
+		out = append(out, c)
+	}
+	ops, oerr := v.structOpsCode()
+	return append(out, ops...), errors.Join(err, oerr)
 }
 
 // ftraceCode lists the trampolines that ftrace made for one ftrace_ops each.

@@ -284,7 +284,7 @@ func ownerWorld(t testing.TB) (r *ownerReader, w *world, task, fdt mem.VA) {
 	file(64, ops, 0xaaa0)
 	file(255, ops, 0xbbb0)
 	w.b[open+1] = 1 // fd 8 is being opened
-	return &ownerReader{v: w.v, l: l, ops: ops}, w, task, fdt
+	return &ownerReader{v: w.v, l: l, ops: []mem.VA{ops}, inner: l.Sock}, w, task, fdt
 }
 
 func TestOwners(t *testing.T) {
@@ -293,7 +293,7 @@ func TestOwners(t *testing.T) {
 	if err := r.task(&Task{Addr: task}); err != nil {
 		t.Fatal(err)
 	}
-	if want := []heldSocket{{0xaaa0, 3}, {0xaaa0, 64}, {0xbbb0, 255}}; !slices.Equal(r.held, want) {
+	if want := []heldFile{{0xaaa0, 3}, {0xaaa0, 64}, {0xbbb0, 255}}; !slices.Equal(r.held, want) {
 		t.Errorf("got %v, want %v", r.held, want)
 	}
 	w.put(fdt, l.Max, 1<<31)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"vmscope/ctype"
 	"vmscope/kernel"
@@ -42,8 +43,19 @@ func (v *View) socketOwners() (map[mem.VA][]kernel.Owner, error) {
 	if err != nil {
 		return nil, err
 	}
+	return v.holders(l.Sock, ops)
+}
+
+// holders maps what files with the given operations stand for (their
+// private_data, or what a member of that points to) to the descriptors of
+// processes that lead to them.
+func (v *View) holders(inner ctype.Field, ops ...mem.VA) (map[mem.VA][]kernel.Owner, error) {
+	l, err := layout[ownerLayout](v.Kernel)
+	if err != nil {
+		return nil, err
+	}
 	tasks, err := v.Tasks()
-	r := &ownerReader{v: v, l: l, ops: ops, owners: make(map[mem.VA][]kernel.Owner)}
+	r := &ownerReader{v: v, l: l, inner: inner, ops: ops, owners: make(map[mem.VA][]kernel.Owner)}
 	var bad mishaps
 	bad.add(err)
 	for i := range tasks {
@@ -63,7 +75,7 @@ func (v *View) socketOwners() (map[mem.VA][]kernel.Owner, error) {
 			continue
 		}
 		for _, h := range r.held {
-			r.owners[h.sk] = append(r.owners[h.sk], kernel.Owner{PID: t.TGID, Comm: t.Comm(), FD: h.fd})
+			r.owners[h.object] = append(r.owners[h.object], kernel.Owner{PID: t.TGID, Comm: t.Comm(), FD: h.fd})
 		}
 	}
 	return r.owners, bad.err()
@@ -72,20 +84,21 @@ func (v *View) socketOwners() (map[mem.VA][]kernel.Owner, error) {
 type ownerReader struct {
 	v      *View
 	l      *ownerLayout
-	ops    mem.VA // socket_file_ops
+	ops    []mem.VA    // of the files that are looked for
+	inner  ctype.Field // of what their private_data leads to: the pointer that counts; itself if it is not valid
 	owners map[mem.VA][]kernel.Owner
-	held   []heldSocket // of the task at hand
-	fds    int          // open descriptors met so far
-	words  int          // of bit maps met so far
+	held   []heldFile // of the task at hand
+	fds    int        // open descriptors met so far
+	words  int        // of bit maps met so far
 	buf    [64 * 8]byte
 }
 
-type heldSocket struct {
-	sk mem.VA
-	fd int
+type heldFile struct {
+	object mem.VA
+	fd     int
 }
 
-// task finds the sockets that a task holds. One that exits meanwhile holds
+// task finds the files that a task holds. One that exits meanwhile holds
 // none.
 func (r *ownerReader) task(t *Task) error {
 	r.held = r.held[:0]
@@ -144,22 +157,21 @@ func (r *ownerReader) task(t *Task) error {
 	return nil
 }
 
-// file looks whether a struct file is a socket's.
+// file looks whether a struct file is one of those that are looked for.
 func (r *ownerReader) file(at mem.VA, fd int) error {
 	if at == 0 { // reserved, or closed just now
 		return nil
 	}
 	op, err := r.v.Mem.Pointer(r.l.Op.At(at))
-	if err != nil || op != r.ops {
+	if err != nil || !slices.Contains(r.ops, op) {
 		return err
 	}
-	socket, err := r.v.Mem.Pointer(r.l.Private.At(at))
-	if err != nil || socket == 0 {
-		return err
+	object, err := r.v.Mem.Pointer(r.l.Private.At(at))
+	if err == nil && object != 0 && r.inner.Valid() {
+		object, err = r.v.Mem.Pointer(r.inner.At(object))
 	}
-	sk, err := r.v.Mem.Pointer(r.l.Sock.At(socket))
-	if err == nil && sk != 0 {
-		r.held = append(r.held, heldSocket{sk, fd})
+	if err == nil && object != 0 {
+		r.held = append(r.held, heldFile{object, fd})
 	}
 	return err
 }

@@ -177,13 +177,18 @@ func (v *View) KernfsPath(node mem.VA) (string, error) {
 	return v.treePath(l.Parent, l.Name, node)
 }
 
-// NetNamespaces lists the addresses of the network namespaces (struct net), the
-// first one first.
-func (v *View) NetNamespaces() ([]mem.VA, error) {
+// NetNamespace is a network namespace.
+type NetNamespace struct {
+	Addr  mem.VA // of its struct net
+	Inode uint64 // as /proc/PID/ns/net shows it
+}
+
+// NetNamespaces lists the network namespaces, the first one first.
+func (v *View) NetNamespaces() ([]NetNamespace, error) {
 	all, err := v.netNamespaces()
-	out := make([]mem.VA, len(all))
+	out := make([]NetNamespace, len(all))
 	for i, n := range all {
-		out[i] = n.addr
+		out[i] = NetNamespace{n.addr, n.inum}
 	}
 	return out, err
 }
