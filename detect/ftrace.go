@@ -31,6 +31,10 @@ const maxOps = 1 << 16
 
 // Inspect implements Detector.
 func (d Ftrace) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
+}
+
+func (d Ftrace) look(ctx context.Context, l *Look, report func(Finding)) error {
 	head, err := l.Symbol("ftrace_ops_list")
 	if errors.Is(err, ksym.ErrNoSymbol) {
 		return nil // a kernel without ftrace

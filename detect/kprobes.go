@@ -32,6 +32,10 @@ const kprobeHeads = 64
 
 // Inspect implements Detector.
 func (d Kprobes) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
+}
+
+func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error {
 	table, err := l.Symbol("kprobe_table")
 	if errors.Is(err, ksym.ErrNoSymbol) {
 		return nil // a kernel without kprobes

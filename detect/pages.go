@@ -24,7 +24,11 @@ type Pages struct{}
 func (Pages) Name() string { return "pages" }
 
 // Inspect implements Detector.
-func (Pages) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+func (d Pages) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
+}
+
+func (Pages) look(ctx context.Context, l *Look, report func(Finding)) error {
 	code, err := l.Code()
 	if err != nil {
 		return err // what is not listed would look like nobody's

@@ -33,6 +33,10 @@ const (
 
 // Inspect implements Detector.
 func (d Tracepoints) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
+}
+
+func (d Tracepoints) look(ctx context.Context, l *Look, report func(Finding)) error {
 	first, err := l.Symbol("__start___tracepoints_ptrs")
 	if errors.Is(err, ksym.ErrNoSymbol) {
 		return nil // a kernel without tracepoints
