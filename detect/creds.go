@@ -15,8 +15,8 @@ import (
 // the user keep the account of that user's resources (cred.user) in step; code
 // that writes user ids, as rootkits do, does not.
 //
-// It goes by task_struct.real_cred. What a task acts with for a moment
-// (task_struct.cred) may be another's, and is inventory.
+// It goes by task_struct.real_cred: what a task acts with for the time of a
+// call (task_struct.cred) may be another's, as overlayfs and io_uring have it.
 type Creds struct{}
 
 // Name implements Detector.
@@ -24,7 +24,6 @@ func (Creds) Name() string { return "creds" }
 
 type credLayout struct {
 	Real   ctype.Field `c:"task_struct.real_cred"` // include/linux/sched.h
-	Acting ctype.Field `c:"task_struct.cred"`
 	Parent ctype.Field `c:"task_struct.real_parent"`
 	MM     ctype.Field `c:"task_struct.mm"`
 	Exit   ctype.Field `c:"task_struct.exit_state"`
@@ -162,22 +161,10 @@ func (w *credWalk) task(t linux.Task) error {
 		w.find(t, c, High, Likely, "ambient", "has ambient capabilities that it is not permitted or cannot inherit",
 			Evidence{What: "cred.cap_ambient", Addr: w.f.Ambient.At(c.at), Expected: fmt.Sprintf("within the permitted %#x and the inheritable %#x", c.permitted, c.inheritable), Found: fmt.Sprintf("%#x", c.ambient)})
 	}
-	if err := w.acting(t, c); err != nil || c.euid != 0 || t.PID != t.TGID {
-		return err
+	if c.euid != 0 || t.PID != t.TGID {
+		return nil
 	}
 	return w.below(t, mm, c)
-}
-
-// acting looks at credentials that a task acts with and that are not its own:
-// the kernel lends those for the time of some calls (overlayfs, io_uring).
-func (w *credWalk) acting(t linux.Task, own cred) error {
-	c, err := w.cred(w.f.Acting.At(t.Addr))
-	if err != nil || c.at == own.at || c.euid != 0 || own.euid == 0 {
-		return err
-	}
-	w.find(t, own, Info, Possible, "acting", "acts with the credentials of root at this moment",
-		Evidence{What: "task_struct.cred", Addr: w.f.Acting.At(t.Addr), Expected: fmt.Sprintf("%#x, its own", uint64(own.at)), Found: fmt.Sprintf("%#x", uint64(c.at))})
-	return nil
 }
 
 // below looks at a process of root whose parent is not root and could not

@@ -34,7 +34,7 @@ type Detector interface {
 // All are the detectors of this package, in the order in which they run.
 func All() []Detector {
 	ref := NewReference()
-	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}}
+	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}, BPF{}}
 }
 
 // Result is what a sweep came to.

@@ -115,6 +115,8 @@ type hookWalk struct {
 	seen    map[site]bool
 	union   map[mem.VA]byte // what the operations of /proc's own kinds of files say of their entry
 	symbol  string          // of the hook that is looked at
+	steps   int             // pointers looked at
+	found   int             // findings
 	report  func(Finding)
 }
 
@@ -203,6 +205,18 @@ func again(ctx context.Context, l *Look, f func() error) error {
 	return err
 }
 
+// maxHooks bounds the pointers that are looked at, whatever the guest's lists say
+// in all. A guest with a hundred network namespaces has some 20,000.
+const maxHooks = 1 << 20
+
+// step counts a pointer.
+func (w *hookWalk) step(at mem.VA) error {
+	if w.steps++; w.steps > maxHooks {
+		return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: more than %d pointers to code", mem.ErrInconsistent, maxHooks)}
+	}
+	return w.ctx.Err()
+}
+
 // opsType is a type of the kernel whose objects hold pointers to code.
 type opsType struct {
 	ctype.Type
@@ -241,17 +255,17 @@ func (w *hookWalk) ops(name string) (*opsType, error) {
 // the object for good, if its address has no symbol.
 func (w *hookWalk) object(at mem.VA, typ string, label func() string) error {
 	t, err := w.ops(typ)
-	if err != nil || at == 0 || w.seen[site{at, t}] {
-		return err
+	if err == nil {
+		err = w.step(at)
 	}
-	w.seen[site{at, t}] = true
-	if err := w.ctx.Err(); err != nil {
+	if err != nil || at == 0 || w.seen[site{at, t}] {
 		return err
 	}
 	b := make([]byte, t.size)
 	if _, err := w.Mem.Read(b, at); err != nil {
 		return err
 	}
+	w.seen[site{at, t}] = true
 	for _, m := range t.funcs {
 		w.leads(m.At(at), pointerAt(b, int(m.Offset)), func() (string, string) { return m.Name + " of " + typ, label() })
 	}
@@ -268,11 +282,15 @@ func (w *hookWalk) leads(at, to mem.VA, name func() (what, whose string)) {
 	if ok && o.Kind == "kernel" {
 		return
 	}
+	if w.found > maxFindings {
+		return // no more are shown
+	}
 	good := ok && o.Kind != "init"
 	by, owned := w.data.Owner(at)
 	if good && (o.Kind != "module" || !owned || by.Kind == "module" && (by.Name == o.Name || w.uses(by.Name, o.Name))) {
 		return
 	}
+	w.found++
 	what, whose := name()
 	f := Finding{Check: "hooks", Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("%s (%s %s) leads to %#x, code of %s", what, w.symbol, whose, uint64(to), w.code.OwnerName(to)),

@@ -55,6 +55,9 @@ func (w *hookWalk) members(at mem.VA, way func() string, members ...member) erro
 func (w *hookWalk) function(at mem.VA, what string, whose func() string) error {
 	to, err := w.Mem.Pointer(at)
 	if err == nil {
+		err = w.step(at)
+	}
+	if err == nil {
 		w.leads(at, to, func() (string, string) { return what, whose() })
 	}
 	return err

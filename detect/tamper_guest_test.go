@@ -249,8 +249,10 @@ func TestTampering(t *testing.T) {
 	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
 		t.Run(name, func(t *testing.T) {
 			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
-			if _, err := lab.Spawn(t.Context(), guestlab.Spawn{Comm: []byte("sleeper")}); err != nil {
-				t.Fatal(err)
+			for _, s := range []guestlab.Spawn{{Comm: []byte("sleeper")}, {Comm: []byte("holder"), Hold: &guestlab.Hold{Kinds: []string{"bpf"}}}} {
+				if _, err := lab.Spawn(t.Context(), s); err != nil {
+					t.Fatal(err)
+				}
 			}
 			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
 			if err != nil {
@@ -259,7 +261,7 @@ func TestTampering(t *testing.T) {
 			defer g.Close()
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
-			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings) {
+			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings, bpfTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {

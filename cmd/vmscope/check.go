@@ -97,7 +97,11 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect
 	for _, c := range r.Checks {
 		took += c.Took
 	}
-	a.note = fmt.Sprintf("nothing found; %d checks took %v", len(r.Checks), took.Round(time.Millisecond))
+	what := "nothing"
+	if len(r.Findings) > 0 {
+		what = "no tampering"
+	}
+	a.note = fmt.Sprintf("%s found; %d checks took %v", what, len(r.Checks), took.Round(time.Millisecond))
 	return nil
 }
 
