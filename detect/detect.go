@@ -31,9 +31,12 @@ type Detector interface {
 	Inspect(ctx context.Context, l *Look, report func(Finding)) error
 }
 
-// All are the detectors of this package, in the order in which they run.
-func All() []Detector {
-	ref := NewReference()
+// All are the detectors of this package, in the order in which they run, with an
+// empty Reference of their own.
+func All() []Detector { return Against(NewReference()) }
+
+// Against is All with a Reference to compare with and to fill.
+func Against(ref *Reference) []Detector {
 	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}, BPF{}}
 }
 

@@ -18,6 +18,7 @@ import (
 //
 // Executable memory that is held ready for code (the packs of BPF programs,
 // the cache of execmem) is filled with traps; that is no code, and no finding.
+// Nor are pages of nothing but traps and jumps through registers (thunks).
 type Pages struct{}
 
 // Name implements Detector.
@@ -111,7 +112,7 @@ func foreign(l *Look, gap span) ([]span, error) {
 		if _, err := l.Mem.Read(b, at); err != nil {
 			return out, err
 		}
-		if !filler(b) {
+		if !filler(b) && !thunks(b) {
 			if n := len(out); n > 0 && out[n-1].last+1 == at {
 				out[n-1].last = last
 			} else {

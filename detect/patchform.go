@@ -142,3 +142,23 @@ func leap(at mem.VA, b []byte, load func(mem.VA) (mem.VA, error)) (to mem.VA, ok
 	}
 	return 0, false
 }
+
+// thunks reports whether b holds nothing but breakpoints and jumps through
+// registers. Kernels keep such pages, which no list accounts for after the boot,
+// on processors that predict indirect jumps wrongly (872df34d7c51 "x86/its: Use
+// dynamic thunks for indirect branches").
+func thunks(b []byte) bool {
+	for len(b) > 0 {
+		switch {
+		case b[0] == opInt3:
+			b = b[1:]
+		case len(b) >= 3 && b[0] == 0xff && b[1]&0xf8 == 0xe0 && b[2] == opInt3: // jmp rax to rdi
+			b = b[3:]
+		case len(b) >= 4 && b[0] == 0x41 && b[1] == 0xff && b[2]&0xf8 == 0xe0 && b[3] == opInt3: // jmp r8 to r15
+			b = b[4:]
+		default:
+			return false
+		}
+	}
+	return true
+}

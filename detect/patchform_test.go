@@ -1,8 +1,10 @@
 package detect
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 
 	"vmscope/kernel/linux"
@@ -89,5 +91,60 @@ func TestLeap(t *testing.T) {
 		if ok != (c.to != 0) || ok && to != c.to {
 			t.Errorf("%s: % x leads to %#x, %v, want %#x", c.name, c.b, uint64(to), ok, uint64(c.to))
 		}
+	}
+}
+
+func TestStrays(t *testing.T) {
+	was := make([]byte, 2*mem.PageSize)
+	for _, c := range []struct {
+		name    string
+		changed []int
+		valid   []covered
+		want    []covered
+	}{
+		{"nothing", nil, nil, nil},
+		{"one byte", []int{7}, nil, []covered{{7, 8}}},
+		{"explained", []int{7, 8, 9}, []covered{{6, 11}}, nil},
+		{"next to what is explained", []int{5, 6, 10, 11}, []covered{{6, 11}}, []covered{{5, 12}}},
+		{"before and behind, far apart", []int{5, 6, 40, 41}, []covered{{6, 11}, {41, 42}}, []covered{{5, 6}, {40, 41}}},
+		{"a short place at the start of a long one", []int{100, 104}, []covered{{100, 101}, {100, 105}}, nil},
+		{"a long place and then a short one", []int{100, 104}, []covered{{100, 105}, {100, 101}}, nil},
+		{"across pages", []int{mem.PageSize - 1, mem.PageSize}, nil, []covered{{mem.PageSize - 1, mem.PageSize + 1}}},
+		{"near each other", []int{10, 20}, nil, []covered{{10, 21}}},
+		{"at the end", []int{2*mem.PageSize - 1}, []covered{{0, 5}}, []covered{{2*mem.PageSize - 1, 2 * mem.PageSize}}},
+	} {
+		m := &run{was: was, now: make(map[int][]byte)}
+		for _, i := range c.changed {
+			page := i / mem.PageSize
+			if m.now[page] == nil {
+				m.now[page] = make([]byte, mem.PageSize)
+			}
+			m.now[page][i%mem.PageSize] = 1
+		}
+		var got []covered
+		strays(m, c.valid, func(from, to int) { got = append(got, covered{from, to}) })
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestThunks(t *testing.T) {
+	page := bytes.Repeat([]byte{opInt3}, mem.PageSize)
+	if !thunks(page) {
+		t.Error("traps alone")
+	}
+	copy(page[0x20:], []byte{0xff, 0xe0, opInt3})
+	copy(page[0x60:], []byte{0x41, 0xff, 0xe3, opInt3})
+	if !thunks(page) {
+		t.Error("jmp rax, jmp r11")
+	}
+	for _, b := range [][]byte{{0x90}, {0xff, 0xd0, opInt3}, {0xff, 0xe0, 0x90}, {0xff, 0x20, opInt3}, {0xe9, 0, 0, 0, 0}, {0xc3}, {0}} {
+		if bad := append(bytes.Clone(page[:0x80]), b...); thunks(bad) {
+			t.Errorf("% x", b)
+		}
+	}
+	if thunks([]byte{0xff, 0xe0}) {
+		t.Error("cut off")
 	}
 }

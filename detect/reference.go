@@ -12,6 +12,7 @@ import (
 	"vmscope"
 	"vmscope/ctype"
 	"vmscope/kernel"
+	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
 
@@ -24,12 +25,18 @@ import (
 // What was tampered with before is in the reference as it was. A Reference is
 // for one guest and one goroutine.
 type Reference struct {
-	boot boot
-	runs map[runKey]*run
+	boot   boot
+	kernel *linux.Kernel // of the last look; nil if it was another process's
+	runs   map[runKey]*run
+	grown  bool
 }
 
 // NewReference returns one that has seen nothing.
 func NewReference() *Reference { return new(Reference) }
+
+// Grown reports whether there is anything that was not there when it was loaded
+// or last saved.
+func (r *Reference) Grown() bool { return r.grown }
 
 // boot names one boot of one kernel. The clock counts from then on.
 type boot struct {
@@ -45,7 +52,7 @@ type boot struct {
 type runKey struct {
 	Part  string      `json:"part"` // "text", "rodata"
 	Kind  string      `json:"kind"` // as of kernel.Code
-	Name  kernel.Text `json:"name"`
+	Name  kernel.Text `json:"-"`
 	Start mem.VA      `json:"start"`
 	Size  uint64      `json:"size"`
 	// Load tells two loads of a module to the same place apart: the number of
@@ -64,8 +71,9 @@ type run struct {
 	odd map[int]bool
 }
 
-// fresh reports whether the n bytes at an offset deserve a look: what is in
-// pages that are as they were, and were in order, is still in order.
+// fresh reports whether the n bytes at an offset, a page at most, deserve a
+// look: what is in pages that are as they were, and were in order, is still in
+// order.
 func (m *run) fresh(off, n int) bool {
 	if m.first {
 		return true
@@ -88,13 +96,26 @@ func (m *run) found(off int) {
 // asItWas reports whether nothing of the run deserves a look.
 func (m *run) asItWas() bool { return !m.first && len(m.now)+len(m.odd) == 0 }
 
-// slack is how far the clocks of guest and host may disagree between two looks,
-// in seconds; the guest's is read to a second.
-const slack = 5 * time.Second
+// How far the clocks of guest and host may disagree between two looks: the
+// guest's is read to a second, and a kernel corrects its clock by a thousandth at
+// most (MAXFREQ, include/linux/timex.h, is half of that).
+const (
+	slack = 5 * time.Second
+	drift = 1000
+)
+
+// bootOf is the boot that is looked at, without its time.
+func bootOf(v *vmscope.View) boot {
+	return boot{Banner: v.Banner, Text: v.Text, Phys: v.Kernel.Phys, Root: v.Root}
+}
 
 // begin makes the reference one of the kernel that is looked at.
 func (r *Reference) begin(v *vmscope.View) {
-	now := boot{Banner: v.Banner, Text: v.Text, Phys: v.Kernel.Phys, Root: v.Root, At: time.Now()}
+	if r.kernel == v.Kernel && r.runs != nil {
+		return // a Guest keeps a Kernel only while it runs on
+	}
+	now := bootOf(v)
+	now.At = time.Now()
 	wall, err := v.WallClock()
 	if err == nil {
 		var since time.Time
@@ -105,7 +126,7 @@ func (r *Reference) begin(v *vmscope.View) {
 	if !now.continues(r.boot) || r.runs == nil {
 		r.runs = make(map[runKey]*run)
 	}
-	r.boot = now
+	r.boot, r.kernel = now, v.Kernel
 }
 
 // continues reports whether b can be a later moment of the same boot as old: its
@@ -116,7 +137,8 @@ func (b boot) continues(old boot) bool {
 		return false
 	}
 	went := b.Up - old.Up
-	return went > -slack && went < b.At.Sub(old.At)+slack
+	passed := b.At.Sub(old.At)
+	return went > -slack && went < passed+passed/drift+slack
 }
 
 // compare reads the runs of memory anew and tells where they differ from what
@@ -156,6 +178,7 @@ func (r *Reference) compare(ctx context.Context, l *Look, part string, keys []ru
 // keep takes up runs that were seen for the first time.
 func (r *Reference) keep(runs []*run) {
 	for _, m := range runs {
+		r.grown = r.grown || m.first
 		m.first = false
 		r.runs[m.runKey] = m
 	}

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -110,25 +111,41 @@ func (t *textLook) run(m *run) error {
 	if err != nil {
 		return err
 	}
-	explained := make(map[mem.VA]int) // places in a valid form, and how many bytes
+	var valid []covered
 	for _, sites := range [][]linux.PatchSite{own, t.unlisted(m, f)} {
 		for _, site := range sites {
-			if !m.fresh(int(site.At-m.Start), siteSize) {
+			off := int(site.At - m.Start)
+			if !m.fresh(off-entrySize, 2*entrySize) { // an entry across pages has its place looked at
 				continue
 			}
 			if m.first {
 				m.restore(site)
 			}
 			if n := t.site(m, site); n > 0 {
-				explained[site.At] = max(n, explained[site.At])
+				valid = append(valid, covered{off, off + n})
 			} else if !t.probed(own, site.At) {
 				t.badSite(m, site)
 			}
 		}
 	}
-	t.unexplained(m, explained)
-	t.entries(m, f, explained)
+	slices.SortFunc(valid, func(a, b covered) int { return cmp.Compare(a.from, b.from) })
+	strays(m, valid, func(from, to int) { t.changed(m, from, to) })
+	t.entries(m, f, valid)
 	return nil
+}
+
+// covered are the bytes of a run, by offset, that a place in a valid form has.
+// Lists of them are sorted.
+type covered struct{ from, to int }
+
+// sizeAt is how many bytes the longest place at an offset has.
+func sizeAt(valid []covered, off int) int {
+	i := sort.Search(len(valid), func(i int) bool { return valid[i].from >= off })
+	n := 0
+	for ; i < len(valid) && valid[i].from == off; i++ {
+		n = max(n, valid[i].to-off)
+	}
+	return n
 }
 
 // functions are where the functions of a run begin.
@@ -140,7 +157,7 @@ func (t *textLook) functions(m *run) (*linux.Functions, error) {
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = nil // it keeps no symbols
 	}
-	return f, err
+	return f, m.gone(err)
 }
 
 // restore makes what was seen first what it was before a kprobe was put there.
@@ -252,7 +269,7 @@ func (t *textLook) show(at mem.VA, b []byte) string {
 	sep := " ("
 	for i := 0; i < len(b); {
 		inst, err := x86asm.Decode(b[i:], 64)
-		if err != nil || inst.Len == 0 {
+		if err != nil || inst.Op == 0 || inst.Len == 0 {
 			break
 		}
 		text += sep + x86asm.IntelSyntax(inst, uint64(at)+uint64(i), func(a uint64) (string, uint64) {
@@ -278,50 +295,86 @@ func (t *textLook) show(at mem.VA, b []byte) string {
 // near is how far apart bytes may be that differ and are told together.
 const near = 16
 
-// unexplained reports the bytes that are not as they were and that no place in a
-// valid form has.
-func (t *textLook) unexplained(m *run, explained map[mem.VA]int) {
+// strays calls each with the runs of bytes, by offset, that are not as they were
+// and that no place in a valid form has; those that are near each other together.
+func strays(m *run, valid []covered, each func(from, to int)) {
 	from, to := -1, -1
-	flush := func() {
-		if from >= 0 {
-			t.changed(m, from, to)
-		}
-		from = -1
-	}
-	m.differences(func(a, b int) {
-		for i := a; i < b; i++ {
-			at := m.Start + mem.VA(i)
-			inside := false
-			for back := mem.VA(0); back < siteSize && !inside; back++ {
-				inside = explained[at-back] > int(back)
+	m.differences(func(at, end int) {
+		for at < end {
+			for len(valid) > 0 && valid[0].to <= at {
+				valid = valid[1:]
 			}
-			switch {
-			case inside:
-			case from >= 0 && i < to+near:
-				to = i + 1
-			default:
-				flush()
-				from, to = i, i+1
+			stop := end
+			if len(valid) > 0 {
+				if valid[0].from <= at {
+					at = valid[0].to
+					continue
+				}
+				stop = min(end, valid[0].from)
 			}
+			if from < 0 || at >= to+near {
+				if from >= 0 {
+					each(from, to)
+				}
+				from = at
+			}
+			to, at = stop, stop
 		}
 	})
-	flush()
+	if from >= 0 {
+		each(from, to)
+	}
 }
 
 func (t *textLook) changed(m *run, from, to int) {
 	at := m.Start + mem.VA(from)
-	now := make([]byte, min(to-from, shown))
-	now = now[:m.at(now, from)]
 	name := t.Name(at)
+	first, last := t.whole(m, from, to)
+	now := make([]byte, min(last-first, shown))
+	now = now[:m.at(now, first)]
+	start := m.Start + mem.VA(first)
+	e := t.bytes(fmt.Sprintf("code, %d bytes; shown from %#x on", to-from, uint64(start)), start, m.was[first:last], now)
+	e.Addr, e.Symbol = at, name
 	f := Finding{Check: "text", Severity: High, Confidence: Proved,
 		Summary:  fmt.Sprintf("%d bytes of code at %s (%s) are not what they were, and the kernel does not rewrite them", to-from, name, t.code.OwnerName(at)),
-		Evidence: []Evidence{t.bytes(fmt.Sprintf("code, %d bytes", to-from), at, m.was[from:to], now)}}
+		Evidence: []Evidence{e}}
 	f.identify("changed", name)
 	t.report(f)
 }
 
+// maxFunction bounds how far from the start of a function instructions are
+// counted.
+const maxFunction = 16 << 10
+
+// whole widens a run of bytes, by offset, to the whole instructions that they
+// were; it stays as it is where those cannot be told.
+func (t *textLook) whole(m *run, from, to int) (first, last int) {
+	r, _ := t.symbols()
+	_, into, err := r.Nearest(m.Start + mem.VA(from))
+	if err != nil || into > maxFunction || into > uint64(from) {
+		return from, to
+	}
+	first = from - int(into)
+	for last = first; last < to; {
+		inst, err := x86asm.Decode(m.was[last:min(last+maxInstruction, len(m.was))], 64)
+		if err != nil || inst.Op == 0 || inst.Len == 0 {
+			return from, to
+		}
+		if last+inst.Len <= from {
+			first = last + inst.Len
+		}
+		if last += inst.Len; last-first > maxFunction {
+			return from, to
+		}
+	}
+	return first, last
+}
+
+// maxInstruction is the length of the longest instruction, in bytes.
+const maxInstruction = 15
+
 // entries looks at where the functions of a run begin.
-func (t *textLook) entries(m *run, f *linux.Functions, explained map[mem.VA]int) {
+func (t *textLook) entries(m *run, f *linux.Functions, valid []covered) {
 	var buf [entrySize]byte
 	for _, entry := range f.Entries {
 		if entry-m.Start >= mem.VA(m.Size) {
@@ -333,7 +386,7 @@ func (t *textLook) entries(m *run, f *linux.Functions, explained map[mem.VA]int)
 		at := entry
 		b := buf[:m.at(buf[:], int(at-m.Start))]
 		for {
-			if n := explained[at]; n > 0 && n < len(b) {
+			if n := sizeAt(valid, int(at-m.Start)); n > 0 && n < len(b) {
 				at, b = at+mem.VA(n), b[n:]
 			} else if begins(b, branchMarks) {
 				at, b = at+4, b[4:]
@@ -346,7 +399,7 @@ func (t *textLook) entries(m *run, f *linux.Functions, explained map[mem.VA]int)
 			continue
 		}
 		o, ok := t.code.Owner(to)
-		if ok && (o.Kind == "kernel" || o.Kind == "init" || o.Kind == "module" && m.Kind == "module") {
+		if ok && (o.Kind == "kernel" || o.Kind == "init" || o.Kind == "module" && m.Kind == "module") || !ok && t.thunk(to) {
 			continue
 		}
 		m.found(int(entry - m.Start))
@@ -360,6 +413,18 @@ func (t *textLook) entries(m *run, f *linux.Functions, explained map[mem.VA]int)
 		f.identify("entry", name)
 		t.report(f)
 	}
+}
+
+// thunk reports whether at an address there is but a jump through a register, as
+// the kernel makes for itself where it must; see thunks.
+func (t *textLook) thunk(at mem.VA) bool {
+	var b [4]byte
+	_, err := t.Mem.Read(b[:], at)
+	n := 3 // jmp reg; int3
+	if b[0] == 0x41 {
+		n = 4
+	}
+	return err == nil && thunks(b[:n])
 }
 
 // ftraceCalls are the places in ftrace's own code where it calls what traces,

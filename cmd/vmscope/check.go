@@ -24,11 +24,16 @@ var errFindings = errors.New("findings")
 func (a *app) checkCmd() *cobra.Command {
 	var only []string
 	var every time.Duration
+	var state string
 	c := &cobra.Command{
 		Use: "check TARGET", Short: "Look for tampering with the guest's kernel",
 		Long: `Look for tampering with the guest's kernel: code that belongs to nobody,
 system calls and interrupts that lead astray, handlers of strangers, hidden
 modules and processes. Each finding comes with its evidence.
+
+Code and read-only data are compared with what they were when first seen: by
+this run, or with --state by the first that was given the same directory in this
+boot of the guest.
 
 Findings of severity info are inventory, such as programs of eBPF: they are
 told, and are no reason for status 1.
@@ -36,21 +41,24 @@ told, and are no reason for status 1.
 Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 		Example: `  vmscope check web1
   vmscope check web1 --only syscalls,modules --json
-  vmscope check web1 --watch 5s`,
+  vmscope check web1 --watch 5s
+  vmscope check web1 --state /var/lib/vmscope`,
 		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			detectors, err := chosen(only)
-			if err != nil {
+			if _, err := chosen(only, nil); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("watch") {
-				return a.checkAgain(cmd.Context(), args[0], detectors, every)
+				return a.checkAgain(cmd.Context(), args[0], only, keeper{dir: state}, every)
 			}
-			return a.view(cmd, args[0], func(v *vmscope.View) error { return a.checkOnce(cmd.Context(), v, detectors) })
+			return a.view(cmd, args[0], func(v *vmscope.View) error {
+				return a.checkOnce(cmd.Context(), v, only, keeper{dir: state})
+			})
 		},
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
 	c.Flags().DurationVar(&every, "watch", 0, "keep looking, with this pause, and report changes only")
+	c.Flags().StringVar(&state, "state", "", "directory that keeps what code and read-only data were when first seen")
 	_ = c.RegisterFlagCompletionFunc("only", fixed(checkNames()...))
 	return c
 }
@@ -64,8 +72,8 @@ func checkNames() []string {
 }
 
 // chosen are the detectors of those names; all if there are none.
-func chosen(names []string) ([]detect.Detector, error) {
-	all := detect.All()
+func chosen(names []string, ref *detect.Reference) ([]detect.Detector, error) {
+	all := detect.Against(ref)
 	for _, n := range names {
 		if !slices.Contains(checkNames(), n) {
 			return nil, fmt.Errorf("--only %q: there is %s", n, strings.Join(checkNames(), ", "))
@@ -77,14 +85,22 @@ func chosen(names []string) ([]detect.Detector, error) {
 	return slices.DeleteFunc(all, func(d detect.Detector) bool { return !slices.Contains(names, d.Name()) }), nil
 }
 
-func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect.Detector) error {
+func (a *app) checkOnce(ctx context.Context, v *vmscope.View, only []string, keep keeper) error {
+	ref, err := keep.load(v)
+	if err != nil {
+		return err
+	}
+	detectors, err := chosen(only, ref)
+	if err != nil {
+		return err
+	}
 	r := detect.Sweep(ctx, v, detectors)
 	for _, f := range r.Findings {
 		if err := a.finding(detect.Change{Finding: f}, false); err != nil {
 			return err
 		}
 	}
-	err := r.Err()
+	err = errors.Join(r.Err(), keep.save(ref))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -106,12 +122,25 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, detectors []detect
 }
 
 // checkAgain reports changes until it is interrupted or the guest ends.
-func (a *app) checkAgain(ctx context.Context, target string, detectors []detect.Detector, every time.Duration) error {
+func (a *app) checkAgain(ctx context.Context, target string, only []string, keep keeper, every time.Duration) error {
 	g, err := vmscope.Open(ctx, target, a.options()...)
 	if err != nil {
 		return err
 	}
 	defer g.Close()
+	ref := detect.NewReference()
+	if keep.dir != "" {
+		if err := g.View(ctx, func(v *vmscope.View) (err error) {
+			ref, err = keep.load(v)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	detectors, err := chosen(only, ref)
+	if err != nil {
+		return err
+	}
 	said := ""
 	return detect.Watch(ctx, g, detectors, every, func(changes []detect.Change, _ detect.Result, err error) error {
 		for _, c := range changes {
@@ -120,6 +149,7 @@ func (a *app) checkAgain(ctx context.Context, target string, detectors []detect.
 			}
 		}
 		// What could not be told is said once, not at each look.
+		err = errors.Join(err, keep.save(ref))
 		now := ""
 		if err != nil {
 			now = oneLine(err)

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -96,35 +98,48 @@ func (v *View) PatchSites() ([]PatchSite, error) {
 		return nil, err
 	}
 	w := patchWalk{v: v, l: l}
-	lists := []func() error{w.image, w.modules, w.ftrace, w.locks, w.kprobes}
 	var errs []error
-	for _, list := range lists {
-		have := len(w.out)
+	for _, list := range []func() error{w.image, w.modules, w.locks, w.kprobes, w.ftrace} {
+		before := w.out
+		w.out = nil
 		err := v.settle(func() error {
-			w.out = w.out[:have]
+			w.out = w.out[:0]
 			return list()
 		})
 		if errors.Is(err, ksym.ErrNoSymbol) {
 			err = nil
 		}
 		errs = append(errs, err)
+		slices.SortFunc(w.out, byPlace) // ftrace's are in order, and many
+		w.out = merge(before, w.out)
 	}
-	slices.SortFunc(w.out, func(a, b PatchSite) int {
-		switch {
-		case a.At < b.At:
-			return -1
-		case a.At > b.At:
-			return 1
-		}
-		return int(a.Kind) - int(b.Kind)
-	})
 	return w.out, errors.Join(errs...)
+}
+
+func byPlace(a, b PatchSite) int {
+	return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Kind, b.Kind))
+}
+
+// merge joins two lists that are in order.
+func merge(a, b []PatchSite) []PatchSite {
+	if len(a) == 0 || len(b) == 0 {
+		return append(a, b...)
+	}
+	out := make([]PatchSite, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if byPlace(a[0], b[0]) <= 0 {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 type patchWalk struct {
 	v   *View
 	l   *patchLayout
-	out []PatchSite
+	out []PatchSite // of the list that is being read
 	buf []byte
 }
 
@@ -144,10 +159,11 @@ func (w *patchWalk) between(from, to string) (mem.VA, uint64, error) {
 	return start, uint64(end - start), nil
 }
 
-// table reads a table of n entries and calls each with them and their places.
-func (w *patchWalk) table(what string, at mem.VA, n, size uint64, each func(at mem.VA, entry object)) error {
-	if size == 0 || n == 0 {
-		return nil
+// table reads a table of n entries, of which each has what fields describe, and
+// calls each with them and their places.
+func (w *patchWalk) table(what string, at mem.VA, n, size uint64, each func(at mem.VA, entry []byte), fields ...ctype.Field) error {
+	if need, err := span(fields...); err != nil || uint64(need) > size || size == 0 || n == 0 {
+		return err
 	}
 	if size > maxObject || n > maxPatchSites || uint64(len(w.out))+n > maxPatchSites {
 		return errBroken(what, at, fmt.Sprintf("%d entries of %d bytes", n, size))
@@ -157,14 +173,14 @@ func (w *patchWalk) table(what string, at mem.VA, n, size uint64, each func(at m
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	for i := range n {
-		each(at+mem.VA(i*size), object{at: at + mem.VA(i*size), b: w.buf[i*size : (i+1)*size]})
+		each(at+mem.VA(i*size), w.buf[i*size:(i+1)*size])
 	}
 	return nil
 }
 
-// away is where a place-relative 32-bit member leads.
-func away(at mem.VA, o *object, f ctype.Field) mem.VA {
-	return at + mem.VA(f.Offset) + mem.VA(int64(int32(o.uint(f))))
+// away is where the place-relative 32-bit member at an offset leads.
+func away(at mem.VA, entry []byte, off uint64) mem.VA {
+	return at + mem.VA(off) + mem.VA(int64(int32(binary.LittleEndian.Uint32(entry[off:]))))
 }
 
 // jumps reads jump labels: relative on x86 since b34006c425af ("x86/jump_table:
@@ -174,9 +190,9 @@ func (w *patchWalk) jumps(at mem.VA, n uint64) error {
 	if l.JumpCode.Size() != 4 || l.JumpTo.Size() != 4 {
 		return nil
 	}
-	return w.table("jump labels", at, n, l.Jump, func(at mem.VA, o object) {
-		w.out = append(w.out, PatchSite{At: away(at, &o, l.JumpCode), Target: away(at, &o, l.JumpTo), Kind: JumpLabel})
-	})
+	return w.table("jump labels", at, n, l.Jump, func(at mem.VA, b []byte) {
+		w.out = append(w.out, PatchSite{At: away(at, b, l.JumpCode.Offset), Target: away(at, b, l.JumpTo.Offset), Kind: JumpLabel})
+	}, l.JumpCode, l.JumpTo)
 }
 
 func (w *patchWalk) calls(at mem.VA, n uint64) error {
@@ -184,9 +200,9 @@ func (w *patchWalk) calls(at mem.VA, n uint64) error {
 	if l.CallAddr.Size() != 4 {
 		return nil
 	}
-	return w.table("static calls", at, n, l.Call, func(at mem.VA, o object) {
-		w.out = append(w.out, PatchSite{At: away(at, &o, l.CallAddr), Kind: StaticCall})
-	})
+	return w.table("static calls", at, n, l.Call, func(at mem.VA, b []byte) {
+		w.out = append(w.out, PatchSite{At: away(at, b, l.CallAddr.Offset), Kind: StaticCall})
+	}, l.CallAddr)
 }
 
 // image reads the tables that were linked into the kernel.
@@ -239,7 +255,7 @@ func (w *patchWalk) modules() error {
 // and of modules.
 func (w *patchWalk) ftrace() error {
 	l := w.l
-	if !l.PageNext.Valid() || !l.PageRecs.Valid() || !l.PageUsed.Valid() || !l.RecIP.Valid() {
+	if !l.PageNext.Valid() || !l.PageRecs.Valid() || !l.PageUsed.Valid() || l.RecIP.Size() != 8 {
 		return nil
 	}
 	head, err := w.v.Symbol("ftrace_pages_start")
@@ -260,9 +276,9 @@ func (w *patchWalk) ftrace() error {
 			return err
 		}
 		next := o.ptr(l.PageNext)
-		err = w.table("ftrace records", o.ptr(l.PageRecs), o.uint(l.PageUsed), l.Rec, func(_ mem.VA, r object) {
-			w.out = append(w.out, PatchSite{At: r.ptr(l.RecIP), Kind: FtraceSite})
-		})
+		err = w.table("ftrace records", o.ptr(l.PageRecs), o.uint(l.PageUsed), l.Rec, func(_ mem.VA, b []byte) {
+			w.out = append(w.out, PatchSite{At: mem.VA(binary.LittleEndian.Uint64(b[l.RecIP.Offset:])), Kind: FtraceSite})
+		}, l.RecIP)
 		page = next
 	}
 	return err
@@ -291,8 +307,8 @@ func (w *patchWalk) locks() error {
 		if to < from {
 			return errBroken("smp_alt_module", alt, fmt.Sprintf("from %#x to %#x", uint64(from), uint64(to)))
 		}
-		return w.table("lock prefixes", from, uint64(to-from)/4, 4, func(at mem.VA, o object) {
-			w.out = append(w.out, PatchSite{At: at + mem.VA(int64(int32(uintAt(o.b, 0, 4)))), Kind: LockPrefix})
+		return w.table("lock prefixes", from, uint64(to-from)/4, 4, func(at mem.VA, b []byte) {
+			w.out = append(w.out, PatchSite{At: away(at, b, 0), Kind: LockPrefix})
 		})
 	})
 }
