@@ -38,14 +38,7 @@ func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error 
 		ref = NewReference()
 	}
 	ref.begin(l.View)
-	again := false
-	return persists(ctx, l, report, func(report func(Finding)) error {
-		if again { // modules and BPF programs may have come and gone
-			l = newLook(l.View)
-		}
-		again = true
-		return inspectText(ctx, l, ref, report)
-	})
+	return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, report) })
 }
 
 // textLook is one comparison of text.
