@@ -24,10 +24,11 @@ type capture struct {
 	// several: one of the journals lies on other disks, too.
 	several bool
 	ring    *ring.Producer
-	own     uint32     // the shelf of the tap's disk
-	read    readDisk   // of the disk as it is now
-	others  readOthers // of other disks
-	most    int64      // bytes of one transaction's images
+	own     uint32                         // the shelf of the tap's disk
+	read    readDisk                       // of the disk as it is now
+	cached  func(p []byte, off int64) bool // the same, of what takes no time; nil: nothing does
+	others  readOthers                     // of other disks
+	most    int64                          // bytes of one transaction's images
 
 	mu     sync.Mutex
 	have   marks
@@ -35,6 +36,7 @@ type capture struct {
 	bytes  int64           // of asked
 	full   bool            // asked is not complete
 	flight *sync.WaitGroup // of its reads that were begun
+	flying bool            // there are such
 	slots  chan struct{}   // bounds the reads at one time
 }
 
@@ -164,28 +166,39 @@ func (c *capture) fetch(need []*piece) {
 		}
 		list := need[:n]
 		need = need[n:]
+		b := make([]byte, end-list[0].Off)
+		land := func(err error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			for _, p := range list {
+				p.data, p.err = b[p.Off-list[0].Off:][:p.Len:p.Len], err
+			}
+		}
+		// To start a goroutine takes longer than to read what is in memory, and the guest waits.
+		if c.cached != nil && c.here(list[0].shelf) && c.cached(b, list[0].Off) {
+			land(nil)
+			continue
+		}
 		flight := c.flight
 		flight.Add(1)
+		c.flying = true
 		go func() {
 			defer flight.Done()
 			c.slots <- struct{}{}
 			defer func() { <-c.slots }()
 			ctx, cancel := context.WithTimeout(context.Background(), 4*capturePatience)
 			defer cancel()
-			b := make([]byte, end-list[0].Off)
-			err := c.readAt(ctx, list[0].shelf, b, list[0].Off)
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			for _, p := range list {
-				p.data, p.err = b[p.Off-list[0].Off:][:p.Len:p.Len], err
-			}
+			land(c.readAt(ctx, list[0].shelf, b, list[0].Off))
 		}()
 	}
 }
 
+// here reports whether a shelf is the tap's own disk.
+func (c *capture) here(shelf uint32) bool { return shelf == 0 || shelf == c.own }
+
 // readAt reads what a disk holds.
 func (c *capture) readAt(ctx context.Context, shelf uint32, p []byte, off int64) error {
-	if shelf == 0 || shelf == c.own {
+	if c.here(shelf) {
 		return c.read(ctx, p, off)
 	}
 	return c.others(ctx, int(shelf)-1, p, off)
@@ -199,16 +212,7 @@ func (c *capture) commit() {
 	if none {
 		return
 	}
-	done := make(chan struct{})
-	flight := c.flight
-	c.flight = &sync.WaitGroup{} // those that are late are the next one's no more
-	go func() { flight.Wait(); close(done) }()
-	t := time.NewTimer(capturePatience)
-	defer t.Stop()
-	select {
-	case <-done:
-	case <-t.C:
-	}
+	c.wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var list []ring.Record
@@ -232,6 +236,23 @@ func (c *capture) commit() {
 	}
 	clear(c.asked)
 	c.bytes, c.full = 0, false
+}
+
+// wait waits for the reads that were begun, as long as a commit may be held up.
+func (c *capture) wait() {
+	if !c.flying {
+		return
+	}
+	done := make(chan struct{})
+	flight := c.flight
+	c.flight, c.flying = &sync.WaitGroup{}, false // those that are late are the next one's no more
+	go func() { flight.Wait(); close(done) }()
+	t := time.NewTimer(capturePatience)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+	}
 }
 
 // overwritten is told of each write that has reached the disk outside of the journals.

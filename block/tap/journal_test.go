@@ -232,6 +232,28 @@ func TestCapture(t *testing.T) {
 	r.want(t, 3, 4)
 }
 
+// Some of what a transaction changes is in memory, and read without waiting; the rest is read beside.
+func TestCaptureCached(t *testing.T) {
+	r := newRig(t)
+	inMemory := 0
+	r.cached = func(b []byte, off int64) bool {
+		if (off-partAt)/bs%2 == 0 {
+			return false
+		}
+		inMemory++
+		copy(b, r.disk[off:])
+		return true
+	}
+	r.log(descriptor(1, 3, 6, 9), meta(2, 1))
+	r.want(t, 3, 6, 9)
+	if inMemory != 2 {
+		t.Errorf("%d blocks were read from memory, want 2", inMemory)
+	}
+	r.fail = errors.New("no") // of the disk: it is not asked
+	r.log(descriptor(2, 11), meta(2, 2))
+	r.want(t, 11)
+}
+
 // What cannot be read in time, or at all, or is too much, is told as a loss; afterwards all is as it should be.
 func TestCaptureFails(t *testing.T) {
 	r := newRig(t)

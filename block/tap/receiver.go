@@ -156,6 +156,7 @@ func (r *receiver) caught(m message) {
 			r.ctl.send(answer)
 			return
 		}
+		c.cached = r.readCached
 	}
 	r.feed.capture.Store(c)
 	go func() {
@@ -185,6 +186,15 @@ func (r *receiver) readNow(ctx context.Context, p []byte, off int64) error {
 		r.mu.Unlock()
 	}
 	return err
+}
+
+// readCached reads what the disk holds if that takes no time.
+func (r *receiver) readCached(p []byte, off int64) bool {
+	r.mu.Lock()
+	c := r.conn
+	r.mu.Unlock()
+	f, ok := c.(interface{ ReadNow([]byte, int64) bool })
+	return ok && f.ReadNow(p, off)
 }
 
 // source connects to the disk's content.
