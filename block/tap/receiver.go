@@ -28,8 +28,10 @@ type spec struct {
 type receiver struct {
 	spec spec
 	ctl  control
-	feed *feed
-	ln   *os.File // to serve at; nil: nowhere
+
+	beside sync.WaitGroup // what uses the ring beside run, until ctl is closed
+	feed   *feed
+	ln     *os.File // to serve at; nil: nowhere
 
 	mu     sync.Mutex
 	base   *message // the "attached" message: how to reach the disk's content
@@ -72,9 +74,9 @@ func (r *receiver) run(ctx context.Context) error {
 	defer r.stop()
 	done := make(chan struct{})
 	defer close(done)
-	go r.feed.beat(done)
+	r.beside.Go(func() { r.feed.beat(done) })
 	r.ctl.send(message{Kind: msgReceiver, PID: os.Getpid()})
-	go r.listen()
+	r.beside.Go(r.listen)
 	err := r.work(ctx)
 	r.mu.Lock()
 	if r.reason != nil && (err == nil || errors.Is(err, context.Canceled)) {
@@ -159,7 +161,7 @@ func (r *receiver) caught(m message) {
 		c.cached = r.readCached
 	}
 	r.feed.capture.Store(c)
-	go func() {
+	r.beside.Go(func() {
 		r.others.reach()
 		for !r.feed.ring.Append(ring.Record{Kind: ring.Marker, Extra: m.Gen}) {
 			if r.feed.ring.Deserted() {
@@ -168,7 +170,7 @@ func (r *receiver) caught(m message) {
 			time.Sleep(10 * time.Millisecond) // the ring is full: the loss is told first
 		}
 		r.ctl.send(message{Kind: msgCapturing, Gen: m.Gen})
-	}()
+	})
 }
 
 // readNow reads what the disk holds.

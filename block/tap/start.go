@@ -46,8 +46,10 @@ func startInside(s spec, files ring.Files, theirs, ln *os.File) (wait func(), er
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer theirs.Close()
 		r.run(background)
+		theirs.Close()
+		r.feed.ring.Desert() // nothing more is put into it
+		r.beside.Wait()
 		r.feed.ring.Close()
 	}()
 	return func() { <-done }, nil
