@@ -3,6 +3,7 @@ package ksym
 import (
 	"encoding/binary"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,30 @@ func check(t *testing.T, tab *Table, want []Symbol) {
 		for i := range got {
 			if got[i] != all[i] {
 				t.Fatalf("LookupAll(%q)[%d] = %+v, want %+v", name, i, got[i], all[i])
+			}
+		}
+	}
+	byAddr := make(map[mem.VA]map[string]bool)
+	for _, s := range want {
+		if s.Absolute {
+			continue
+		}
+		if byAddr[s.Addr] == nil {
+			byAddr[s.Addr] = make(map[string]bool)
+		}
+		byAddr[s.Addr][s.Name] = true
+	}
+	for va, names := range byAddr {
+		got := make(map[string]bool)
+		for name := range tab.At(va) {
+			got[name] = true
+		}
+		if !maps.Equal(got, names) {
+			t.Fatalf("At(%#x) = %v, want %v", uint64(va), got, names)
+		}
+		if byAddr[va+1] == nil {
+			for name := range tab.At(va + 1) {
+				t.Fatalf("At(%#x), where no symbol is: %q", uint64(va+1), name)
 			}
 		}
 	}
