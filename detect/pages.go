@@ -141,7 +141,7 @@ func filler(b []byte) bool {
 	for n < len(b) && b[n] == b[0] {
 		n++
 	}
-	return isFill(b[0]) && isFill(b[n]) && bytes.Count(b[n:], b[n:n+1]) == len(b)-n
+	return n < len(b) && isFill(b[0]) && isFill(b[n]) && bytes.Count(b[n:], b[n:n+1]) == len(b)-n
 }
 
 func isFill(b byte) bool { return b == 0xcc || b == 0 }
