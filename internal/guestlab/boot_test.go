@@ -81,3 +81,19 @@ func TestSweep(t *testing.T) {
 		}
 	}
 }
+
+// TestLostRace holds which ends of a boot are the emulator's fault and which the guest's own.
+func TestLostRace(t *testing.T) {
+	for console, want := range map[string]bool{
+		"": false,
+		"[    1.28] Oops: int3: 0000 [#1] SMP NOPTI\n[    1.28] Kernel panic - not syncing: Fatal exception in interrupt": true,
+		"[    1.28] int3: 0000 [#1] SMP NOPTI\n[    1.28] Kernel panic - not syncing: Fatal exception in interrupt":       true,
+		"[    1.28] Oops: int3: 0000 [#1] SMP NOPTI":                                                                      false, // and lives
+		"[    1.28] Kernel panic - not syncing: No working init found.":                                                   false,
+		"[    1.28] Oops: 0002 [#1] SMP NOPTI\n[    1.28] Kernel panic - not syncing":                                     false,
+	} {
+		if got := lostRace([]byte(console)); got != want {
+			t.Errorf("%q: got %t", console, got)
+		}
+	}
+}
