@@ -42,10 +42,15 @@ type run struct {
 	drain  bool      // it is no eventfd and must be read
 	poll   int       // epoll descriptor
 	bell   *hot.Bell // for poll; nil in a process that is not dedicated
+	relief *hot.Bell // for poll, while the goroutine waits for a flush; see aside. nil if the ring is polled
 	alarm  int       // eventfd: look at halt, the queue's on, and the memory table
 	halt   atomic.Bool
 	ended  chan struct{} // closed when nothing of it is under way any more
 	before []*run        // whose requests may still be under way: they come first
+
+	turn   sync.Mutex // held by who serves the ring; guards away and broken
+	away   bool       // the goroutine waits for a flush
+	broken error      // what whoever stood in for it came upon
 
 	mu       sync.Mutex // guards what follows
 	dead     bool       // the ring is not ours any more: the guest's memory is not written
@@ -123,6 +128,9 @@ func (r *run) watch() (err error) {
 			return err
 		}
 	}
+	if r.relief, err = hot.NewBell(r.poll); err != nil {
+		return err
+	}
 	// Each kick of an eventfd is an edge: it need not be read to be seen again, which saves a system call for each wait.
 	name, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.kick))
 	edge := uint32(unix.EPOLLET)
@@ -144,8 +152,10 @@ func (r *run) close() {
 		r.tab.release()
 	}
 	r.inflight.release()
-	if r.bell != nil {
-		r.bell.Close()
+	for _, b := range []*hot.Bell{r.bell, r.relief} {
+		if b != nil {
+			b.Close()
+		}
 	}
 	for _, fd := range []int{r.poll, r.alarm, r.kick} {
 		if fd >= 0 {
@@ -196,7 +206,16 @@ func (r *run) serve() {
 		<-b.ended
 	}
 	r.before = nil
+	if r.relief != nil {
+		r.besides.Add(1)
+		go r.standIn()
+	}
+	r.turn.Lock()
 	err := mem.Guard(r.loop)
+	r.turn.Unlock()
+	if r.relief != nil {
+		r.relief.Close() // nobody need stand in any more
+	}
 	// Kicks that were seen and not read would wake QEMU when it takes the descriptor back, and there start an old guest's
 	// device again. Whoever serves the ring next looks at it before it waits.
 	if r.kick >= 0 && !r.drain {
@@ -284,6 +303,9 @@ func (r *run) drainRing() error {
 	for {
 		if r.halt.Load() {
 			return errStopped
+		}
+		if r.broken != nil {
+			return r.broken
 		}
 		if !r.q.on.Load() {
 			return nil
@@ -530,10 +552,15 @@ func (r *run) sleep() error {
 	case r.bell != nil:
 		timeout = int(hot.Wait / time.Millisecond)
 	}
+	return r.take(timeout)
+}
+
+// take waits for at most so many ms, or for ever, and takes note of what woke it.
+func (r *run) take(timeout int) error {
 	var ev [2]unix.EpollEvent
 	for {
 		n, no := hot.Syscall(unix.SYS_EPOLL_PWAIT, uintptr(r.poll), uintptr(unsafe.Pointer(&ev)), uintptr(len(ev)), uintptr(timeout), 0, 0)
-		if r.bell != nil && (no == unix.EINTR || no == 0 && n == 0) {
+		if timeout > 0 && r.bell != nil && (no == unix.EINTR || no == 0 && n == 0) {
 			// The runtime wants this goroutine to stop, or nothing came for a while.
 			if err := r.bell.Wait(); err != nil {
 				return err

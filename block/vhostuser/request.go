@@ -99,7 +99,7 @@ func (r *run) do(o *op) (status byte, n int64, later bool) {
 		}
 		srv.publishFlush()
 		flush := func() (byte, int64) { return r.failed("flush", o, srv.disk.Flush()), 0 }
-		if r.beside(o, flush) {
+		if r.aside(o, flush) || r.beside(o, flush) {
 			return statusOK, 0, true
 		}
 		status, _ = flush()

@@ -58,7 +58,7 @@ func Now(nr, a, b, c, d, e, f uintptr) (n uintptr, no syscall.Errno) {
 	return n, no
 }
 
-// Bell waits by the runtime's poller until a descriptor can be read. It is used by one goroutine at a time.
+// Bell waits by the runtime's poller until a descriptor can be read. One goroutine at a time waits.
 //
 // The poller must not see the descriptor itself, or it would be woken by each request, waited for or not. It sees an epoll
 // instance of the bell's own, which looks at the descriptor only while the bell waits.
@@ -96,18 +96,42 @@ func (b *Bell) Wait() error {
 	rerr := b.raw.Read(func(ep uintptr) bool {
 		if !armed {
 			armed = true
-			err = unix.EpollCtl(int(ep), unix.EPOLL_CTL_MOD, b.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT})
+			err = b.Arm()
 			return err != nil
 		}
-		// To have been asked is what makes the instance silent again.
-		var ev [1]unix.EpollEvent
-		n, _ := Now(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&ev)), 1, 0, 0, 0)
-		return n == 1
+		return rung(ep)
 	})
 	if err != nil {
-		return os.NewSyscallError("epoll_ctl", err)
+		return err
 	}
 	return rerr
+}
+
+// Await is Wait by a goroutine other than the one which knows when the descriptor is to be looked at: it returns when it
+// can be read after Arm and before Disarm. Once it has, the bell wants to be armed again.
+func (b *Bell) Await() error { return b.raw.Read(rung) }
+
+// Arm makes the bell look at the descriptor, until it has rung.
+func (b *Bell) Arm() error { return b.look(unix.EPOLLIN | unix.EPOLLRDHUP) }
+
+// Disarm makes it look away.
+func (b *Bell) Disarm() error { return b.look(0) }
+
+func (b *Bell) look(at uint32) (err error) {
+	cerr := b.raw.Control(func(ep uintptr) {
+		err = unix.EpollCtl(int(ep), unix.EPOLL_CTL_MOD, b.fd, &unix.EpollEvent{Events: at | unix.EPOLLONESHOT})
+	})
+	if err == nil {
+		return cerr
+	}
+	return os.NewSyscallError("epoll_ctl", err)
+}
+
+// rung asks whether the bell rang. To have been asked is what makes it silent again.
+func rung(ep uintptr) bool {
+	var ev [1]unix.EpollEvent
+	n, _ := Now(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&ev)), 1, 0, 0, 0)
+	return n == 1
 }
 
 // Close lets go of what the bell holds. A Wait that is under way returns with an error.
