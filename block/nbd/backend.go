@@ -64,6 +64,12 @@ type (
 		ReadOnly() bool
 	}
 
+	// Answerer is told whenever replies have been sent to a client, by the goroutine that serves it: what nobody waits for is
+	// best done then.
+	Answerer interface {
+		Answered()
+	}
+
 	// Filer tells that the n bytes at off are those of a file at fileOff, so that the server sends them from the page
 	// cache to the socket without a copy through its own memory. ok is false where they are not (all) in one file; ReadAt
 	// is then called. f stays the device's.

@@ -299,5 +299,8 @@ func (c *serverConn) flushOut(more bool) error {
 	if err != nil {
 		return fmt.Errorf("nbd: replying: %w", err)
 	}
+	if c.answerer != nil && !more {
+		c.answerer.Answered()
+	}
 	return nil
 }

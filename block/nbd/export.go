@@ -34,6 +34,7 @@ type caps struct {
 	extenter Extenter
 	cacher   Cacher
 	filer    Filer
+	answerer Answerer
 }
 
 // writable reports whether writes are taken.
@@ -62,6 +63,7 @@ func (e *Export) caps(structured bool) caps {
 	}
 	c.extenter, _ = e.Device.(Extenter)
 	c.filer, _ = e.Device.(Filer)
+	c.answerer, _ = e.Device.(Answerer)
 	if c.cacher, _ = e.Device.(Cacher); c.cacher != nil {
 		c.flags |= tfCache
 	}

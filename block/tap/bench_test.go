@@ -49,7 +49,7 @@ func receiveWrites(b *testing.B, size int, wanted bool) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv := &nbd.Server{Exports: []nbd.Export{{Device: &sink{newFeed(p, disk), disk}}}}
+	srv := &nbd.Server{Exports: []nbd.Export{{Device: newSink(newFeed(p, disk), disk)}}}
 	defer srv.Close()
 	go srv.Serve(b.Context(), ln)
 	c, err := nbd.Dial(b.Context(), "nbd+unix:///?socket="+path, nbd.Options{})

@@ -95,8 +95,8 @@ func (c *capture) covers(off, n int64) bool {
 }
 
 // logged looks at what is written to a journal. When it returns, the guest may be told that this was written. Calls come one
-// after the other.
-func (c *capture) logged(off int64, data []byte) {
+// after the other. more: it completes nothing, and a commit block is to follow.
+func (c *capture) logged(off int64, data []byte) (more bool) {
 	if c.ring.Losing() { // whoever reads the ring begins anew behind the loss
 		c.mu.Lock()
 		c.have = nil
@@ -105,7 +105,7 @@ func (c *capture) logged(off int64, data []byte) {
 	var need []*piece
 	for _, l := range c.logs {
 		c.refresh(l, off, data)
-		l.read(off, data, func(at place) {
+		open := l.read(off, data, func(at place) {
 			if p := c.want(at); p != nil {
 				need = append(need, p)
 			}
@@ -114,6 +114,7 @@ func (c *capture) logged(off int64, data []byte) {
 			need = nil
 			c.commit()
 		})
+		more = more || open
 	}
 	c.fetch(need)
 	if c.several {
@@ -121,6 +122,7 @@ func (c *capture) logged(off int64, data []byte) {
 		// that held then.
 		c.commit()
 	}
+	return more && !c.several
 }
 
 // refresh has a journal whose superblock is on another disk take over its format, which a mount may have changed.

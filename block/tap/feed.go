@@ -84,12 +84,12 @@ func (w *incoming) publish() {
 	c := f.capture.Load()
 	if w.buf != nil {
 		f.order.Lock()
-		if c != nil {
-			c.logged(w.off, *w.buf)
-		}
 		r := w.record()
 		r.Data = *w.buf
 		r.Flags |= ring.Logged
+		if c != nil && c.logged(w.off, *w.buf) {
+			r.Flags |= ring.More
+		}
 		f.ring.Append(r)
 		f.order.Unlock()
 		f.bufs.Put(w.buf)

@@ -46,12 +46,15 @@ type inlineFile struct {
 }
 
 func newInline(d nbdBackend, f *feed) block.Device {
+	f.ring.WakeLate()
 	i := inline{d, f}
 	if fl, ok := d.(nbd.Filer); ok {
 		return &inlineFile{i, fl}
 	}
 	return &i
 }
+
+func (i *inline) Answered() { i.feed.ring.Answered() }
 
 func (i *inline) WritePayload(p *nbd.Payload, off int64, f nbd.Flags) error {
 	fua := f&nbd.FUA != 0

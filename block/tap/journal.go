@@ -87,8 +87,10 @@ func (l *logReader) within(off, n int64) []block.Range {
 }
 
 // read goes through what was written at off: need is called with each place on the disk that a transaction will change, and
-// commit where one is complete. Blocks that make no sense are passed over: nothing is replayed from them either.
-func (l *logReader) read(off int64, data []byte, need func(place), commit func()) {
+// commit where one is complete. Blocks that make no sense are passed over: nothing is replayed from them either. more tells
+// that all of it is a transaction's beginning: it starts with a descriptor or revoke block, and nothing completes it.
+func (l *logReader) read(off int64, data []byte, need func(place), commit func()) (more bool) {
+	first := true
 	bs := int64(l.format.BlockSize)
 	for _, a := range l.within(off, int64(len(data))) {
 		// Blocks are aligned in their area: an extent begins with one.
@@ -99,6 +101,9 @@ func (l *logReader) read(off int64, data []byte, need func(place), commit func()
 		for ; at+bs <= min(a.End(), off+int64(len(data))); at += bs {
 			b := data[at-off : at-off+bs]
 			kind, _ := jbd2.KindOf(b)
+			if first {
+				more, first = kind == jbd2.Descriptor || kind == jbd2.Revoke, false
+			}
 			switch kind {
 			case jbd2.Descriptor:
 				l.tags, _ = l.format.AppendTags(l.tags[:0], b)
@@ -112,13 +117,16 @@ func (l *logReader) read(off int64, data []byte, need func(place), commit func()
 				}
 			case jbd2.Commit:
 				commit()
+				more = false
 			case jbd2.Super1, jbd2.Super2:
+				more = false
 				if at == l.super {
 					l.follow(b)
 				}
 			}
 		}
 	}
+	return more
 }
 
 // follow takes over the format of a superblock that was written: the first mount of a journal that mke2fs made turns on

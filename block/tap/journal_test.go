@@ -232,6 +232,27 @@ func TestCapture(t *testing.T) {
 	r.want(t, 3, 4)
 }
 
+// Only what may complete a transaction is worth waking somebody for.
+func TestCaptureMore(t *testing.T) {
+	r := newRig(t)
+	image := make([]byte, bs)
+	for _, x := range []struct {
+		name   string
+		blocks [][]byte
+		want   bool
+	}{
+		{"a beginning", [][]byte{descriptor(1, 3, 4), image, image}, true},
+		{"with what it revokes", [][]byte{revoke(1, 3), descriptor(1, 4), image}, true},
+		{"more images, or a fast commit", [][]byte{image, image}, false},
+		{"a commit block", [][]byte{meta(2, 1)}, false},
+		{"all at once", [][]byte{descriptor(2, 3), image, meta(2, 2)}, false},
+	} {
+		if got := r.logged(partAt+100*bs, slices.Concat(x.blocks...)); got != x.want {
+			t.Errorf("%s: more %t", x.name, got)
+		}
+	}
+}
+
 // Some of what a transaction changes is in memory, and read without waiting; the rest is read beside.
 func TestCaptureCached(t *testing.T) {
 	r := newRig(t)

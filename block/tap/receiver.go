@@ -244,7 +244,7 @@ func (r *receiver) mirror(ctx context.Context, m *mirror) error {
 	}
 	ended := make(chan error, 1)
 	srv := &nbd.Server{
-		Exports: []nbd.Export{{Device: &sink{r.feed, m.Size}}},
+		Exports: []nbd.Export{{Device: newSink(r.feed, m.Size)}},
 		Connected: func(string, net.Addr) func(error) {
 			return func(err error) {
 				select {

@@ -12,12 +12,19 @@ type sink struct {
 	size int64
 }
 
+func newSink(f *feed, size int64) *sink {
+	f.ring.WakeLate()
+	return &sink{f, size}
+}
+
 func (s *sink) Size() int64 { return s.size }
 
 func (s *sink) ReadAt(p []byte, off int64) (int, error) {
 	clear(p)
 	return len(p), nil
 }
+
+func (s *sink) Answered() { s.feed.ring.Answered() }
 
 func (s *sink) WritePayload(p *nbd.Payload, off int64, f nbd.Flags) error {
 	w := s.feed.begin(off, p.Len(), f&nbd.FUA != 0)

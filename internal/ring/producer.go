@@ -49,13 +49,15 @@ type Producer struct {
 	tail uint64 // as last seen
 
 	unsaid atomic.Uint64 // bytes of records that the consumer was not woken for
+	late   atomic.Bool   // writes do not wake it; Answered does
+	due    atomic.Bool   // it should
 }
 
 // urgent reports whether the consumer is to be woken for a record at once: where something has become durable or true, or the
 // stream has changed its state. What the guest writes without asking for that waits for such a record, for a sixteenth of
 // the ring's size, or for Tick: to wake a process for each write costs as much as the write.
 func (r *Record) urgent() bool {
-	return r.Kind == Flush || r.Kind == Lost || r.Kind == Marker || r.Flags&(FUA|Logged) != 0
+	return r.Kind == Flush || r.Kind == Lost || r.Kind == Marker || r.Flags&FUA != 0 || r.Flags&(Logged|More) == Logged
 }
 
 // NewProducer opens a ring for writing. What an earlier producer left unfinished is given up: there must be only one
@@ -94,6 +96,7 @@ type Slot struct {
 	state  *atomic.Uint32
 	Data   []byte
 	urgent bool
+	late   bool
 }
 
 // OK reports whether the slot is one: there was room.
@@ -238,7 +241,7 @@ func (p *Producer) put(r Record, n int) Slot {
 	data := p.s.at(p.head+headSize, uint64(n))
 	p.head += size
 	p.s.word(hdrHead).Store(p.head)
-	return Slot{p, state, data[:n:n], r.urgent()}
+	return Slot{p, state, data[:n:n], r.urgent(), r.Kind == Write && p.late.Load()}
 }
 
 // Commit hands the record over.
@@ -255,8 +258,24 @@ func (s *Slot) Abandon() {
 
 // done wakes the consumer if it should be.
 func (s *Slot) done() {
-	if n := s.p.unsaid.Add(total(len(s.Data))); s.urgent || n > s.p.s.size/16 {
+	n := s.p.unsaid.Add(total(len(s.Data)))
+	switch {
+	case !s.urgent && n <= s.p.s.size/16:
+	case s.late:
+		s.p.due.Store(true)
+	default:
 		s.p.signal()
+	}
+}
+
+// WakeLate has a write wake the consumer only when Answered says that the guest was told of it: to wake a process takes
+// about as long as all else that is done for a write, and the guest waits. Other records wake it as before.
+func (p *Producer) WakeLate() { p.late.Store(true) }
+
+// Answered wakes the consumer for writes that should have, after WakeLate. Should it never be called, Tick does so.
+func (p *Producer) Answered() {
+	if p.due.Load() && p.due.Swap(false) {
+		p.signal()
 	}
 }
 

@@ -36,6 +36,7 @@ const (
 	FUA    uint16 = 1 << 0
 	NoData uint16 = 1 << 1 // of a write: nobody asked for its content
 	Logged uint16 = 1 << 2 // of a write to a journal: the pre-images before it are those of what it commits
+	More   uint16 = 1 << 3 // of a write to a journal: it completes nothing, and what does is to follow
 )
 
 // Record is one entry. Times are nanoseconds since 1970.

@@ -270,6 +270,7 @@ func TestUrgent(t *testing.T) {
 		{"a flush", func() { p.Append(Record{Kind: Flush}) }, true},
 		{"a durable write", func() { p.Append(Record{Kind: Write, Flags: FUA}) }, true},
 		{"a write to the journal", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, true},
+		{"the beginning of a transaction", func() { p.Append(Record{Kind: Write, Flags: Logged | More}) }, false},
 		{"a mark", func() { p.Append(Record{Kind: Marker}) }, true},
 		{"images", func() { p.AppendAll([]Record{{Kind: PreImage, Len: 1, Data: []byte("x")}}) }, false},
 		{"many writes", func() {
@@ -277,6 +278,14 @@ func TestUrgent(t *testing.T) {
 				p.Append(plain)
 			}
 		}, true},
+		{"nothing answered", p.Answered, false},
+		{"from now on, late", p.WakeLate, false},
+		{"a late write to the journal", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, false},
+		{"its answer", p.Answered, true},
+		{"its answer again", p.Answered, false},
+		{"a flush, which is told before it is done", func() { p.Append(Record{Kind: Flush}) }, true},
+		{"a late write that is never answered", func() { p.Append(Record{Kind: Write, Flags: FUA}) }, false},
+		{"a tick behind that", p.Tick, true},
 	} {
 		for _, ok, _ := c.Poll(); ok; _, ok, _ = c.Poll() {
 		}
