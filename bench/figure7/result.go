@@ -37,23 +37,38 @@ func newResult(numbers []int) *result {
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d.Nanoseconds())/1e6) }
 
-// table is Markdown: median and quartiles, and what a tap adds.
+// noise is what two samples of the very same thing differ by: the median over all pairs.
+func noise(v []time.Duration) time.Duration {
+	var d []time.Duration
+	for i, a := range v {
+		for _, b := range v[:i] {
+			d = append(d, (a - b).Abs())
+		}
+	}
+	return sample.Quantile(d, 0.5)
+}
+
+// table is Markdown: median and quartiles, what a tap adds, and which of that noise covers.
 func (r *result) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| files | samples | plain, ms | tapped, ms | with watchpoint, ms | tapped - plain, ms | with watchpoint - plain, ms | covered by noise |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&b, "| files | samples | plain, ms | two of plain differ by, ms | tapped, ms | with watchpoint, ms | tapped - plain, ms | with watchpoint - plain, ms | within a sample's noise | within the medians' |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	for i, n := range r.numbers {
 		s := &r.samples[i]
 		fmt.Fprintf(&b, "| %d | %d", n, len(s[plain]))
 		for m := range modes {
 			fmt.Fprintf(&b, " | %s (%s to %s)", ms(sample.Quantile(s[m], 0.5)), ms(sample.Quantile(s[m], 0.25)), ms(sample.Quantile(s[m], 0.75)))
+			if m == plain {
+				fmt.Fprintf(&b, " | %s", ms(noise(s[plain])))
+			}
 		}
-		covered := [modes]bool{}
+		var single, covered [modes]bool
 		for m := tapped; m < modes; m++ {
 			d := sample.Median(sample.Between(s[plain], s[m], func(a, b time.Duration) time.Duration { return b - a }))
 			fmt.Fprintf(&b, " | %s (%s to %s)", ms(d.Median), ms(d.Low), ms(d.High))
 			covered[m] = d.Holds(0)
+			single[m] = d.Median <= noise(s[plain])
 		}
-		fmt.Fprintf(&b, " | %s |\n", verdict(covered[tapped], covered[watched]))
+		fmt.Fprintf(&b, " | %s | %s |\n", verdict(single[tapped], single[watched]), verdict(covered[tapped], covered[watched]))
 	}
 	if len(r.lags) > 0 {
 		fmt.Fprintf(&b, "\nThe last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(sample.Quantile(r.lags, 0.5)), ms(sample.Quantile(r.lags, 0.9)))

@@ -36,6 +36,15 @@ func TestCSV(t *testing.T) {
 	}
 }
 
+func TestNoise(t *testing.T) {
+	if got := noise([]time.Duration{1, 2, 4, 8}); got != 3 && got != 4 { // 1 3 7 2 6 4
+		t.Errorf("got %d", got)
+	}
+	if got := noise([]time.Duration{5, 5, 5}); got != 0 {
+		t.Errorf("got %d", got)
+	}
+}
+
 func TestDraw(t *testing.T) {
 	text := draw(samples())
 	for d := xml.NewDecoder(strings.NewReader(text)); ; {
