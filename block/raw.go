@@ -19,7 +19,8 @@ import (
 type Raw struct {
 	File
 	failed  atomic.Pointer[error] // of a flush; see Flush
-	noPunch atomic.Bool           // the file system cannot
+	flushes hot.Pace
+	noPunch atomic.Bool // the file system cannot
 	noZero  atomic.Bool
 	noNow   atomic.Bool
 }
@@ -152,7 +153,7 @@ func (r *Raw) Flush() error {
 		return *e
 	}
 	for {
-		_, no := hot.Syscall(unix.SYS_FDATASYNC, r.f.Fd(), 0, 0, 0, 0, 0)
+		_, no := r.flushes.Syscall(unix.SYS_FDATASYNC, r.f.Fd(), 0, 0)
 		if no == unix.EINTR {
 			continue
 		}

@@ -31,6 +31,8 @@ type File struct {
 	// full says that there are no holes, so that none have to be looked for.
 	full   atomic.Bool
 	failed atomic.Pointer[error] // of the first flush that failed
+
+	flushes hot.Pace
 }
 
 // OpenFile opens a raw image or a block device.
@@ -192,7 +194,7 @@ func (d *File) Flush() error {
 		return err
 	}
 	for {
-		_, no := hot.Syscall(unix.SYS_FDATASYNC, uintptr(d.fd), 0, 0, 0, 0, 0)
+		_, no := d.flushes.Syscall(unix.SYS_FDATASYNC, uintptr(d.fd), 0, 0)
 		if no == unix.EINTR {
 			continue
 		}

@@ -50,6 +50,25 @@ func Syscall(nr, a, b, c, d, e, f uintptr) (n uintptr, no syscall.Errno) {
 	return n, no
 }
 
+// Pace does a kind of system call that takes now little and now long, as flushes of a disk do: by Syscall as long as the one
+// before took no longer than Wait, so that a slow disk holds up neither the garbage collection nor who waits for it. The zero
+// value is ready; it is safe for concurrent use.
+type Pace struct{ slow atomic.Bool }
+
+// Syscall does a system call. It may be ended by a signal, with EINTR.
+//
+//go:uintptrescapes
+func (p *Pace) Syscall(nr, a, b, c uintptr) (n uintptr, no syscall.Errno) {
+	began := time.Now()
+	if p.slow.Load() {
+		n, _, no = unix.Syscall(nr, a, b, c)
+	} else {
+		n, no = Syscall(nr, a, b, c, 0, 0, 0)
+	}
+	p.slow.Store(time.Since(began) > Wait)
+	return n, no
+}
+
 // Now does a system call that never waits: the runtime need not know of it in any process.
 //
 //go:uintptrescapes

@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -91,5 +92,35 @@ func TestSyscall(t *testing.T) {
 	runtime.GC()
 	if n := now.Load(); n != 0 {
 		t.Errorf("%d calls are left", n)
+	}
+}
+
+// After a call that took long the next is told to the runtime, and after one that did not, not.
+func TestPace(t *testing.T) {
+	var p Pace
+	r, w := pipe(t)
+	read := func() {
+		t.Helper()
+		var b [1]byte
+		if n, no := p.Syscall(unix.SYS_READ, uintptr(r), uintptr(unsafe.Pointer(&b)), 1); n != 1 || no != 0 {
+			t.Fatalf("%d bytes, %v", n, no)
+		}
+	}
+	for range 3 {
+		go func() {
+			time.Sleep(5 * Wait)
+			unix.Write(w, make([]byte, 1))
+		}()
+		read()
+		if !p.slow.Load() {
+			t.Error("a call that took long was forgotten")
+		}
+		for try := 0; p.slow.Load(); try++ { // the machine may be slow now and then
+			if try == 1000 {
+				t.Fatal("calls that take no time are taken for slow")
+			}
+			unix.Write(w, make([]byte, 1))
+			read()
+		}
 	}
 }
