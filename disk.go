@@ -25,8 +25,9 @@ type Disk struct {
 	File     string // where the content comes from
 	ReadOnly bool   // for the guest
 
-	close func() error
-	once  sync.Once
+	machine string // the target whose disk it is, if that runs; else ""
+	close   func() error
+	once    sync.Once
 }
 
 // Close gives the disk back; the machine is left as it was found. It may be

@@ -28,7 +28,7 @@ func openMachineDisks(ctx context.Context, target string, o options) ([]*Disk, e
 	open := len(looks)
 	for _, l := range looks {
 		d := l.Disk
-		all = append(all, &Disk{Device: l, Name: d.Name, ID: d.ID, Format: d.Format, File: d.File, ReadOnly: d.ReadOnly, close: func() error {
+		all = append(all, &Disk{Device: l, Name: d.Name, ID: d.ID, Format: d.Format, File: d.File, ReadOnly: d.ReadOnly, machine: target, close: func() error {
 			err := l.Close()
 			mu.Lock()
 			defer mu.Unlock()

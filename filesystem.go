@@ -28,6 +28,17 @@ func (f *FileSystem) Close() error {
 	return errors.Join(err, CloseDisks(f.disks))
 }
 
+// MountedAt reads from the memory of a running guest where its first process sees the file system; "" where it does not, or
+// the target does not run.
+func (f *FileSystem) MountedAt(ctx context.Context) (string, error) {
+	if len(f.disks) == 0 || f.disks[0].machine == "" {
+		return "", nil
+	}
+	m := &mountPoints{ctx: ctx, target: "qemu:" + f.disks[0].machine}
+	defer m.close()
+	return m.of(f.Where.Name, f.Super())
+}
+
 // ErrNoFileSystem says that a target has no such file system, or none that can
 // be read.
 var ErrNoFileSystem = errors.New("no such file system")

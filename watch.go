@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 
@@ -18,7 +17,7 @@ import (
 // WatchOptions change what Watch tells. The zero value tells everything that happens on all disks.
 type WatchOptions struct {
 	watch.Options
-	// Disks are the names or ids of the disks to tap; none means all that can be written.
+	// Disks are the names or ids of the disks to tap; none means all that can be written, also those that come later.
 	Disks []string
 	// DiskPaths leaves paths as they are on the disk. Else those of a file system that the guest has mounted begin where
 	// it has, which is read from the guest's memory; where that cannot be read, paths stay as they are on the disk.
@@ -41,12 +40,9 @@ func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Even
 	if err != nil {
 		return err
 	}
-	disks, taps, err := attachDisks(ctx, machine, o)
-	defer func() {
-		for _, t := range taps {
-			err = errors.Join(err, t.Close())
-		}
-	}()
+	t := &tapped{machine: machine, o: o, taps: map[*tap.Tap]bool{}}
+	defer func() { err = errors.Join(err, t.close()) }()
+	disks, err := t.attach(ctx)
 	if err != nil {
 		return err
 	}
@@ -61,6 +57,9 @@ func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Even
 	}
 	if o.Started != nil {
 		o.Started(w)
+	}
+	if len(o.Disks) == 0 {
+		defer t.follow(ctx, w)()
 	}
 	return w.Run(ctx, f)
 }
@@ -77,39 +76,6 @@ func tapTarget(target string) (string, error) {
 		return "", fmt.Errorf("watch %s: %w: only the disks of a running QEMU are written to", target, errors.ErrUnsupported)
 	}
 	return target, nil
-}
-
-// attachDisks taps the disks. On an error the taps are to be closed all the same.
-func attachDisks(ctx context.Context, machine string, o WatchOptions) (disks []watch.Disk, taps []*tap.Tap, err error) {
-	all, err := tap.Disks(ctx, machine)
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, name := range o.Disks {
-		if !slices.ContainsFunc(all, func(d tap.Disk) bool { return isDisk(d, name) }) {
-			return nil, nil, fmt.Errorf("%w: %q; 'vmscope disks %s' lists them", ErrNoDisk, name, machine)
-		}
-	}
-	for _, d := range all {
-		wanted := len(o.Disks) == 0 && !d.ReadOnly || slices.ContainsFunc(o.Disks, func(name string) bool { return isDisk(d, name) })
-		if !wanted {
-			continue
-		}
-		t, err := tap.Attach(ctx, machine, d.Name, o.Tap)
-		if err != nil {
-			return disks, taps, err
-		}
-		taps = append(taps, t)
-		disks = append(disks, watch.Disk{Name: d.Name, Source: t})
-	}
-	if len(disks) == 0 {
-		return nil, nil, fmt.Errorf("%w: %s has none that it can write to", ErrNoDisk, machine)
-	}
-	return disks, taps, nil
-}
-
-func isDisk(d tap.Disk, name string) bool {
-	return name != "" && (name == d.Name || name == "/dev/"+d.Name || name == d.ID || name == d.Node)
 }
 
 // mountPoints asks the guest's memory where file systems are mounted.
@@ -162,7 +128,7 @@ func (m *mountPoints) close() {
 	}
 }
 
-// Ended says whether an error of Watch is an end that is no failure: the guest ended, or somebody asked for the disk.
+// Ended says whether an error of Watch is an end that is no failure: the guest ended, somebody asked for the disk, or it was unplugged.
 func Ended(err error) bool {
-	return errors.Is(err, tap.ErrGuestEnded) || errors.Is(err, tap.ErrDetached) || errors.Is(err, io.EOF)
+	return errors.Is(err, tap.ErrGuestEnded) || errors.Is(err, tap.ErrDetached) || errors.Is(err, tap.ErrUnplugged) || errors.Is(err, io.EOF)
 }

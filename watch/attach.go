@@ -144,10 +144,17 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		for _, v := range live {
+		attached := live
+		live = nil
+		for _, v := range attached {
 			v.fs.Close()
-			if v.fs, err = ext4.Attach(v.dev); err != nil {
+			switch v.fs, err = ext4.Attach(v.dev); {
+			case errors.Is(err, tap.ErrUnplugged):
+				v.close()
+			case err != nil:
 				return fmt.Errorf("%s: %w", v.name, err)
+			default:
+				live = append(live, v)
 			}
 		}
 	}
@@ -196,55 +203,54 @@ func (w *Watch) capture(ctx context.Context, volumes []*volume) (bool, error) {
 		if len(journals) == 0 {
 			continue
 		}
-		gen, err := w.captureOn(ctx, i, c, journals)
-		if err != nil {
+		switch err := w.captureOn(ctx, i, c, journals); {
+		case errors.Is(err, tap.ErrUnplugged): // its goroutine tells
+		case err != nil:
 			return false, fmt.Errorf("%s: %w", d.Name, err)
+		default:
+			any = true
 		}
-		w.gen[i], any = gen, true
 	}
 	return any, nil
 }
 
 // captureOn tells one disk of its journals. A tap answers with a mark among the writes; where these wait for us and leave no
 // room for it, they are read here.
-func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []tap.Journal) (uint32, error) {
-	type answer struct {
-		gen uint32
-		err error
-	}
-	answers := make(chan answer, 1)
+func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []tap.Journal) error {
+	answer := make(chan error, 1)
 	go func() {
-		gen, err := c.Capture(ctx, journals)
-		answers <- answer{gen, err}
+		_, err := c.Capture(ctx, journals)
+		answer <- err
 	}()
 	select {
-	case a := <-answers:
-		return a.gen, a.err
+	case err := <-answer:
+		return err
 	case <-time.After(settle / 2):
 	}
+	d := &w.disks[disk]
 	for {
 		select {
-		case a := <-answers:
-			return a.gen, a.err
+		case err := <-answer:
+			return err
 		default:
 		}
 		wait, stop := context.WithTimeout(ctx, 10*time.Millisecond)
-		write, err := w.disks[disk].Source.Next(wait)
+		write, err := d.Source.Next(wait)
 		stop()
-		w.drawn[disk]++
-		w.torn[disk] = w.torn[disk] || len(w.volumes) > 0
+		d.drawn++
+		d.torn = d.torn || len(w.volumes) > 0
 		l, isLost := lost(err)
 		switch {
 		case err == nil:
 			if err := w.apply(ctx, disk, &write); err != nil {
-				return 0, err
+				return err
 			}
 		case isLost && len(w.volumes) > 0: // they lack it; those that are being attached do not
 			w.again = l.Error()
 		case isLost:
 		case isMark(err) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
 		default:
-			return 0, err
+			return err
 		}
 	}
 }
@@ -252,7 +258,8 @@ func (w *Watch) captureOn(ctx context.Context, disk int, c Capturer, journals []
 // skip passes over what waits, of which nothing is told any more: what is attached next holds it.
 func (w *Watch) skip(ctx context.Context) error {
 	now := w.opt.Clock()
-	for i, d := range w.disks {
+	for i := range w.disks {
+		d := &w.disks[i]
 		if _, ok := d.Source.(Queue); !ok {
 			continue
 		}
@@ -260,7 +267,10 @@ func (w *Watch) skip(ctx context.Context) error {
 			wait, stop := context.WithTimeout(ctx, time.Millisecond)
 			write, err := d.Source.Next(wait)
 			stop()
-			w.drawn[i]++
+			d.drawn++
+			if errors.Is(err, tap.ErrUnplugged) { // its goroutine tells
+				break
+			}
 			if err == nil && write.Time.After(now) || ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 				break
 			}
@@ -274,10 +284,11 @@ func (w *Watch) skip(ctx context.Context) error {
 
 // everything makes the content of all writes wanted again.
 func (w *Watch) everything() {
-	for i, d := range w.disks {
-		if c, ok := d.Source.(Chooser); ok && w.caught[i] {
+	for i := range w.disks {
+		d := &w.disks[i]
+		if c, ok := d.Source.(Chooser); ok && d.caught {
 			c.Interest(block.Range{Off: 0, Len: d.Source.Device().Size()}, true)
-			w.caught[i] = false
+			d.caught = false
 		}
 	}
 }

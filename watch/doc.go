@@ -42,6 +42,8 @@ type Queue interface {
 type Disk struct {
 	Name   string // as the guest would call it: volumes are named after it
 	Source Source
+	// Gone, if not nil, is called when the source has ended with tap.ErrUnplugged and is not used any more. It must be quick.
+	Gone func()
 }
 
 // Options change what is told. The zero value tells everything of all file systems.

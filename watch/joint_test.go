@@ -117,7 +117,7 @@ func heldBack(t *testing.T, name string, caught bool) {
 	}
 	defer log.Close()
 	s := stripe(t, r.Base)
-	w, err := New([]Disk{{"vda", s.taps[0]}, {"vdb", s.taps[1]}}, Options{Warn: func(err error) { t.Log(err) }})
+	w, err := New([]Disk{{Name: "vda", Source: s.taps[0]}, {Name: "vdb", Source: s.taps[1]}}, Options{Warn: func(err error) { t.Log(err) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,13 @@ type line struct {
 
 func newTurns(disks int) *turns { return &turns{lines: make([]line, disks), news: make(chan struct{})} }
 
+// add makes room for one more disk.
+func (t *turns) add() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lines = append(t.lines, line{})
+}
+
 // changed wakes all who wait for their turn. mu is held.
 func (t *turns) changed() {
 	close(t.news)

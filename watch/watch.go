@@ -19,12 +19,15 @@ import (
 
 // Watch follows the file systems of a machine. Run does it; the watchpoints may be changed meanwhile.
 type Watch struct {
-	disks  []Disk
 	opt    Options
 	filter *filter
 	turns  *turns
 
 	mu      sync.Mutex // of all below: each disk has a goroutine
+	disks   []disk
+	live    int            // disks that did not end
+	spawn   func(disk int) // makes its goroutine; nil until Run has attached
+	over    bool           // behind Run
 	layout  *part.Layout
 	volumes []*volume
 	seq     uint64
@@ -37,12 +40,15 @@ type Watch struct {
 	stale   time.Time        // when that was noticed
 	held    map[string]*tree // while volumes are attached anew: what had been told of them, by label
 	next    time.Time        // when to go on with crawls amid writes
-	ended   int              // disks that ended
-	rests   []time.Duration  // by disk: how long nothing has come to be done
-	gen     []uint32         // what the disks capture
-	caught  []bool           // a disk's content is only wanted where it tells something
-	drawn   []uint64         // how often a disk was read by others than its goroutine: what that holds is void then
-	torn    []bool           // and a volume that was attached lacks it
+}
+
+// disk is one that is watched.
+type disk struct {
+	Disk
+	rest   time.Duration // how long nothing has come to be done
+	caught bool          // its content is only wanted where it tells something
+	drawn  uint64        // how often it was read by others than its goroutine: what that holds is void then
+	torn   bool          // and a volume that was attached lacks it
 }
 
 // New prepares a watch of disks of one machine.
@@ -63,7 +69,11 @@ func New(disks []Disk, o Options) (*Watch, error) {
 	if o.Warn == nil {
 		o.Warn = func(error) {}
 	}
-	return &Watch{disks: disks, opt: o, filter: f, turns: newTurns(len(disks)), rests: make([]time.Duration, len(disks)), gen: make([]uint32, len(disks)), caught: make([]bool, len(disks)), drawn: make([]uint64, len(disks)), torn: make([]bool, len(disks))}, nil
+	w := &Watch{opt: o, filter: f, turns: newTurns(0)}
+	for _, d := range disks {
+		w.add(d)
+	}
+	return w, nil
 }
 
 // Add adds a watchpoint, and Remove takes one away, from the next event on. A watch of everything stays one.
@@ -98,22 +108,18 @@ func (w *Watch) Wait(ctx context.Context, emit func(event.Event) error) error {
 func (w *Watch) run(ctx context.Context, emit func(event.Event) error, wait bool) error {
 	w.emit, w.ready = emit, wait
 	defer w.close()
-	w.mu.Lock()
-	err := w.attach(ctx)
-	w.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	asked := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group sync.WaitGroup
-	for i := range w.disks {
+	if err := w.begun(ctx, func(i int) {
 		group.Go(func() {
 			if err := w.follow(ctx, i); err != nil {
 				cancel(err)
 			}
 		})
+	}); err != nil {
+		return err
 	}
 	group.Wait()
 	w.mu.Lock()
@@ -131,9 +137,25 @@ func (w *Watch) run(ctx context.Context, emit func(event.Event) error, wait bool
 	return w.quiet(w.opt.Clock().Add(time.Minute)) // what still waited is told
 }
 
+// begun attaches, and begins to follow all disks.
+func (w *Watch) begun(ctx context.Context, spawn func(disk int)) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = false
+	if err := w.attach(ctx); err != nil {
+		return err
+	}
+	w.spawn = spawn
+	for i := range w.disks {
+		spawn(i)
+	}
+	return nil
+}
+
 func (w *Watch) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.spawn, w.over = nil, true
 	for _, v := range w.volumes {
 		v.close()
 	}
@@ -142,7 +164,9 @@ func (w *Watch) close() {
 
 // follow is the loop of one disk.
 func (w *Watch) follow(ctx context.Context, disk int) error {
+	w.mu.Lock()
 	src := w.disks[disk].Source
+	w.mu.Unlock()
 	defer w.turns.end(disk)
 	for {
 		patience, drawn, several := w.patience(disk)
@@ -158,16 +182,17 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 			w.turns.empty(disk, now)
 		}
 		w.mu.Lock()
-		w.rests[disk] = min(2*w.rests[disk]+patience, rest)
+		d := &w.disks[disk] // until mu is free: there may be more
+		d.rest = min(2*d.rest+patience, rest)
 		if !errors.Is(err, context.DeadlineExceeded) {
-			w.rests[disk] = 0
+			d.rest = 0
 		}
-		if w.drawn[disk] == drawn {
-			w.torn[disk] = false
+		if d.drawn == drawn {
+			d.torn = false
 		}
 		switch l, isLost := lost(err); {
-		case err == nil && w.drawn[disk] != drawn:
-			if w.torn[disk] {
+		case err == nil && d.drawn != drawn:
+			if d.torn {
 				w.again = "a write came while file systems were attached"
 			}
 		case err == nil:
@@ -188,9 +213,13 @@ func (w *Watch) follow(ctx context.Context, disk int) error {
 		case stopped && errors.Is(err, context.Canceled):
 			err = nil // another disk's write waits for us
 		case errors.Is(err, io.EOF):
-			w.ended++
+			w.live--
 			w.mu.Unlock()
 			return nil
+		case errors.Is(err, tap.ErrUnplugged) && w.live > 1:
+			err = w.unplug(disk)
+			w.mu.Unlock()
+			return err
 		}
 		w.mend()
 		if err == nil && w.again != "" {
@@ -217,14 +246,14 @@ const rest = time.Second
 func (w *Watch) patience(disk int) (patience time.Duration, drawn uint64, several bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	patience = max(w.opt.Quiet, w.rests[disk])
+	patience = max(w.opt.Quiet, w.disks[disk].rest)
 	for _, v := range w.volumes {
 		if w.busy(v) {
 			patience = time.Millisecond
 		}
 		several = several || v.part.Disk < 0 && len(w.disks) > 1 && v.on(disk)
 	}
-	return patience, w.drawn[disk], several
+	return patience, w.disks[disk].drawn, several
 }
 
 // apply hands a write to the volumes that it touches.
@@ -407,8 +436,9 @@ func (w *Watch) begin(ctx context.Context) error {
 // choose says for which writes of a disk content is wanted: with a journal, only there and in the superblock, once what the
 // model holds is not older than what comes.
 func (w *Watch) choose(disk int) {
-	c, ok := w.disks[disk].Source.(Chooser)
-	if !ok || w.caught[disk] || w.opt.Content > 0 {
+	d := &w.disks[disk]
+	c, ok := d.Source.(Chooser)
+	if !ok || d.caught || w.opt.Content > 0 {
 		return
 	}
 	var wanted []block.Range
@@ -434,7 +464,7 @@ func (w *Watch) choose(disk int) {
 			}
 		}
 	}
-	w.caught[disk] = true
+	d.caught = true
 	for _, r := range wanted {
 		c.Interest(r, true)
 	}

@@ -100,6 +100,7 @@ var classes = map[string]error{
 	"in use":      ErrInUse,
 	"detached":    ErrDetached,
 	"guest ended": ErrGuestEnded,
+	"unplugged":   ErrUnplugged,
 	"no disk":     ErrNoDisk,
 	"crashing":    errCrashing,
 	"unsupported": errors.ErrUnsupported,

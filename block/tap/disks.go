@@ -25,6 +25,7 @@ type Disk struct {
 	Size     int64  // bytes, as the guest sees it
 	ReadOnly bool
 
+	kind     kind
 	plain    bool // File is the path of an image that is read as it lies there
 	threaded bool // an iothread serves it
 }
@@ -134,7 +135,7 @@ const peripheral = "/machine/peripheral/"
 // list makes disks of an answer; types are the devices' types by their path.
 func list(reply []blockInfo, types map[string]string) []Disk {
 	var out []Disk
-	count := map[string]int{}
+	taken := map[string]bool{}
 	for _, b := range reply {
 		if b.Inserted == nil || b.Inserted.Node == "" || b.Inserted.Image.Size <= 0 {
 			continue
@@ -155,34 +156,49 @@ func list(reply []blockInfo, types map[string]string) []Disk {
 		if d.ID == "" {
 			d.ID = b.Device
 		}
-		d.Name = guess(types[b.QDev], b.QDev, count)
+		d.kind = kindOf(types[b.QDev], b.QDev)
+		d.Name = d.kind.name(taken)
 		out = append(out, d)
 	}
 	return out
 }
 
-// guess names a disk as Linux would, if its devices come in the order in which they were made.
-func guess(typ, qdev string, count map[string]int) string {
-	prefix := "sd"
+// kind is how Linux begins the name of a disk.
+type kind string
+
+// kindOf tells it by a device's type, or by its path.
+func kindOf(typ, qdev string) kind {
 	switch {
 	case strings.HasSuffix(typ, "-cd"):
-		prefix = "sr"
+		return "sr"
 	case strings.Contains(typ, "floppy"):
-		prefix = "fd"
+		return "fd"
 	case strings.HasPrefix(typ, "virtio-blk"), strings.HasPrefix(typ, "vhost-user-blk"), strings.HasSuffix(qdev, "/virtio-backend"):
-		prefix = "vd"
+		return "vd"
 	case strings.HasPrefix(typ, "nvme"):
-		prefix = "nvme"
+		return "nvme"
 	}
-	n := count[prefix]
-	count[prefix]++
-	switch prefix {
-	case "nvme":
-		return "nvme" + strconv.Itoa(n) + "n1"
-	case "sr", "fd":
-		return prefix + strconv.Itoa(n)
+	return "sd"
+}
+
+// name names a disk as Linux would, if its devices come in the order in which they are named: the first name that is free. It
+// is taken then.
+func (k kind) name(taken map[string]bool) string {
+	for n := 0; ; n++ {
+		name := string(k)
+		switch k {
+		case "nvme":
+			name += strconv.Itoa(n) + "n1"
+		case "sr", "fd":
+			name += strconv.Itoa(n)
+		default:
+			name += letters(n)
+		}
+		if !taken[name] {
+			taken[name] = true
+			return name
+		}
 	}
-	return prefix + letters(n)
 }
 
 // letters counts as Linux does: a, …, z, aa, ab, …

@@ -295,14 +295,33 @@ func (m *mirror) cancel(ctx context.Context, mon qmp.Monitor) error {
 	}
 }
 
-// attached reports whether the job is there.
+// attached reports whether the job is there; ErrUnplugged if the disk is not.
 func (m *mirror) attached(ctx context.Context) (bool, error) {
 	mon, err := m.monitor(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer mon.Close()
+	if err := m.plugged(ctx, mon); err != nil {
+		return false, err
+	}
 	return m.job(ctx, mon)
+}
+
+// plugged gives ErrUnplugged if the machine's device is gone, or has another node: QEMU ends the job for that only where the
+// disk is an old -drive, and the node of a -blockdev cannot be removed as long as the job has it.
+func (m *mirror) plugged(ctx context.Context, mon qmp.Monitor) error {
+	if m.QDev == "" {
+		return nil // nor had it one
+	}
+	var all []blockInfo
+	if err := qmp.Query(ctx, mon, "query-block", nil, &all); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(all, func(b blockInfo) bool { return b.QDev == m.QDev && b.Inserted != nil && b.Inserted.Node == m.Node }) {
+		return fmt.Errorf("%s: %w", m.Name, ErrUnplugged)
+	}
+	return nil
 }
 
 // detach removes all that is ours from QEMU.

@@ -344,7 +344,7 @@ func (r *receiver) look(ctx context.Context, m *mirror) (there bool, err error) 
 		qctx, cancel := context.WithTimeout(ctx, checkEvery)
 		there, err = m.attached(qctx)
 		cancel()
-		if err == nil || errors.Is(err, ErrGuestEnded) {
+		if err == nil || errors.Is(err, ErrGuestEnded) || errors.Is(err, ErrUnplugged) {
 			return there, err
 		}
 		select {

@@ -89,31 +89,31 @@ var _ block.Tap = (*Tap)(nil)
 // is read through QEMU, whatever its format. As long as the tap is there, QEMU refuses snapshots and resizing
 // of the disk: see Detach.
 func Attach(ctx context.Context, target, disk string, o Options) (*Tap, error) {
+	all, err := Disks(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	d, err := choose(all, disk)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", target, err)
+	}
+	return AttachDisk(ctx, target, d, o)
+}
+
+// AttachDisk is Attach for a disk that Disks or Plugged gave.
+func AttachDisk(ctx context.Context, target string, d Disk, o Options) (*Tap, error) {
 	p, err := qemu.Find(target)
 	if err != nil {
 		return nil, err
 	}
-	t, err := attach(ctx, p, disk, o)
+	t, err := attach(ctx, p, d, o)
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", p, err)
 	}
 	return t, nil
 }
 
-func attach(ctx context.Context, p qemu.Process, disk string, o Options) (*Tap, error) {
-	m, err := p.Monitor(ctx)
-	if err != nil {
-		return nil, err
-	}
-	all, err := disks(ctx, m)
-	m.Close()
-	if err != nil {
-		return nil, err
-	}
-	d, err := choose(all, disk)
-	if err != nil {
-		return nil, err
-	}
+func attach(ctx context.Context, p qemu.Process, d Disk, o Options) (*Tap, error) {
 	if d.ReadOnly {
 		return nil, fmt.Errorf("%v is read-only: nothing is written to it: %w", d, errors.ErrUnsupported)
 	}

@@ -46,7 +46,7 @@ func TestList(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	for i, w := range want {
-		w.Node, w.QDev, w.Size = got[i].Node, got[i].QDev, 1024
+		w.Node, w.QDev, w.kind, w.Size = got[i].Node, got[i].QDev, got[i].kind, 1024
 		w.plain = w.File == "/a" || w.File == "/d"
 		if got[i] != w {
 			t.Errorf("%+v, want %+v", got[i], w)

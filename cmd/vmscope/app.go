@@ -56,13 +56,15 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if a.note != "" {
 		fmt.Fprintln(a.err, "vmscope: "+a.note)
 	}
-	if errors.Is(err, errFindings) {
+	switch gone := errors.Is(ferr, syscall.EPIPE); {
+	case errors.Is(err, errFindings) && (ferr == nil || gone):
 		return statusFindings
-	}
-	if errors.Is(err, errQuiet) || ferr != nil && err == nil {
+	case errors.Is(err, errQuiet) || err == nil && gone:
 		// Whoever read our output went away (| head): that is no failure of ours
 		// worth a message.
 		return statusFailed
+	case err == nil || errors.Is(err, errFindings):
+		err = ferr
 	}
 	if err != nil {
 		hint := ""

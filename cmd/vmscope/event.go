@@ -70,6 +70,9 @@ func eventLine(e *event.Event) string {
 	fmt.Fprintf(&b, "%s: ", e.Op)
 	switch {
 	case e.Op == event.Lost:
+		if volume, _, _ := strings.Cut(e.FS, " "); volume != "" {
+			fmt.Fprintf(&b, "%s: ", kernel.Text(volume))
+		}
 		b.WriteString(kernel.Text(e.Detail).String())
 		return b.String()
 	case e.Op == event.Rename:

@@ -157,7 +157,8 @@ func (a *app) files(use, short, long, example string, paths func(*vmscope.FileSy
 			if len(list) == 0 {
 				list = []string{"/"}
 			}
-			err = errors.Join(paths(v, cmd, list), v.Close())
+			err = elsewhere(ctx, v, paths(v, cmd, list))
+			err = errors.Join(err, v.Close())
 			switch {
 			case whole.Err() != nil:
 				return whole.Err() // what came of closing it is not worth a word
@@ -173,35 +174,18 @@ func (a *app) files(use, short, long, example string, paths func(*vmscope.FileSy
 	return c
 }
 
-// completePath completes targets, and then paths on their disks.
-func (a *app) completePath(where *fileSystem) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
-		if len(args) == 0 {
-			return a.completeTarget(cmd, args, word)
-		}
-		const directive = cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
-		v, err := where.open(cmd, args[0], nil)
-		if err != nil {
-			return nil, directive
-		}
-		defer v.Close()
-		dir := word[:strings.LastIndexByte(word, '/')+1]
-		list, _ := v.ReadDir("/" + dir)
-		var out []string
-		for _, e := range list {
-			name := dir + e.Name
-			if dir == "" {
-				name = "/" + name
-			}
-			if e.Kind == event.Dir {
-				name += "/"
-			}
-			if strings.HasPrefix(name, word) && harmless(name) {
-				out = append(out, name)
-			}
-		}
-		return out, directive
+// elsewhere adds to the error of a path that begins where the guest has the file system mounted what it is called here.
+func elsewhere(ctx context.Context, v *vmscope.FileSystem, err error) error {
+	var p *fs.PathError
+	if !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &p) {
+		return err
 	}
+	at, merr := v.MountedAt(ctx)
+	below, inside := strings.CutPrefix(path.Clean("/"+p.Path), at)
+	if merr != nil || at == "" || at == "/" || !inside || below != "" && below[0] != '/' {
+		return err
+	}
+	return fmt.Errorf("%w: paths here are those of %s, which the guest has mounted at %s: try %s", err, v.Where.Name, kernel.Text(at), kernel.Text(path.Join("/", below)))
 }
 
 // untilHangup makes what would end us at once end the command in order: a look at a

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"unicode"
@@ -37,6 +38,30 @@ func TestObject(t *testing.T) {
 	var b bytes.Buffer
 	if err := (&app{out: &b}).object(row{"\xff\xc2", ""}); err != nil || b.String() != `{"text":"\udcff\udcc2","plain":""}`+"\n" {
 		t.Errorf("%s, %v", b.String(), err)
+	}
+}
+
+// TestFull has what is printed go where nothing can be written, or nobody reads.
+func TestFull(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err) // a sandbox without it
+	}
+	defer full.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	for _, c := range []struct {
+		to   *os.File
+		says string
+	}{{full, "vmscope: write /dev/full: no space left on device\n"}, {w, ""}} {
+		var stderr bytes.Buffer
+		if status := (&app{out: c.to, err: &stderr}).run(t.Context(), []string{"version"}); status != statusFailed || stderr.String() != c.says {
+			t.Errorf("to %s: status %d, %q", c.to.Name(), status, stderr.String())
+		}
 	}
 }
 

@@ -91,6 +91,8 @@ func (a *app) lookInto(ctx context.Context, r *vmRow) {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		r.Problem = fmt.Sprintf("no kernel found within %v", lookTime)
+	case errors.Is(err, qemu.ErrPermission):
+		r.Problem = "to look into it, run as root or with CAP_SYS_PTRACE"
 	case err != nil:
 		r.Problem = oneLine(err)
 	}

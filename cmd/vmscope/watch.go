@@ -224,7 +224,8 @@ func (a *app) watchCmd() *cobra.Command {
 as soon as the guest's file system has committed it to disk: MKDIR, MKFILE,
 RMDIR, RMFILE, RENAME, LINK, SYMLINK, MKNOD, WRITE, TRUNCATE, CHMOD, CHOWN,
 XATTR, MOUNT, UNMOUNT. The guest is not changed, stopped or restarted, and never
-waits for us; Ctrl-C leaves it as it was. It needs the VM's QMP socket.
+waits for us; Ctrl-C leaves it as it was. It needs the VM's QMP socket. Disks that
+are plugged in meanwhile are watched too.
 
 A PATH is watched with all below it; without one, everything is. In a PATH, *, ?
 and [a-z] stand for parts of one name, ** for any number of names. It need not
@@ -242,7 +243,7 @@ TARGET leave. A watch that was made to leave, or whose guest has ended, says so 
   vmscope watch web1 '/home/*/.ssh' --content versions
   vmscope watch web1 --paths-from /etc/vmscope/web1.paths
   vmscope watch web1 --op RMFILE,RENAME --json | jq -r .path`,
-		ValidArgsFunction: a.completeTarget,
+		ValidArgsFunction: a.completeWatched,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return fmt.Errorf("watch needs a TARGET: the name of a running VM ('vmscope vms' lists them); see '%s --help'", cmd.CommandPath())
@@ -270,6 +271,8 @@ TARGET leave. A watch that was made to leave, or whose guest has ended, says so 
 			switch {
 			case cmd.Context().Err() != nil && errors.Is(err, cmd.Context().Err()):
 				return nil // Ctrl-C is how it ends
+			case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+				return errors.New("interrupted") // its terminal is gone
 			case vmscope.Ended(err):
 				fmt.Fprintln(a.err, "vmscope: "+oneLine(err)) // no failure, but nobody asked us
 				return nil
@@ -280,7 +283,7 @@ TARGET leave. A watch that was made to leave, or whose guest has ended, says so 
 		},
 	}
 	f.add(c)
-	c.Flags().StringSliceVar(&disks, "disk", nil, "watch only these disks (vda; 'vmscope disks' lists them)")
+	c.Flags().StringSliceVar(&disks, "disk", nil, "watch only these disks (vda; 'vmscope disks' lists them), and none that is plugged in later")
 	_ = c.RegisterFlagCompletionFunc("disk", completeTapped)
 	_ = c.RegisterFlagCompletionFunc("fs", completeDisks(fileSystemWords))
 	c.Flags().BoolVar(&diskPaths, "disk-paths", false, "tell paths as they are on the disk, also where the guest has it mounted elsewhere")
