@@ -287,6 +287,7 @@ func TestTampering(t *testing.T) {
 					v.silent()
 				})
 			}
+			t.Run("modules", func(t *testing.T) { testRootkits(t, lab) })
 		})
 	}
 }
