@@ -132,14 +132,10 @@ type areas struct {
 	area, mm object
 	spans    []mapleEntry
 	again    []mapleEntry
+	only     uint64 // flags that an area must have to be described
 }
 
-// Areas lists the mapped areas of a process, line by line what its
-// /proc/PID/maps has. A kernel thread and a process that has ended have none.
-//
-// The list is of one moment: it is walked twice and must be the same. Areas
-// whose file could not be named are in the list and told in the error.
-func (v *View) Areas(t Task) ([]kernel.Area, error) {
+func (v *View) areas() (*areas, error) {
 	plan, err := derived(v.Kernel, newAreaPlan)
 	if err != nil {
 		return nil, err
@@ -155,6 +151,19 @@ func (v *View) Areas(t Task) ([]kernel.Area, error) {
 		}
 	}
 	a.area.b, a.mm.b = make([]byte, plan.area), make([]byte, plan.mm)
+	return a, nil
+}
+
+// Areas lists the mapped areas of a process, line by line what its
+// /proc/PID/maps has. A kernel thread and a process that has ended have none.
+//
+// The list is of one moment: it is walked twice and must be the same. Areas
+// whose file could not be named are in the list and told in the error.
+func (v *View) Areas(t Task) ([]kernel.Area, error) {
+	a, err := v.areas()
+	if err != nil {
+		return nil, err
+	}
 	var out []kernel.Area
 	err = v.settle(func() (err error) {
 		out, err = a.read(&t, out[:0])
@@ -265,6 +274,9 @@ func (a *areas) describe(s mapleEntry, mm mem.VA) (kernel.Area, error) {
 // fill decodes the area in a.area.
 func (a *areas) fill(e *kernel.Area) (err error) {
 	flags := a.area.uint(a.Flags)
+	if flags&a.only != a.only {
+		return nil
+	}
 	perms := []byte("---p")
 	for i := range rwx {
 		if flags>>i&1 != 0 {

@@ -215,7 +215,7 @@ func openKind(kind string) error {
 	case "signalfd":
 		err = raw(289, ^uintptr(0), uintptr(unsafe.Pointer(&mask)), 8, 0)
 	default:
-		err = fmt.Errorf("not known")
+		err = openCode(kind)
 	}
 	return err
 }
