@@ -12,7 +12,7 @@ export GOTOOLCHAIN ?= auto
 
 build: bin/vmscope
 
-bin/vmscope: $(shell find . -name '*.go' -not -name '*_test.go' -not -path './internal/guestlab/*') go.mod go.sum
+bin/vmscope: $(shell find . -name '*.go' -not -name '*_test.go' -not -path './internal/guestlab/*') $(wildcard docs/checks/*.md) go.mod go.sum
 	$(GO) build -trimpath -ldflags '-s -w' -o $@ ./cmd/vmscope
 
 install: build

@@ -15,7 +15,7 @@ import (
 // says why.
 var layers = []string{
 	"internal/hot", // below all: how to make a system call
-	"mem block event",
+	"mem block event docs/*",
 	"internal/*",
 	"arch/* ksym ctype fsinfer",
 	"vm kernel",

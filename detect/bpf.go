@@ -112,7 +112,7 @@ func (BPF) unlisted(l *Look, layout *bpfLayout, p linux.BPFProgram, owner string
 		Summary: fmt.Sprintf("%s runs at %#x, code of %s", program(p), uint64(p.Func), owner),
 		Evidence: []Evidence{
 			{What: fmt.Sprintf("bpf_func of struct bpf_prog %#x", uint64(p.Addr)), Addr: layout.Func.At(p.Addr), Expected: "code that is listed as eBPF's", Found: fmt.Sprintf("%#x", uint64(p.Func))},
-			{What: "where it leads", Addr: p.Func, Symbol: l.Name(p.Func), Owner: owner, Found: peek(l, p.Func, 32)},
+			{What: leadsThere, Addr: p.Func, Symbol: l.Name(p.Func), Owner: owner, Found: peek(l, p.Func, 32)},
 		}}
 	if p.Type == "socket_filter" || p.Type == "cgroup_skb" {
 		f.Severity, f.Confidence = Info, Possible

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
@@ -51,6 +52,20 @@ type Evidence struct {
 	// Expected and Found are bytes in hexadecimal, or a value in words.
 	Expected string `json:"expected,omitempty"`
 	Found    string `json:"found,omitempty"`
+
+	differ *difference // what Expected and Found show, where bytes were compared
+}
+
+// difference is bytes that are not what they were.
+type difference struct {
+	at       mem.VA
+	was, now []byte // of the same length
+}
+
+// differ makes a difference; the shorter of the two decides how much is told.
+func differ(at mem.VA, was, now []byte) *difference {
+	n := min(len(was), len(now))
+	return &difference{at, bytes.Clone(was[:n]), bytes.Clone(now[:n])}
 }
 
 // identify gives the finding its ID: about names what it is about in words that
@@ -58,4 +73,12 @@ type Evidence struct {
 func (f *Finding) identify(about ...string) {
 	sum := sha256.Sum256([]byte(f.Check + "\x00" + strings.Join(about, "\x00")))
 	f.ID = f.Check + "-" + hex.EncodeToString(sum[:5])
+}
+
+// Contradiction reports whether the finding is that the guest's structures do
+// not hold together.
+func (f Finding) Contradiction() bool {
+	c := Finding{Check: f.Check}
+	c.identify("contradiction")
+	return c.ID == f.ID
 }

@@ -296,7 +296,7 @@ func (w *hookWalk) leads(at, to mem.VA, name func() (what, whose string)) {
 		Summary: fmt.Sprintf("%s (%s %s) leads to %#x, code of %s", what, w.symbol, whose, uint64(to), w.code.OwnerName(to)),
 		Evidence: []Evidence{
 			{What: fmt.Sprintf("%s, %s", what, whose), Addr: at, Symbol: w.Name(at), Owner: w.data.OwnerName(at), Expected: "code of the kernel or of the module whose it is", Found: fmt.Sprintf("%#x", uint64(to))},
-			{What: "where it leads", Addr: to, Symbol: w.Name(to), Owner: w.code.OwnerName(to), Found: peek(w.Look, to, 32)},
+			{What: leadsThere, Addr: to, Symbol: w.Name(to), Owner: w.code.OwnerName(to), Found: peek(w.Look, to, 32)},
 		}}
 	if !owned {
 		f.Evidence[0].Owner = ""

@@ -60,7 +60,7 @@ func (Interrupts) Inspect(ctx context.Context, l *Look, report func(Finding)) er
 			Summary: fmt.Sprintf("interrupt %d leads to %#x (%s), code of %s, not into the kernel's entry code", i, uint64(to), name, code.OwnerName(to)),
 			Evidence: []Evidence{
 				{What: fmt.Sprintf("idt_table[%d]", i), Addr: at + mem.VA(i*16), Symbol: fmt.Sprintf("idt_table+%#x", i*16), Owner: "the kernel", Expected: fmt.Sprintf("an address from %#x to %#x", uint64(first), uint64(last)), Found: fmt.Sprintf("%#x", uint64(to))},
-				{What: "where it leads", Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
+				{What: leadsThere, Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
 			}}
 		f.identify("gate", fmt.Sprint(i))
 		report(f)

@@ -40,7 +40,7 @@ func (p pointer) leads(l *Look, to mem.VA, report func(Finding)) error {
 		Summary: fmt.Sprintf("%s leads to %#x, code of %s", p.what, uint64(to), code.OwnerName(to)),
 		Evidence: []Evidence{
 			{What: p.what, Addr: p.at, Symbol: l.Name(p.at), Expected: "code of the kernel or of a module", Found: fmt.Sprintf("%#x", uint64(to))},
-			{What: "where it leads", Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
+			{What: leadsThere, Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
 		}}
 	f.identify(p.about...)
 	report(f)

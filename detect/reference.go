@@ -110,9 +110,9 @@ func bootOf(v *vmscope.View) boot {
 }
 
 // begin makes the reference one of the kernel that is looked at.
-func (r *Reference) begin(v *vmscope.View) {
+func (r *Reference) begin(v *vmscope.View) error {
 	if r.kernel == v.Kernel && r.runs != nil {
-		return // a Guest keeps a Kernel only while it runs on
+		return nil // a Guest keeps a Kernel only while it runs on
 	}
 	now := bootOf(v)
 	now.At = time.Now()
@@ -125,8 +125,13 @@ func (r *Reference) begin(v *vmscope.View) {
 	}
 	if !now.continues(r.boot) || r.runs == nil {
 		r.runs = make(map[runKey]*run)
+		if err := r.restore(v); err != nil {
+			r.runs = nil
+			return err
+		}
 	}
 	r.boot, r.kernel = now, v.Kernel
+	return nil
 }
 
 // continues reports whether b can be a later moment of the same boot as old: its

@@ -9,14 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
 	"vmscope"
-	"vmscope/kernel"
-	"vmscope/mem"
 )
 
 // ReferenceName names the boot of a guest's kernel, for a file to keep its
@@ -58,12 +55,7 @@ const (
 func (r *Reference) Save(w io.Writer) error {
 	h := referenceHeader{Format: referenceFormat, Boot: r.boot}
 	for _, m := range r.runs {
-		one := runHeader{runKey: m.runKey, Bytes: []byte(m.Name)}
-		for page := range m.odd {
-			one.Odd = append(one.Odd, page)
-		}
-		slices.Sort(one.Odd)
-		h.Runs = append(h.Runs, one)
+		h.Runs = append(h.Runs, m.header())
 	}
 	slices.SortFunc(h.Runs, func(a, b runHeader) int { return bytes.Compare(a.order(), b.order()) })
 	line, err := json.Marshal(h)
@@ -135,26 +127,19 @@ func loadReference(from io.Reader) (*Reference, error) {
 	r := &Reference{boot: h.Boot, runs: make(map[runKey]*run, len(h.Runs))}
 	total := uint64(0)
 	for _, one := range h.Runs {
-		one.Name = kernel.Text(one.Bytes)
-		if one.Size == 0 || one.Size > 2*maxReference || uint64(one.Start) > math.MaxUint64-one.Size || r.runs[one.runKey] != nil {
-			return nil, fmt.Errorf("%d bytes at %#x of %q: a run that cannot be", one.Size, uint64(one.Start), one.Name)
+		m, err := one.run()
+		if err != nil {
+			return nil, err
 		}
-		if total += one.Size; total > 2*maxReference {
-			return nil, fmt.Errorf("more than %d MiB", 2*maxReference>>20)
-		}
-		m := &run{runKey: one.runKey}
-		for _, page := range one.Odd {
-			if page < 0 || uint64(page) > one.Size/mem.PageSize {
-				return nil, fmt.Errorf("page %d of %d bytes", page, one.Size)
-			}
-			m.found(page * mem.PageSize)
+		if total += m.Size; total > 2*maxReference || r.runs[m.runKey] != nil {
+			return nil, fmt.Errorf("more than %d MiB, or the same twice", 2*maxReference>>20)
 		}
 		var was bytes.Buffer // grows as the bytes come, not as the header has it
 		if n, err := io.CopyN(&was, b, int64(one.Size)); err != nil {
 			return nil, fmt.Errorf("%d of %d bytes at %#x: %w", n, one.Size, uint64(one.Start), short(err))
 		}
 		m.was = bytes.Clone(was.Bytes())
-		r.runs[one.runKey] = m
+		r.runs[m.runKey] = m
 	}
 	if _, err := b.ReadByte(); !errors.Is(err, io.EOF) {
 		return nil, errors.Join(errors.New("more bytes than the header tells of"), err)

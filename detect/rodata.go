@@ -24,7 +24,9 @@ func (d Rodata) Inspect(ctx context.Context, l *Look, report func(Finding)) erro
 	if ref == nil {
 		ref = NewReference()
 	}
-	ref.begin(l.View)
+	if err := ref.begin(l.View); err != nil {
+		return err
+	}
 	return persists(ctx, l, report, func(report func(Finding)) error {
 		list, err := l.ReadOnlyData()
 		if err != nil {
@@ -82,7 +84,7 @@ func (d Rodata) changed(l *Look, m *run, from, to int, report func(Finding)) {
 	f := Finding{Check: d.Name(), Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("%d bytes of read-only data at %s (%s) are not what they were", to-from, name, owner),
 		Evidence: []Evidence{{What: fmt.Sprintf("read-only data, %d bytes", to-from), Addr: at, Symbol: name, Owner: owner,
-			Expected: d.show(l, was), Found: d.show(l, now)}}}
+			Expected: d.show(l, was), Found: d.show(l, now), differ: differ(at, was, now)}}}
 	f.identify(m.Name.String(), name)
 	report(f)
 }

@@ -88,7 +88,7 @@ func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, repo
 			Summary: fmt.Sprintf("system call %d leads to %#x (%s), code of %s", i, uint64(target), name, code.OwnerName(target)),
 			Evidence: []Evidence{
 				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: expected, Found: fmt.Sprintf("%#x", uint64(target))},
-				{What: "where it leads", Addr: target, Symbol: name, Owner: code.OwnerName(target), Found: peek(l, target, 32)},
+				{What: leadsThere, Addr: target, Symbol: name, Owner: code.OwnerName(target), Found: peek(l, target, 32)},
 			}}
 		if switched == nil && table == "sys_call_table" {
 			f.Confidence = Likely

@@ -37,7 +37,9 @@ func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error 
 	if ref == nil {
 		ref = NewReference()
 	}
-	ref.begin(l.View)
+	if err := ref.begin(l.View); err != nil {
+		return err
+	}
 	return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, report) })
 }
 
@@ -249,7 +251,7 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 // bytes is the evidence of bytes that differ, with what they do.
 func (t *textLook) bytes(what string, at mem.VA, was, now []byte) Evidence {
 	return Evidence{What: what, Addr: at, Symbol: t.Name(at), Owner: t.code.OwnerName(at),
-		Expected: t.show(at, was), Found: t.show(at, now)}
+		Expected: t.show(at, was), Found: t.show(at, now), differ: differ(at, was, now)}
 }
 
 // shown bounds the bytes of a difference that evidence shows.
@@ -401,7 +403,7 @@ func (t *textLook) entries(m *run, f *linux.Functions, valid []covered) {
 			Summary: fmt.Sprintf("the function %s begins with a branch to %#x, code of %s", name, uint64(to), t.code.OwnerName(to)),
 			Evidence: []Evidence{
 				{What: "entry of the function", Addr: at, Symbol: t.Name(at), Owner: t.code.OwnerName(at), Expected: "code of the function, or a branch to code of the kernel", Found: t.show(at, b[:min(len(b), 16)])},
-				{What: "where it leads", Addr: to, Symbol: t.Name(to), Owner: t.code.OwnerName(to), Found: peek(t.Look, to, 32)},
+				{What: leadsThere, Addr: to, Symbol: t.Name(to), Owner: t.code.OwnerName(to), Found: peek(t.Look, to, 32)},
 			}}
 		f.identify("entry", name)
 		t.report(f)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 )
@@ -20,6 +21,7 @@ type Recorder struct {
 	src   PhysReader
 	mu    sync.Mutex
 	pages map[PA]*[PageSize]byte
+	full  bool // there were more pages than are kept
 }
 
 // NewRecorder records what is read of src through it.
@@ -51,7 +53,8 @@ func (r *Recorder) ReadPhys(p []byte, pa PA) (n int, err error) {
 		page := r.pages[base]
 		if page == nil {
 			page = new([PageSize]byte)
-			if _, err := r.src.ReadPhys(page[:], base); err != nil {
+			r.full = r.full || len(r.pages) >= maxRecordPages
+			if _, err := r.src.ReadPhys(page[:], base); err != nil || r.full {
 				k, err := r.src.ReadPhys(p[n:n+m], at)
 				n += k
 				if err != nil {
@@ -64,6 +67,50 @@ func (r *Recorder) ReadPhys(p []byte, pa PA) (n int, err error) {
 		n += copy(p[n:n+m], page[off:])
 	}
 	return n, nil
+}
+
+// Refresh reads all pages that are kept anew: first all, then those that had
+// changed once more, one behind the other. So those are of nearly the same
+// moment, and the others are of that moment too.
+func (r *Recorder) Refresh() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now [PageSize]byte
+	var changing []PA
+	for pa, page := range r.pages {
+		if _, err := r.src.ReadPhys(now[:], pa); err != nil {
+			return err
+		}
+		if now != *page {
+			*page = now
+			changing = append(changing, pa)
+		}
+	}
+	for _, pa := range changing {
+		if _, err := r.src.ReadPhys(r.pages[pa][:], pa); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Kept lists the pages that are kept, those that touch as one range. It is an
+// error if more were read than are kept.
+func (r *Recorder) Kept() ([]Range, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.full {
+		return nil, fmt.Errorf("more than %d MiB of memory were read: too much to keep", maxRecordPages*PageSize>>20)
+	}
+	var out []Range
+	for _, pa := range slices.Sorted(maps.Keys(r.pages)) {
+		if n := len(out); n > 0 && out[n-1].End() == pa {
+			out[n-1].Size += PageSize
+		} else {
+			out = append(out, Range{Start: pa, Size: PageSize})
+		}
+	}
+	return out, nil
 }
 
 // Pages is how many pages were touched.
@@ -95,7 +142,7 @@ func (r *Recorder) Save(w io.Writer) error {
 		return err
 	}
 	ranges := r.Ranges()
-	if len(ranges) > maxRecordRanges || len(r.pages) > maxRecordPages {
+	if len(ranges) > maxRecordRanges || r.full {
 		return fmt.Errorf("save a recording of %d pages in %d ranges: too large", len(r.pages), len(ranges))
 	}
 	b := binary.AppendUvarint(nil, uint64(len(ranges)))
@@ -107,13 +154,8 @@ func (r *Recorder) Save(w io.Writer) error {
 	if _, err := z.Write(b); err != nil {
 		return err
 	}
-	var at []PA
-	for pa := range r.pages {
-		at = append(at, pa)
-	}
-	slices.Sort(at)
 	last := PA(0)
-	for _, pa := range at {
+	for _, pa := range slices.Sorted(maps.Keys(r.pages)) {
 		if _, err := z.Write(binary.AppendUvarint(b[:0], uint64(pa-last)/PageSize)); err != nil {
 			return err
 		}

@@ -131,3 +131,35 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestRecorderRefreshes: a page is what it was until all are read anew.
+func TestRecorderRefreshes(t *testing.T) {
+	data := make([]byte, 8*mem.PageSize)
+	ram, err := mem.NewRAM(mem.Segment{PA: 1 << 20, Data: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := mem.NewRecorder(ram)
+	at := func(page int) byte {
+		t.Helper()
+		var b [1]byte
+		if _, err := rec.ReadPhys(b[:], 1<<20+mem.PA(page)*mem.PageSize); err != nil {
+			t.Fatal(err)
+		}
+		return b[0]
+	}
+	at(1)
+	at(2)
+	at(5)
+	data[2*mem.PageSize], data[3*mem.PageSize] = 7, 9
+	if at(2) != 0 || at(3) != 9 {
+		t.Error("a page changed, or one that nobody had read did not")
+	}
+	if err := rec.Refresh(); err != nil || at(2) != 7 || at(1) != 0 {
+		t.Errorf("%v, page 2 begins with %d", err, at(2))
+	}
+	kept, err := rec.Kept()
+	if err != nil || len(kept) != 2 || kept[0] != (mem.Range{Start: 1<<20 + mem.PageSize, Size: 3 * mem.PageSize}) || kept[1] != (mem.Range{Start: 1<<20 + 5*mem.PageSize, Size: mem.PageSize}) {
+		t.Errorf("%#x, %v", kept, err)
+	}
+}

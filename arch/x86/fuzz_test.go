@@ -35,6 +35,7 @@ func FuzzTranslate(f *testing.F) {
 		if (err != nil) != (m == mem.Mapping{}) {
 			t.Fatalf("%+v and %v", m, err)
 		}
+		checkSteps(t, x86.NewPaging(&memtest.Script{Answers: answers}, 0x1000, x86.Mode(mode)), mem.VA(va), m, err)
 		if err != nil {
 			var fe *mem.FaultError
 			if !errors.As(err, &fe) || fe.Addr != va || fe.Op != "translate" || fe.Level > p.Mode().Levels() {

@@ -24,7 +24,8 @@ var errFindings = errors.New("findings")
 func (a *app) checkCmd() *cobra.Command {
 	var only []string
 	var every time.Duration
-	var state string
+	var state, id, bundle string
+	var force bool
 	c := &cobra.Command{
 		Use: "check TARGET", Short: "Look for tampering with the guest's kernel",
 		Long: `Look for tampering with the guest's kernel: code that belongs to nobody,
@@ -38,28 +39,57 @@ boot of the guest.
 Findings of severity info are inventory, such as programs of eBPF: they are
 told, and are no reason for status 1.
 
+--explain ID shows what one finding rests on: the bytes, how the page tables lead
+there, and what the check goes by. The start of an ID will do.
+
+--bundle FILE writes all memory that the checks read into a small file. 'check
+FILE' finds the same in it anywhere, without the guest; 'info FILE', 'read FILE'
+and --explain work on it too. It holds memory of the guest's kernel.
+
 Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 		Example: `  vmscope check web1
   vmscope check web1 --only syscalls,modules --json
   vmscope check web1 --watch 5s
-  vmscope check web1 --state /var/lib/vmscope`,
+  vmscope check web1 --state /var/lib/vmscope
+  vmscope check web1 --explain syscalls-3f
+  vmscope check web1 --bundle web1.bundle`,
 		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := chosen(only, nil); err != nil {
 				return err
 			}
-			if cmd.Flags().Changed("watch") {
-				return a.checkAgain(cmd.Context(), args[0], only, keeper{dir: state}, every)
+			keep := keeper{dir: state}
+			switch changed := cmd.Flags().Changed; {
+			case changed("watch"):
+				return a.checkAgain(cmd.Context(), args[0], only, keep, every)
+			case changed("explain"):
+				return a.view(cmd, args[0], func(v *vmscope.View) error {
+					return a.explain(cmd.Context(), v, args[0], id, keep)
+				})
+			case changed("bundle"):
+				if err := mayCreate(bundle, force); err != nil {
+					return err
+				}
+				return a.view(cmd, args[0], func(v *vmscope.View) error {
+					return a.bundle(cmd.Context(), v, bundle, keep)
+				})
 			}
 			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				return a.checkOnce(cmd.Context(), v, only, keeper{dir: state})
+				return a.checkOnce(cmd.Context(), v, only, keep)
 			})
 		},
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
 	c.Flags().DurationVar(&every, "watch", 0, "keep looking, with this pause, and report changes only")
 	c.Flags().StringVar(&state, "state", "", "directory that keeps what code and read-only data were when first seen")
+	c.Flags().StringVar(&id, "explain", "", "show what the finding of this ID rests on")
+	c.Flags().StringVar(&bundle, "bundle", "", "write what was read to this file, to be checked elsewhere")
+	c.Flags().BoolVarP(&force, "force", "f", false, "overwrite the file of --bundle")
 	_ = c.RegisterFlagCompletionFunc("only", fixed(checkNames()...))
+	_ = c.RegisterFlagCompletionFunc("explain", fixed(checkNames()...))
+	for _, other := range []string{"watch", "only"} {
+		c.MarkFlagsMutuallyExclusive("explain", other, "bundle")
+	}
 	return c
 }
 
@@ -95,12 +125,18 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, only []string, kee
 		return err
 	}
 	r := detect.Sweep(ctx, v, detectors)
+	return a.told(ctx, r, keep.save(ref))
+}
+
+// told prints what a sweep found and says what its command ends with; err is
+// what else went wrong.
+func (a *app) told(ctx context.Context, r detect.Result, err error) error {
 	for _, f := range r.Findings {
 		if err := a.finding(detect.Change{Finding: f}, false); err != nil {
 			return err
 		}
 	}
-	err = errors.Join(r.Err(), keep.save(ref))
+	err = errors.Join(r.Err(), err)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -117,7 +153,7 @@ func (a *app) checkOnce(ctx context.Context, v *vmscope.View, only []string, kee
 	if len(r.Findings) > 0 {
 		what = "no tampering"
 	}
-	a.note = fmt.Sprintf("%s found; %d checks took %v", what, len(r.Checks), took.Round(time.Millisecond))
+	a.note = strings.TrimPrefix(a.note+"; ", "; ") + fmt.Sprintf("%s found; %d checks took %v", what, len(r.Checks), took.Round(time.Millisecond))
 	return nil
 }
 

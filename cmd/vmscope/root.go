@@ -23,8 +23,9 @@ Targets:
   NAME           the one running VM of that name
   qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
   /run/qmp.sock  a running QEMU by its QMP socket
-  file:PATH      a dump (ELF core of dump-guest-memory, or raw RAM); just PATH too.
-                 For the commands on disks: a raw image or a block device
+  file:PATH      a dump (ELF core of dump-guest-memory, raw RAM, or a bundle of
+                 check); just PATH too. For the commands on disks: a raw image or a
+                 block device
 
 The commands on disks also take nbd+unix:///EXPORT?socket=PATH and
 nbd://HOST/EXPORT.

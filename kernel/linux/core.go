@@ -38,3 +38,27 @@ func (v *View) Image() (start mem.VA, pa mem.PA, size uint64, err error) {
 	}
 	return start, v.Kernel.Phys - mem.PA(v.Text-start), uint64(end - start), nil
 }
+
+// Traces are the parts of RAM in which Find found the kernel: the pages of its
+// VMCOREINFO, or if it was found without, its image. Nothing else has to be
+// searched to find it again.
+func (v *View) Traces() ([]mem.Range, error) {
+	if v.info == nil {
+		_, pa, size, err := v.Image()
+		if err != nil {
+			return nil, err
+		}
+		first := pa &^ (mem.PageSize - 1)
+		last := (pa + mem.PA(size) - 1) &^ (mem.PageSize - 1)
+		return []mem.Range{{Start: first, Size: uint64(last-first) + mem.PageSize}}, nil
+	}
+	var out []mem.Range
+	for _, pa := range v.info.Places { // sorted, of at most a page
+		first := pa &^ (mem.PageSize - 1)
+		if n := len(out); n > 0 && out[n-1].End() > first {
+			continue
+		}
+		out = append(out, mem.Range{Start: first, Size: mem.PageSize})
+	}
+	return out, nil
+}

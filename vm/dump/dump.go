@@ -1,13 +1,14 @@
 // Package dump opens files that hold a guest's memory: raw RAM (a live one's
-// file too) and the ELF cores that QEMU's dump-guest-memory and libvirt's
-// `virsh dump --memory-only` write. Other formats are recognised and refused by
-// name.
+// file too), the ELF cores that QEMU's dump-guest-memory and libvirt's
+// `virsh dump --memory-only` write, and bundles, which are compressed cores of
+// some pages. Other formats are recognised and refused by name.
 //
 // A dump was written by the guest, or by somebody who sends one: nothing in its
 // headers is believed beyond what the file's size allows.
 package dump
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,10 +44,11 @@ var ErrTruncated = errors.New("dump is truncated")
 var ErrFormat = errors.New("not a readable dump")
 
 // Open opens the dump at path. The file is mapped, never changed, and costs no
-// memory for the parts that are not read.
+// memory for the parts that are not read; but a compressed core, which may have
+// 640 MiB, is unpacked into memory.
 //
 // The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, a vm.CPUs (ELF
-// dumps hold registers) and, if raw, vm.Ambiguous.
+// dumps hold registers) and, if raw, vm.Ambiguous. It may be a Bundle.
 func Open(path string, opts ...Option) (vm.Machine, error) {
 	var o options
 	for _, f := range opts {
@@ -69,6 +71,15 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 	// Who tells the layout says that the file is raw RAM. The guest writes the
 	// first bytes of that and may make them look like any other format.
 	raw := o.layout != ""
+	if !raw && bytes.HasPrefix(head, []byte(zstdMagic)) {
+		packed := f
+		f, err = unpack(packed)
+		packed.Close()
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", path, err)
+		}
+		head = []byte(elfMagic)
+	}
 	if err := foreign(head); err != nil && !raw {
 		f.Close()
 		return nil, fmt.Errorf("%q: %w", path, err)
@@ -78,7 +89,7 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
 	var m vm.Machine
-	if !raw && len(head) >= 4 && string(head[:4]) == "\x7fELF" {
+	if !raw && bytes.HasPrefix(head, []byte(elfMagic)) {
 		m, err = openELF(path, file, o)
 	} else {
 		m, err = openRaw(path, file, o)

@@ -322,6 +322,10 @@ func openELF(path string, file *ramfile.File, o options) (vm.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.regs = c.registers(file)
+	list := c.notes(file)
+	m.regs = c.registers(list)
+	if b, err := bundleOf(path, m, list); b != nil || err != nil {
+		return b, err
+	}
 	return m, nil
 }

@@ -27,7 +27,6 @@ func foreign(head []byte) error {
 		{0, "MDMP", "a Windows minidump", elf},
 		{0, "\x1f\x8b", "compressed with gzip", "unpack it first: gunzip"},
 		{0, "\xfd7zXZ\x00", "compressed with xz", "unpack it first: unxz"},
-		{0, "\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first: unzstd"},
 		{0, "\x04\x22\x4d\x18", "compressed with lz4", "unpack it first: unlz4"},
 		{0, "BZh", "compressed with bzip2", "unpack it first: bunzip2"},
 		{0, "PK\x03\x04", "a zip archive", "unpack it first: unzip"},

@@ -3,6 +3,7 @@ package dump
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 
 	"vmscope/internal/ramfile"
 	"vmscope/vm"
@@ -11,33 +12,50 @@ import (
 // maxCPUs bounds the register sets kept of one dump.
 const maxCPUs = 4096
 
-// registers reads those of every vCPU from the notes: NT_PRSTATUS of the ELF
-// core (general registers), and the note "QEMU" with the system registers
-// (QEMU target/i386/arch_dump.c, struct QEMUCPUState). Notes that make no
-// sense are left out: registers are a hint.
-func (c *core) registers(file *ramfile.File) []vm.Registers {
-	if c.machine != emX86 && c.machine != emI386 {
-		return nil
-	}
-	var general, system []vm.Registers
+// maxNote bounds the notes of a segment, and about that many are taken of all.
+const maxNote = 4 * maxCPUs
+
+// noteNames are the names of notes that are read.
+var noteNames = []string{"CORE", "QEMU", noteBundle}
+
+// notes reads those of all PT_NOTE segments that have one of noteNames.
+func (c *core) notes(file *ramfile.File) []note {
+	var out []note
 	left := uint64(maxNotes)
 	for _, p := range c.progs {
-		if p.typ != ptNote || p.off > file.Size() {
+		if p.typ != ptNote || p.off > file.Size() || len(out) > maxNote {
 			continue
 		}
 		b := make([]byte, min(p.filesz, file.Size()-p.off, left))
 		left -= uint64(len(b))
 		n, _ := file.ReadAt(b, int64(p.off))
 		for _, x := range notes(b[:n]) {
-			switch {
-			case x.name == "CORE" && x.typ == 1 && len(general) < maxCPUs:
-				if r, ok := prstatus(x.desc); ok {
-					general = append(general, r)
-				}
-			case x.name == "QEMU" && len(system) < maxCPUs:
-				if r, ok := cpuState(x.desc); ok {
-					system = append(system, r)
-				}
+			if slices.Contains(noteNames, x.name) {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
+// registers are those of every vCPU as notes have them: NT_PRSTATUS of the ELF
+// core (general registers), and the note "QEMU" with the system registers
+// (QEMU target/i386/arch_dump.c, struct QEMUCPUState). Notes that make no
+// sense are left out: registers are a hint.
+func (c *core) registers(list []note) []vm.Registers {
+	if c.machine != emX86 && c.machine != emI386 {
+		return nil
+	}
+	var general, system []vm.Registers
+	for _, x := range list {
+		switch {
+		case x.name == "CORE" && x.typ == ntPRStatus && len(general) < maxCPUs:
+			if r, ok := prstatus(x.desc); ok {
+				general = append(general, r)
+			}
+		case x.name == "QEMU" && len(system) < maxCPUs:
+			if r, ok := cpuState(x.desc); ok {
+				system = append(system, r)
 			}
 		}
 	}
@@ -58,7 +76,7 @@ type note struct {
 func notes(b []byte) []note {
 	var out []note
 	le := binary.LittleEndian
-	for len(b) >= 12 && len(out) < 4*maxCPUs {
+	for len(b) >= 12 && len(out) < maxNote {
 		namesz, descsz, typ := uint64(le.Uint32(b)), uint64(le.Uint32(b[4:])), le.Uint32(b[8:])
 		b = b[12:]
 		name4, desc4 := (namesz+3)&^3, (descsz+3)&^3

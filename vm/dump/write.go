@@ -32,8 +32,8 @@ type Segment struct {
 // Run is a run of bytes of a segment.
 type Run struct{ Off, Size uint64 }
 
-// maxSegments is what the header's 16-bit count holds without section 0.
-const maxSegments = pnXNum - 2
+// maxSegments is what Open reads, less the notes.
+const maxSegments = maxSegs - 1
 
 // WriteCore writes an ELF64 core of an x86-64 machine, as crash, drgn, gdb and
 // Open read it. The first segment must have bytes of its own. Runs without data
@@ -50,6 +50,9 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 	w := newSparse(out)
 	noteBytes := encodeNotes(notes)
 	headers := uint64(64 + 56*(len(segs)+1))
+	if len(segs)+1 >= pnXNum {
+		headers += 64
+	}
 	first := align(headers+uint64(len(noteBytes)), mem.PageSize)
 
 	offs := make([]uint64, len(segs))
@@ -139,7 +142,8 @@ func check(segs []Segment) error {
 func align(n, to uint64) uint64 { return (n + to - 1) / to * to }
 
 // coreHeaders encodes the ELF header and the program headers (System V ABI,
-// chapters 4 and 5).
+// chapters 4 and 5), and behind them, if there are more of these than fit the
+// header's 16 bits, the section 0 that counts them.
 //
 // crash takes a core for a kernel's by p_align 0 in the first PT_LOAD, and all
 // that precedes this segment in the file for the header, which it reads into
@@ -153,12 +157,20 @@ func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte
 	b = le.AppendUint32(b, 1)
 	b = le.AppendUint64(b, 0)  // entry
 	b = le.AppendUint64(b, 64) // program headers
-	b = le.AppendUint64(b, 0)  // no sections
+	num, sections := uint64(len(segs)+1), uint64(0)
+	if num >= pnXNum {
+		sections = 64 + 56*num
+	}
+	b = le.AppendUint64(b, sections)
 	b = le.AppendUint32(b, 0)
 	b = le.AppendUint16(b, 64)
 	b = le.AppendUint16(b, 56)
-	b = le.AppendUint16(b, uint16(len(segs)+1))
-	b = append(b, 0, 0, 0, 0, 0, 0)
+	b = le.AppendUint16(b, uint16(min(num, pnXNum)))
+	if sections == 0 {
+		b = append(b, 0, 0, 0, 0, 0, 0)
+	} else {
+		b = append(b, 64, 0, 1, 0, 0, 0)
+	}
 	prog := func(typ, flags uint32, off, va, pa, inFile, size, algn uint64) {
 		b = le.AppendUint32(b, typ)
 		b = le.AppendUint32(b, flags)
@@ -174,6 +186,11 @@ func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte
 		}
 		prog(ptLoad, s.Flags, offs[i], uint64(s.VA), uint64(s.PA), inFile, s.Size, 0)
 	}
+	if sections != 0 {
+		var zero [64]byte
+		le.PutUint32(zero[44:], uint32(num)) // sh_info
+		b = append(b, zero[:]...)
+	}
 	return b
 }
 
@@ -183,6 +200,7 @@ type sparse struct {
 	out  io.Writer
 	file *os.File // out, if it is such a file
 	end  int64    // of file
+	buf  []byte   // of a chunk
 }
 
 func newSparse(out io.Writer) *sparse {
@@ -240,7 +258,9 @@ func (w *sparse) segment(ctx context.Context, s Segment, report func(uint64)) er
 	if runs == nil {
 		runs = []Run{{0, s.Size}}
 	}
-	buf := make([]byte, chunk)
+	if w.buf == nil {
+		w.buf = make([]byte, chunk)
+	}
 	at := uint64(0)
 	for _, r := range runs {
 		if err := w.skip(ctx, r.Off-at); err != nil {
@@ -251,7 +271,7 @@ func (w *sparse) segment(ctx context.Context, s Segment, report func(uint64)) er
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			p := buf[:min(chunk, r.Off+r.Size-at)]
+			p := w.buf[:min(chunk, r.Off+r.Size-at)]
 			if err := s.Read(p, at); err != nil {
 				return err
 			}

@@ -241,7 +241,7 @@ func TestWriteCoreRefuses(t *testing.T) {
 		{"bytes behind another's end", []Segment{whole, {Size: 4096, Off: 4*4096 - 4095}}, "outside"},
 		{"bytes that wrap around", []Segment{whole, {Size: 2, Off: 1<<64 - 1}}, "outside"},
 		{"no machine's memory", []Segment{{Size: 1 << 60, Read: whole.Read}}, "any machine"},
-		{"too many", make([]Segment, 1<<16), "at most"},
+		{"too many", make([]Segment, maxSegs), "at most"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer

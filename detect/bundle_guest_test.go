@@ -1,0 +1,126 @@
+package detect
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vmscope"
+	"vmscope/internal/guestlab"
+	"vmscope/vm/dump"
+)
+
+// TestBundle bends guests, writes bundles, and finds the same in those, whatever
+// the guest does meanwhile.
+func TestBundle(t *testing.T) {
+	for _, name := range []string{"bullseye-cloud", "sid-cloud"} {
+		t.Run(name, func(t *testing.T) {
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
+			if _, err := lab.Spawn(t.Context(), guestlab.Spawn{Comm: []byte("sleeper")}); err != nil {
+				t.Fatal(err)
+			}
+			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer g.Close()
+			dir := t.TempDir()
+			for _, c := range tamperings {
+				if !slices.Contains([]string{"function hook", "hidden process"}, c.name) {
+					continue
+				}
+				t.Run(c.name, func(t *testing.T) {
+					v := &victim{T: t, g: g, lab: lab}
+					path := filepath.Join(dir, strings.ReplaceAll(c.name, " ", "-"))
+					var r Result
+					if err := g.Update(t.Context(), func(tx *vmscope.Tx) (err error) {
+						v.tx = tx
+						defer func() {
+							for _, p := range slices.Backward(v.undo) {
+								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
+									t.Error(err)
+								}
+							}
+						}()
+						words := c.do(v)
+						r, err = WriteBundle(t.Context(), tx.View, NewReference(), path, dump.About{}, nil)
+						demand(t, r, c.check, words)
+						return err
+					}); err != nil {
+						t.Fatal(err)
+					}
+					v.silent() // and not what the bundle has
+					same(t, path, r)
+				})
+			}
+			if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+				t.Errorf("%q, %v: left behind", left, err)
+			}
+		})
+	}
+}
+
+// same demands that a bundle shows what a sweep found.
+func same(t *testing.T, path string, r Result) {
+	t.Helper()
+	if err := vmscope.Look(t.Context(), path, func(v *vmscope.View) error {
+		again := Sweep(t.Context(), v, All())
+		if len(again.Findings) != len(r.Findings) {
+			t.Errorf("%d findings, %d in the bundle", len(r.Findings), len(again.Findings))
+		}
+		for i, f := range again.Findings[:min(len(again.Findings), len(r.Findings))] {
+			if !reflect.DeepEqual(f, r.Findings[i]) {
+				t.Errorf("in the bundle %+v\nbefore %+v", f, r.Findings[i])
+			}
+		}
+		for i, x := range Explain(v, again.Findings...) {
+			for _, p := range x.Places {
+				if p.Problem != "" || len(p.Pages) < 3 || len(p.Found) == 0 {
+					t.Errorf("%s cannot be shown: %+v", again.Findings[i].ID, p)
+				}
+			}
+		}
+		return again.Err()
+	}); err != nil {
+		t.Error(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 || st.Size() > 32<<20 {
+		t.Errorf("%v, %v", st, err)
+	} else {
+		t.Logf("%d KiB", st.Size()>>10)
+	}
+}
+
+// TestBundleOfBusyGuest writes bundles of a guest that runs on, with much that
+// comes and goes.
+func TestBundleOfBusyGuest(t *testing.T) {
+	lab := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", MemoryMiB: 256, CPUs: 2, Modules: []string{"loop"}})
+	g, err := vmscope.Open(t.Context(), lab.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- churn(ctx, lab) }()
+	defer func() { cancel(); <-done }()
+	path := filepath.Join(t.TempDir(), "busy")
+	for i := range 3 {
+		if err := g.View(t.Context(), func(v *vmscope.View) error {
+			start := time.Now()
+			r, err := WriteBundle(t.Context(), v, NewReference(), path, dump.About{}, nil)
+			t.Logf("bundle %d: %v, %v", i, time.Since(start), err)
+			for _, f := range r.Tampered() {
+				t.Errorf("%s: %s", f.ID, f.Summary)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+}
