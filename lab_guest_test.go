@@ -40,6 +40,7 @@ func TestGuest(t *testing.T) {
 			t.Run("update", func(t *testing.T) { testUpdate(t, g) })
 			t.Run("pause", func(t *testing.T) { testPause(t, g) })
 			t.Run("examples", func(t *testing.T) { testExamples(t, g) })
+			t.Run("monitors", func(t *testing.T) { testMonitors(t, g) })
 			t.Run("tutorial", func(t *testing.T) { testTutorial(t, g) })
 			t.Run("load", func(t *testing.T) { testLoad(t, g) })
 		})
