@@ -64,7 +64,7 @@ func liveRow(w io.Writer, bin string, mib int, ram guestlab.RAM, rounds int) err
 		return err
 	}
 	defer g.Close()
-	if _, err := g.Run(ctx, fmt.Sprintf(`n=$(ls -d /proc/[0-9]* | wc -l); while [ $n -lt %d ]; do sleep 9999 >/dev/null 2>&1 & n=$((n+1)); done`, processes)); err != nil {
+	if err := populate(ctx, g); err != nil {
 		return err
 	}
 	target := fmt.Sprintf("qemu:%d", g.PID())
@@ -97,6 +97,12 @@ func liveRow(w io.Writer, bin string, mib int, ram guestlab.RAM, rounds int) err
 	fmt.Fprintf(w, "| %d MiB | %s | %s | %.1f | %.0f | %.0f (%.0f) | %.1f |\n", mib, data, map[guestlab.RAM]string{guestlab.SharedFile: "mmap", guestlab.Anonymous: "process_vm_readv"}[ram],
 		float64(tasks.Nanoseconds())/1e3, float64(all.Nanoseconds())/1e3, float64(wall.Microseconds())/1e3, float64(cpu.Microseconds())/1e3, anon)
 	return nil
+}
+
+// populate has a guest run as many processes as are measured.
+func populate(ctx context.Context, g *guestlab.Guest) error {
+	_, err := g.Run(ctx, fmt.Sprintf(`n=$(ls -d /proc/[0-9]* | wc -l); while [ $n -lt %d ]; do sleep 9999 >/dev/null 2>&1 & n=$((n+1)); done`, processes))
+	return err
 }
 
 // bestOf is the CPU time of the fastest of n calls.

@@ -9,7 +9,8 @@
 // bytes of it that lie below 4 GiB, ROOT its page-table root and ADDRS a file of
 // little-endian 8-byte virtual addresses of mapped pages.
 //
-// Then it boots real guests (-live) and times what users do.
+// Then it boots real guests and times what users do (-live), and how long it
+// takes to check one for tampering (-check).
 package main
 
 import (
@@ -46,6 +47,7 @@ func run(w io.Writer) error {
 	flag.DurationVar(&slice, "slice", 20*time.Millisecond, "CPU time for one measurement of one row")
 	flag.IntVar(&rounds, "rounds", 20, "rounds; each row shows its best")
 	liveSizes := flag.String("live", "512M,2G,8G", "sizes of the real guests to boot; empty: none")
+	swept := flag.String("check", "bookworm-cloud,sid-cloud", "kernels of the real guests to check for tampering; empty: none")
 	flag.Parse()
 
 	fl, err := buildFloor(dir)
@@ -65,7 +67,10 @@ func run(w io.Writer) error {
 		}
 		return measure(w, g.ram, &g, fl, slice, rounds)
 	}
-	for _, s := range strings.Split(sizes, ",") {
+	for s := range strings.SplitSeq(sizes, ",") {
+		if s == "" {
+			continue
+		}
 		size, err := parseSize(s)
 		if err != nil {
 			return err
@@ -76,18 +81,26 @@ func run(w io.Writer) error {
 			}
 		}
 	}
-	if *liveSizes == "" {
-		return nil
-	}
 	var mibs []int
-	for _, s := range strings.Split(*liveSizes, ",") {
+	for s := range strings.SplitSeq(*liveSizes, ",") {
+		if s == "" {
+			continue
+		}
 		size, err := parseSize(s)
 		if err != nil {
 			return err
 		}
 		mibs = append(mibs, int(size>>20))
 	}
-	return live(w, mibs, rounds)
+	if len(mibs) > 0 {
+		if err := live(w, mibs, rounds); err != nil {
+			return err
+		}
+	}
+	if *swept == "" {
+		return nil
+	}
+	return sweeps(w, strings.Split(*swept, ","), rounds)
 }
 
 // synthetic builds a guest, measures it and removes it.
