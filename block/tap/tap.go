@@ -250,7 +250,10 @@ func (t *Tap) take(m message) {
 	case msgAttached:
 		t.attached = m
 	case msgCapturing:
-		t.caught = m
+		// A new receiver is told again what the one before was told, and just then may be told more: the answers come in any order.
+		if m.Gen >= t.caught.Gen {
+			t.caught = m
+		}
 	case msgServing:
 		t.clients = m.Clients
 		if t.clients > 0 && !t.left {
