@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -28,9 +29,10 @@ type builder struct {
 }
 
 // guestTypes are the types that the modules use; each before those that hold it.
+// A kernel may lack some.
 var guestTypes = []string{
 	"list_head", "kobject", "module_kobject", "module", "task_struct", "idr", "pid_namespace", "file_operations", "seq_operations",
-	"ftrace_ops", "kprobe", "nf_hook_ops", "notifier_block",
+	"ftrace_ops", "kprobe", "nf_hook_ops", "notifier_block", "linux_binfmt", "tty_ldisc_ops", "security_hook_heads", "security_hook_list",
 }
 
 func newBuilder(t *testing.T, g *vmscope.Guest) *builder {
@@ -45,10 +47,12 @@ func newBuilder(t *testing.T, g *vmscope.Guest) *builder {
 		}
 		for _, name := range guestTypes {
 			typ, err := types.Lookup(name)
-			if err != nil {
+			switch {
+			case err == nil:
+				h.define(typ)
+			case !errors.Is(err, ctype.ErrNoType):
 				return err
 			}
-			h.define(typ)
 		}
 		var tree struct {
 			Owner ctype.Field `c:"module.mem[0].mtn.mod|module.core_layout.mtn.mod"`
@@ -229,6 +233,14 @@ var rootkits = []rootkit{
 	{source: "netfilter", check: "hooks", words: []string{"packet filter", "hooks_ipv4[1]", "nobody", "b801000000c3"}},
 	{source: "keyboard", check: "hooks", words: []string{"keyboard_notifier_list", "nobody", "b800000000c3"}},
 	{source: "connections", check: "hooks", words: []string{"show of seq_operations", "tcp4_seq_ops", "nobody", "b800000000c3"}},
+	{source: "readdir", check: "hooks", words: []string{"iterate_shared of file_operations", "proc_root_operations", "nobody", "b800000000c3"}},
+	{source: "tty", check: "hooks", words: []string{"receive_buf2 of tty_ldisc_ops", "tty_ldiscs [0]", "nobody", "b800000000c3"}},
+	{source: "binfmt", check: "hooks", words: []string{"load_binary of linux_binfmt", "nobody", "b8f8ffffffc3"}},
+	{source: "lsm", check: "hooks", words: []string{"hook quotactl", "nobody", "b800000000c3"}, needs: "security_hook_heads"},
+	{
+		source: "nothing", check: "hooks", words: []string{`the kernel starts "/tmp/x" by itself (modprobe_path)`, "where anybody may write"}, // and no module
+		load: "echo /tmp/x >/proc/sys/kernel/modprobe", unload: "echo /sbin/modprobe >/proc/sys/kernel/modprobe",
+	},
 	{source: "process", check: "processes", words: []string{"(sleeper)", "hidden", "process ids", "children"}},
 	{
 		source: "runqueue", check: "processes", words: []string{"(spinner) is hidden: not in the list of tasks, but in a CPU's run queue"},
