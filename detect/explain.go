@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"vmscope"
 	"vmscope/arch/x86"
+	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
 
@@ -23,6 +25,7 @@ type Explanation struct {
 type Place struct {
 	Number int    `json:"number"` // of the evidence, from 1
 	Addr   mem.VA `json:"addr"`
+	PID    int    `json:"pid,omitempty"`    // of the process whose address it is
 	Symbol string `json:"symbol,omitempty"` // what Addr is nearest to
 	Owner  string `json:"owner,omitempty"`  // whose code or data it is
 	// Pages are the page-table entries from the root down to the page of Addr.
@@ -94,27 +97,19 @@ const explained = 64
 // place shows where a piece of evidence stands.
 func (l *Look) place(e Evidence) Place {
 	p := Place{Addr: e.Addr, Symbol: e.Symbol, Owner: e.Owner}
-	if e.Addr < kernelHalf {
-		p.Problem = "an address of a process: the kernel's page tables do not show it"
-		return p
-	}
-	if p.Symbol == "" {
-		p.Symbol = l.Name(e.Addr)
-	}
-	if code, _ := l.Code(); p.Owner == "" {
-		if _, ok := code.Owner(e.Addr); ok {
-			p.Owner = code.OwnerName(e.Addr)
+	s, err := l.Mem, error(nil)
+	switch {
+	case e.Addr >= kernelHalf:
+		l.kernelPlace(&p)
+	case e.pid != 0:
+		p.PID = e.pid
+		var t linux.Task
+		if t, err = l.TaskByPID(e.pid); err == nil {
+			s, err = l.SpaceOf(t)
 		}
-	}
-	steps, err := x86.NewPaging(l.Phys, l.Root, l.Mode).Steps(e.Addr)
-	for _, s := range steps {
-		p.Pages = append(p.Pages, PageEntry{int(s.Level), s.At, fmt.Sprintf("%#x", s.Entry), perms(s.Perm)})
 	}
 	if err == nil {
-		var m mem.Mapping
-		if m, err = l.Mem.Translate(e.Addr); err == nil {
-			p.PA, p.Perms = m.PA, perms(m.Perm)
-		}
+		err = p.mapping(s)
 	}
 	if err != nil {
 		p.Problem = err.Error()
@@ -127,7 +122,7 @@ func (l *Look) place(e Evidence) Place {
 		return p
 	}
 	b := make([]byte, explained)
-	n, err := l.Mem.Read(b, e.Addr)
+	n, err := s.Read(b, e.Addr)
 	if p.Start, p.Found = e.Addr, b[:n]; err != nil {
 		p.Problem = err.Error()
 	}
@@ -135,6 +130,39 @@ func (l *Look) place(e Evidence) Place {
 		p.Marked = marked(e.Found, p.Found)
 	}
 	return p
+}
+
+// kernelPlace names a place in the kernel's memory.
+func (l *Look) kernelPlace(p *Place) {
+	if p.Symbol == "" {
+		p.Symbol = l.Name(p.Addr)
+	}
+	if code, _ := l.Code(); p.Owner == "" {
+		if _, ok := code.Owner(p.Addr); ok {
+			p.Owner = code.OwnerName(p.Addr)
+		}
+	}
+}
+
+// mapping tells how the page tables of a space lead to a place.
+func (p *Place) mapping(s *mem.Space) error {
+	paging, ok := s.Tr.(*x86.Paging)
+	if !ok {
+		return fmt.Errorf("page tables of %s: %w", s.Name, errors.ErrUnsupported)
+	}
+	steps, err := paging.Steps(p.Addr)
+	for _, e := range steps {
+		p.Pages = append(p.Pages, PageEntry{int(e.Level), e.At, fmt.Sprintf("%#x", e.Entry), perms(e.Perm)})
+	}
+	if err != nil {
+		return err
+	}
+	m, err := s.Translate(p.Addr)
+	if err != nil {
+		return err
+	}
+	p.PA, p.Perms = m.PA, perms(m.Perm)
+	return nil
 }
 
 // marked is how many of the bytes a text in Evidence.Found stands for: bytes in

@@ -54,6 +54,7 @@ type Evidence struct {
 	Found    string `json:"found,omitempty"`
 
 	differ *difference // what Expected and Found show, where bytes were compared
+	pid    int         // of the process in whose memory Addr is, if it is not the kernel's
 }
 
 // difference is bytes that are not what they were.

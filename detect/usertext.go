@@ -396,7 +396,8 @@ func (w *injectionWalk) differs(t linux.Task, a linux.CodeArea, c *comparison, t
 	}
 	for _, s := range c.edits {
 		f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("%s+%#x", a.Path, s.offset), Addr: s.at,
-			Owner: fmt.Sprintf("process %d (%s)", t.PID, t.Comm()), Expected: hex.EncodeToString(s.expected), Found: hex.EncodeToString(s.found)})
+			Owner: fmt.Sprintf("process %d (%s)", t.PID, t.Comm()), Expected: hex.EncodeToString(s.expected), Found: hex.EncodeToString(s.found),
+			differ: differ(s.at, s.expected, s.found), pid: t.PID})
 	}
 	if c.more > 0 {
 		f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("and %d more places", c.more)})

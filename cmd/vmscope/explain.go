@@ -90,7 +90,10 @@ func next(v *vmscope.View, target string, x explained) []string {
 	}
 	var out []string
 	for _, p := range x.Places {
-		if p.PA != 0 {
+		switch {
+		case p.PA != 0 && p.PID != 0:
+			out = append(out, fmt.Sprintf("vmscope read %s --pid %d --va %#x --len 64", target, p.PID, uint64(p.Addr)))
+		case p.PA != 0:
 			out = append(out, fmt.Sprintf("vmscope read %s --va %#x --len 64", target, uint64(p.Addr)))
 		}
 	}
