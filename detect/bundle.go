@@ -97,7 +97,7 @@ func writeBundle(ctx context.Context, rec *vmscope.Recording, live Result, known
 		return r, err
 	}
 	if err := vmscope.Look(ctx, "file:"+f.Name(), func(v *vmscope.View) error {
-		again := Sweep(ctx, v, All())
+		again := Sweep(ctx, v, Against(&Reference{Vendor: ref.Vendor}))
 		if err := alike(r, again, func(Finding) bool { return true }); err != nil {
 			return errors.Join(err, again.Err())
 		}

@@ -25,6 +25,10 @@ import (
 // What was tampered with before is in the reference as it was. A Reference is
 // for one guest and one goroutine.
 type Reference struct {
+	// Vendor, if it is not nil, is what to compare with as well; it sees what was
+	// tampered with before.
+	Vendor *Vendor
+
 	boot   boot
 	kernel *linux.Kernel // of the last look; nil if it was another process's
 	runs   map[runKey]*run
@@ -69,6 +73,8 @@ type run struct {
 	first bool
 	// odd are the pages in which something was found already then.
 	odd map[int]bool
+	// vetted says that all of it was compared with the vendor's file.
+	vetted bool
 }
 
 // fresh reports whether the n bytes at an offset, a page at most, deserve a

@@ -29,7 +29,7 @@ type runChanges struct {
 
 // clone is a Reference with the same knowledge, which grows on its own.
 func (r *Reference) clone() *Reference {
-	c := &Reference{boot: r.boot}
+	c := &Reference{Vendor: r.Vendor, boot: r.boot}
 	if r.runs != nil {
 		c.runs = make(map[runKey]*run, len(r.runs))
 	}

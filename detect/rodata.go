@@ -27,25 +27,38 @@ func (d Rodata) Inspect(ctx context.Context, l *Look, report func(Finding)) erro
 	if err := ref.begin(l.View); err != nil {
 		return err
 	}
-	return persists(ctx, l, report, func(report func(Finding)) error {
-		list, err := l.ReadOnlyData()
-		if err != nil {
-			return err
-		}
-		live, ids, err := loads(l)
-		if err != nil {
-			return err
-		}
-		runs, err := ref.compare(ctx, l, "rodata", keysOf(list, "rodata", live, ids))
-		if err != nil {
-			return err
-		}
-		for _, m := range runs {
-			d.run(l, m, report)
-		}
-		ref.keep(runs)
-		return nil
+	return ref.withVendor(l, func(v *Vendor) error {
+		return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, ref, v, report) })
 	})
+}
+
+func (d Rodata) look(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, report func(Finding)) error {
+	list, err := l.ReadOnlyData()
+	if err != nil {
+		return err
+	}
+	live, ids, err := loads(l)
+	if err != nil {
+		return err
+	}
+	runs, err := ref.compare(ctx, l, "rodata", keysOf(list, "rodata", live, ids))
+	if err != nil {
+		return err
+	}
+	if vendor != nil {
+		if err := vendor.load(l, live, ids); err != nil {
+			return err
+		}
+		vendor.uncompared(d.Name(), report)
+	}
+	for _, m := range runs {
+		d.run(l, m, report)
+		if vendor != nil {
+			d.vet(l, m, vendor, live, report)
+		}
+	}
+	ref.keep(runs)
+	return nil
 }
 
 // run reports the words of a run that are not what they were; neighbours

@@ -40,7 +40,9 @@ func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error 
 	if err := ref.begin(l.View); err != nil {
 		return err
 	}
-	return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, report) })
+	return ref.withVendor(l, func(v *Vendor) error {
+		return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, v, report) })
+	})
 }
 
 // textLook is one comparison of text.
@@ -54,7 +56,7 @@ type textLook struct {
 	waited  int // how often for places that were just being rewritten
 }
 
-func inspectText(ctx context.Context, l *Look, ref *Reference, report func(Finding)) error {
+func inspectText(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, report func(Finding)) error {
 	code, err := l.Code()
 	if err != nil {
 		return err
@@ -67,7 +69,13 @@ func inspectText(ctx context.Context, l *Look, ref *Reference, report func(Findi
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(runs, func(m *run) bool { return !m.asItWas() }) {
+	if vendor != nil {
+		if err := vendor.load(l, live, ids); err != nil {
+			return err
+		}
+		vendor.uncompared("text", report)
+	}
+	if !slices.ContainsFunc(runs, func(m *run) bool { return !m.asItWas() || vendor != nil && !m.vetted }) {
 		return nil
 	}
 	t := textLook{Look: l, code: code, ftrace: make(map[mem.VA]bool), modules: live, report: report}
@@ -75,22 +83,27 @@ func inspectText(ctx context.Context, l *Look, ref *Reference, report func(Findi
 	if t.sites, err = l.PatchSites(); err != nil {
 		return err
 	}
-	for _, name := range []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller", "__fentry__"} {
+	for _, name := range ftraceEntries {
 		if at, err := l.Symbol(name); err == nil {
 			t.ftrace[at] = true
 		}
 	}
 	for _, m := range runs {
-		if m.asItWas() {
-			continue
+		if !m.asItWas() {
+			if err := t.run(m); err != nil {
+				return err
+			}
 		}
-		if err := t.run(m); err != nil {
-			return err
+		if vendor != nil {
+			t.vet(m, vendor)
 		}
 	}
 	ref.keep(runs)
 	return nil
 }
+
+// ftraceEntries are what ftrace's places may call in the kernel itself.
+var ftraceEntries = []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller", "__fentry__"}
 
 // in are the sites from first on, up to and not with end.
 func (t *textLook) in(first, end mem.VA) []linux.PatchSite {
@@ -324,7 +337,7 @@ func strays(m *run, valid []covered, each func(from, to int)) {
 func (t *textLook) changed(m *run, from, to int) {
 	at := m.Start + mem.VA(from)
 	name := t.Name(at)
-	first, last := t.whole(m, from, to)
+	first, last := t.whole(m.Start, m.was, from, to)
 	now := make([]byte, min(last-first, shown))
 	now = now[:m.at(now, first)]
 	start := m.Start + mem.VA(first)
@@ -341,17 +354,18 @@ func (t *textLook) changed(m *run, from, to int) {
 // counted.
 const maxFunction = 16 << 10
 
-// whole widens a run of bytes, by offset, to the whole instructions that they
-// were; it stays as it is where those cannot be told.
-func (t *textLook) whole(m *run, from, to int) (first, last int) {
+// whole widens a run of bytes of code that begins at start, by offset, to the
+// whole instructions that they were; it stays as it is where those cannot be
+// told.
+func (t *textLook) whole(start mem.VA, was []byte, from, to int) (first, last int) {
 	r, _ := t.symbols()
-	_, into, err := r.Nearest(m.Start + mem.VA(from))
+	_, into, err := r.Nearest(start + mem.VA(from))
 	if err != nil || into > maxFunction || into > uint64(from) {
 		return from, to
 	}
 	first = from - int(into)
 	for last = first; last < to; {
-		inst, err := x86asm.Decode(m.was[last:min(last+maxInstruction, len(m.was))], 64)
+		inst, err := x86asm.Decode(was[last:min(last+maxInstruction, len(was))], 64)
 		if err != nil || inst.Op == 0 || inst.Len == 0 {
 			return from, to
 		}

@@ -59,6 +59,7 @@ func TestCleanText(t *testing.T) {
 			}
 			defer g.Close()
 			ref := NewReference()
+			ref.Vendor = vendorOf(t, lab)
 			look := func() Result {
 				var r Result
 				if err := g.View(t.Context(), func(v *vmscope.View) error {
@@ -117,6 +118,7 @@ func TestReference(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer g.Close()
+			vendor := vendorOf(t, lab)
 			ref := NewReference()
 			checks := []Detector{Text{ref}, Rodata{ref}}
 			look := func(v *vmscope.View) Result {
@@ -129,7 +131,7 @@ func TestReference(t *testing.T) {
 			silent := func() {
 				t.Helper()
 				if err := g.View(t.Context(), func(v *vmscope.View) error {
-					for _, f := range look(v).Findings {
+					for _, f := range append(look(v).Findings, vendorLook(t, v, vendor).Findings...) {
 						t.Errorf("nothing was changed: %s: %s %+v", f.ID, f.Summary, f.Evidence)
 					}
 					return nil
@@ -152,6 +154,9 @@ func TestReference(t *testing.T) {
 						}()
 						words := c.do(v)
 						demand(t, look(tx.View), c.check, words)
+						if c.file {
+							demand(t, vendorLook(t, tx.View, vendor), c.check, append(words, "build id"))
+						}
 						return nil
 					}); err != nil {
 						t.Fatal(err)
@@ -163,13 +168,37 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// bendings are what only a comparison shows.
+// vendorOf is the files that a guest was booted from.
+func vendorOf(t *testing.T, lab *guestlab.Guest) *Vendor {
+	t.Helper()
+	v, err := OpenVendor(t.Context(), lab.Kernel().Image(), lab.Kernel().ModuleDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// vendorLook looks at a guest for the first time, with the vendor's files.
+func vendorLook(t *testing.T, v *vmscope.View, vendor *Vendor) Result {
+	t.Helper()
+	ref := NewReference()
+	ref.Vendor = vendor
+	r := Sweep(t.Context(), v, []Detector{Text{ref}, Rodata{ref}})
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+	return r
+}
+
+// bendings are what only a comparison shows. file says that one with the vendor's
+// file does.
 var bendings = []struct {
 	name  string
 	check string
+	file  bool
 	do    func(v *victim) (words []string)
 }{
-	{"a byte amid a function", "text", func(v *victim) []string {
+	{"a byte amid a function", "text", true, func(v *victim) []string {
 		at := v.symbol("commit_creds") + 0x20
 		var b [1]byte
 		if _, err := v.tx.Mem.Read(b[:], at); err != nil {
@@ -178,23 +207,23 @@ var bendings = []struct {
 		v.write(at, []byte{b[0] ^ 0xff})
 		return []string{"commit_creds+0x20", fmt.Sprintf("%#x", uint64(at)), "the kernel"}
 	}},
-	{"a byte of a module", "text", func(v *victim) []string {
+	{"a byte of a module", "text", true, func(v *victim) []string {
 		m := v.module("loop")
 		at := m.Base + 0x100
 		v.write(at, []byte{0x0f, 0x0b, 0x0f, 0x0b})
 		return []string{"[loop]", "module loop", "0f0b0f0b"}
 	}},
-	{"system call table", "rodata", func(v *victim) []string {
+	{"system call table", "rodata", true, func(v *victim) []string {
 		table := v.symbol("sys_call_table")
 		v.put(table+8*63, uint64(v.symbol("commit_creds")))
 		return []string{"sys_call_table+0x1f8", "commit_creds", "newuname"}
 	}},
-	{"operations of files", "rodata", func(v *victim) []string {
+	{"operations of files", "rodata", true, func(v *victim) []string {
 		at := v.member(v.symbol("def_blk_fops"), "file_operations", "open")
 		v.put(at, uint64(v.nowhere()))
 		return []string{"def_blk_fops", "init_task"}
 	}},
-	{"read-only data of a module", "rodata", func(v *victim) []string {
+	{"read-only data of a module", "rodata", true, func(v *victim) []string {
 		s, err := v.tx.LookupSymbol("lo_fops [loop]")
 		if err != nil {
 			v.Fatal(err)
@@ -203,7 +232,7 @@ var bendings = []struct {
 		v.put(at, uint64(v.nowhere()))
 		return []string{"lo_fops [loop]", "module loop"}
 	}},
-	{"interrupt gate", "rodata", func(v *victim) []string {
+	{"interrupt gate", "rodata", false, func(v *victim) []string {
 		at := v.symbol("idt_table") + 16*14
 		v.write(at, []byte{1, 2})
 		return []string{"idt_table+0xe0"}

@@ -78,3 +78,15 @@ func (l *List) Nearest(va mem.VA) (Symbol, uint64, error) {
 	}
 	return Symbol{}, 0, noAddr(va)
 }
+
+// At yields the names of the symbols that are at va itself.
+func (l *List) At(va mem.VA) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		i := sort.Search(len(l.syms), func(i int) bool { return l.syms[i].Addr >= va })
+		for ; i < len(l.syms) && l.syms[i].Addr == va; i++ {
+			if !yield(l.syms[i].Name) {
+				return
+			}
+		}
+	}
+}

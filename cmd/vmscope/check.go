@@ -24,7 +24,7 @@ var errFindings = errors.New("findings")
 func (a *app) checkCmd() *cobra.Command {
 	var only []string
 	var every time.Duration
-	var state, id, bundle string
+	var state, id, bundle, kernelFile, modules string
 	var force bool
 	c := &cobra.Command{
 		Use: "check TARGET", Short: "Look for tampering with the guest's kernel",
@@ -35,6 +35,13 @@ modules and processes. Each finding comes with its evidence.
 Code and read-only data are compared with what they were when first seen: by
 this run, or with --state by the first that was given the same directory in this
 boot of the guest.
+
+With --kernel they are also compared with the vendor's own file, the vmlinuz that
+the guest was booted from, and with --modules-dir those of modules with theirs:
+a directory like /lib/modules/RELEASE, or any with .ko, .ko.xz, .ko.zst or .ko.gz
+files in it. Files belong to the guest if their build ids do; of modules without
+a file the names are told. What was tampered with before the first look is seen
+too then. Keep the files where the guest cannot write them.
 
 Findings of severity info are inventory, such as programs of eBPF: they are
 told, and are no reason for status 1.
@@ -51,6 +58,7 @@ Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
   vmscope check web1 --only syscalls,modules --json
   vmscope check web1 --watch 5s
   vmscope check web1 --state /var/lib/vmscope
+  vmscope check web1 --kernel vmlinuz-6.1.0-41-amd64 --modules-dir /srv/modules/6.1.0-41-amd64
   vmscope check web1 --explain syscalls-3f
   vmscope check web1 --bundle web1.bundle`,
 		Args: targetAnd(0), ValidArgsFunction: a.completeTarget,
@@ -59,6 +67,15 @@ Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 				return err
 			}
 			keep := keeper{dir: state}
+			if modules != "" && kernelFile == "" {
+				return errors.New("--modules-dir needs --kernel: the code of modules leads to the kernel's")
+			}
+			if kernelFile != "" {
+				var err error
+				if keep.vendor, err = detect.OpenVendor(cmd.Context(), kernelFile, modules); err != nil {
+					return err
+				}
+			}
 			switch changed := cmd.Flags().Changed; {
 			case changed("watch"):
 				return a.checkAgain(cmd.Context(), args[0], only, keep, every)
@@ -82,6 +99,8 @@ Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
 	c.Flags().DurationVar(&every, "watch", 0, "keep looking, with this pause, and report changes only")
 	c.Flags().StringVar(&state, "state", "", "directory that keeps what code and read-only data were when first seen")
+	c.Flags().StringVar(&kernelFile, "kernel", "", "the vendor's vmlinuz, to compare the kernel with")
+	c.Flags().StringVar(&modules, "modules-dir", "", "directory of the vendor's modules, to compare those loaded with")
 	c.Flags().StringVar(&id, "explain", "", "show what the finding of this ID rests on")
 	c.Flags().StringVar(&bundle, "bundle", "", "write what was read to this file, to be checked elsewhere")
 	c.Flags().BoolVarP(&force, "force", "f", false, "overwrite the file of --bundle")
@@ -90,6 +109,8 @@ Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
 	for _, other := range []string{"watch", "only"} {
 		c.MarkFlagsMutuallyExclusive("explain", other, "bundle")
 	}
+	_ = c.MarkFlagDirname("modules-dir")
+	_ = c.MarkFlagDirname("state")
 	return c
 }
 
@@ -165,6 +186,7 @@ func (a *app) checkAgain(ctx context.Context, target string, only []string, keep
 	}
 	defer g.Close()
 	ref := detect.NewReference()
+	ref.Vendor = keep.vendor
 	if keep.dir != "" {
 		if err := g.View(ctx, func(v *vmscope.View) (err error) {
 			ref, err = keep.load(v)

@@ -53,8 +53,31 @@ func TestCheck(t *testing.T) {
 	if out, stderr, status := run(t, "check", g.Name(), "--only", "modules"); status != statusDone || out != "" {
 		t.Errorf("--only modules: %d, %q, %q", status, out, stderr)
 	}
+	files := []string{"check", g.Name(), "--only", "text,rodata", "--kernel", g.Kernel().Image(), "--modules-dir", g.Kernel().ModuleDir()}
+	if out, stderr, status := run(t, files...); status != statusFindings || !strings.Contains(out, "sys_call_table+0x1f8") || !strings.Contains(out, "vmlinuz, build id ") {
+		t.Errorf("with the vendor's files: %d, %q, %q", status, out, stderr)
+	}
 	write(was.Data)
 	nothing()
+	if out, stderr, status := run(t, files...); status != statusDone || out != "" || !strings.Contains(stderr, "nothing found") {
+		t.Errorf("with the vendor's files: %d, %q, %q", status, out, stderr)
+	}
+	out, stderr, status = run(t, files[:len(files)-2]...)
+	if status != statusDone || strings.Count(out, "not compared with a file of the vendor's") != 2 || !strings.Contains(out, "loop") {
+		t.Errorf("without the files of modules: %d, %q, %q", status, out, stderr)
+	}
+	other, err := guestlab.Fetch(t.Context(), "sid-cloud")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, stderr, status := run(t, "check", g.Name(), "--only", "text", "--kernel", other.Image()); status != statusFailed || out != "" || strings.Count(stderr, "build id") != 1 || !strings.Contains(stderr, "the guest's kernel has ") {
+		t.Errorf("with the file of another kernel: %d, %q, %q", status, out, stderr)
+	}
+	for _, args := range [][]string{{"--modules-dir", t.TempDir()}, {"--kernel", "/dev/null"}, {"--kernel", g.Kernel().Image(), "--modules-dir", t.TempDir()}} {
+		if out, stderr, status := run(t, append([]string{"check", g.Name()}, args...)...); status != statusFailed || out != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: %d, %q, %q", args, status, out, stderr)
+		}
+	}
 	if _, stderr, status := run(t, "check", g.Name(), "--only", "nonsense"); status != statusFailed || !strings.Contains(stderr, "syscalls") {
 		t.Errorf("a check that is not there: %d, %q", status, stderr)
 	}

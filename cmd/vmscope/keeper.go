@@ -13,12 +13,24 @@ import (
 
 // keeper keeps references of guests between runs of check, each in a file of a
 // directory; nothing if it has none.
-type keeper struct{ dir string }
+type keeper struct {
+	dir    string
+	vendor *detect.Vendor // to compare with as well; may be nil
+}
 
 func (k keeper) path(name string) string { return filepath.Join(k.dir, name+".reference") }
 
 // load is the reference kept of the boot that is looked at, or a new one.
 func (k keeper) load(v *vmscope.View) (*detect.Reference, error) {
+	r, err := k.read(v)
+	if err != nil {
+		return nil, err
+	}
+	r.Vendor = k.vendor
+	return r, nil
+}
+
+func (k keeper) read(v *vmscope.View) (*detect.Reference, error) {
 	if k.dir == "" {
 		return detect.NewReference(), nil
 	}
