@@ -15,7 +15,7 @@ import (
 // says why.
 var layers = []string{
 	"internal/hot", // below all: how to make a system call
-	"mem block event docs/*",
+	"mem block event pattern docs/*",
 	"internal/*",
 	"arch/* ksym ctype fsinfer",
 	"vm kernel",
@@ -23,7 +23,7 @@ var layers = []string{
 	"block/tap", // receives by block/nbd and block/vhostuser
 	"watch",     // joins taps and inferencers
 	".",         // package vmscope
-	"detect detect/*",
+	"detect detect/* scan",
 	"daemon daemon/*",
 	"bench/sample",
 	"cmd/* examples/* bench bench/*",

@@ -18,7 +18,7 @@ import (
 // The exit statuses that scripts rely on.
 const (
 	statusDone        = 0
-	statusFindings    = 1 // of check
+	statusFindings    = 1 // of check and scan
 	statusFailed      = 2
 	statusInterrupted = 130
 )

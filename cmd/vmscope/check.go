@@ -18,7 +18,7 @@ import (
 	"vmscope/kernel"
 )
 
-// errFindings ends check with status 1.
+// errFindings ends check and scan with status 1.
 var errFindings = errors.New("findings")
 
 func (a *app) checkCmd() *cobra.Command {

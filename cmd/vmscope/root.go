@@ -30,12 +30,13 @@ Targets:
 The commands on disks also take nbd+unix:///EXPORT?socket=PATH and
 nbd://HOST/EXPORT.
 
-Exit status: 0 done; 1 check has findings; 2 not done, or only in part, with one line on stderr that
+Exit status: 0 done; 1 check or scan has findings; 2 not done, or only in part, with one line on stderr that
 says why; 130 interrupted.`,
 		Example: `  vmscope vms
   vmscope ps web1
   vmscope lsmod dump.elf --json | jq -r .name
   vmscope check web1
+  vmscope scan web1 --pattern 'BEGIN OPENSSH PRIVATE KEY'
   vmscope watch web1 /etc /root
   vmscope cat web1 /etc/passwd
   vmscope read web1 --sym linux_banner --string`,
@@ -76,7 +77,7 @@ says why; 130 interrupted.`,
 		&cobra.Group{ID: "raw", Title: "Memory, symbols and types:"},
 	)
 	for _, c := range []*cobra.Command{
-		a.vmsCmd(), a.infoCmd(), a.psCmd(), a.lsmodCmd(), a.dmesgCmd(), a.mountCmd(), a.lsofCmd(), a.ssCmd(), a.checkCmd(),
+		a.vmsCmd(), a.infoCmd(), a.psCmd(), a.lsmodCmd(), a.dmesgCmd(), a.mountCmd(), a.lsofCmd(), a.ssCmd(), a.checkCmd(), a.scanCmd(),
 	} {
 		c.GroupID = "see"
 		root.AddCommand(c)

@@ -151,6 +151,8 @@ func openDir(name string) error {
 
 const page = 4096
 
+var touched int
+
 func mapFile(name string) error {
 	fd, err := create(name)
 	if err != nil {
@@ -164,9 +166,11 @@ func mapFile(name string) error {
 		at    int64
 		flags int
 	}{{0, syscall.MAP_SHARED}, {page, syscall.MAP_PRIVATE}} {
-		if _, err := syscall.Mmap(fd, m.at, page, syscall.PROT_READ, m.flags); err != nil {
+		mem, err := syscall.Mmap(fd, m.at, page, syscall.PROT_READ, m.flags)
+		if err != nil {
 			return err
 		}
+		touched += int(mem[0]) // so that it is in the page tables
 	}
 	return nil
 }
