@@ -69,6 +69,10 @@ type View struct {
 	still bool
 }
 
+// Still reports whether the guest does not run meanwhile: it is a dump, or was
+// paused. What one look finds a second finds as well.
+func (v *View) Still() bool { return v.still }
+
 // cachePages bounds the View's cache of a machine whose memory is not mapped:
 // 16 MiB.
 const cachePages = 4096

@@ -95,7 +95,7 @@ func (BPF) nobodys(l *Look, f *bpfLayout, s linux.BPFSymbol, report func(Finding
 			{What: "struct bpf_ksym", Addr: s.Addr, Symbol: l.Name(s.Addr), Expected: "part of a program in prog_idr, of a trampoline or a dispatcher", Found: "on the list bpf_kallsyms alone"},
 			{What: "the code", Addr: s.Start, Owner: "bpf " + s.Name.String(), Found: peek(l, s.Start, 32)},
 		}}
-	if f.Image.Valid() && f.Of.Valid() && strings.HasPrefix(string(s.Name), "bpf_trampoline_") {
+	if f.Image.Valid() && f.Of.Valid() && strings.HasPrefix(string(s.Name), "bpf_trampoline_") && s.End-s.Start <= mem.PageSize {
 		if image, err := l.Mem.Pointer(f.Image.At(s.Addr - mem.VA(f.Of.Offset))); err == nil && image == s.Start {
 			finding.Severity, finding.Confidence = Info, Possible
 			finding.Summary = fmt.Sprintf("an image of %q is listed that its trampoline no longer uses", s.Name)

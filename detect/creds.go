@@ -26,7 +26,6 @@ type credLayout struct {
 	Real   ctype.Field `c:"task_struct.real_cred"` // include/linux/sched.h
 	Parent ctype.Field `c:"task_struct.real_parent"`
 	MM     ctype.Field `c:"task_struct.mm"`
-	Exit   ctype.Field `c:"task_struct.exit_state"`
 	PID    ctype.Field `c:"task_struct.pid"`
 	Exe    ctype.Field `c:"mm_struct.exe_file"`
 	Inode  ctype.Field `c:"file.f_inode"`
@@ -109,6 +108,9 @@ func (w *credWalk) look(ctx context.Context) error {
 		}
 		threads, err := w.ThreadsOf(leader)
 		if err != nil {
+			if _, ok, merr := w.lives(leader.Addr); merr == nil && ok {
+				return err
+			}
 			continue // it exits
 		}
 		for _, t := range threads {
@@ -121,13 +123,11 @@ func (w *credWalk) look(ctx context.Context) error {
 }
 
 // lives reports whether a task runs a program: it does not exit, and is no
-// helper of the kernel that has not got its program yet.
+// helper of the kernel that has not got its program yet. Who exits gives up its
+// memory first: what task_struct.exit_state says could hide a process.
 func (w *credWalk) lives(t mem.VA) (mm mem.VA, ok bool, err error) {
-	if mm, err = w.Mem.Pointer(w.f.MM.At(t)); err != nil || mm == 0 {
-		return 0, false, err
-	}
-	exit, err := w.Mem.Uint32(w.f.Exit.At(t))
-	return mm, exit == 0, err
+	mm, err = w.Mem.Pointer(w.f.MM.At(t))
+	return mm, mm != 0, err
 }
 
 func (w *credWalk) task(t linux.Task) error {
@@ -245,6 +245,6 @@ func (w *credWalk) find(t linux.Task, c cred, s Severity, sure Confidence, kind,
 		Evidence: append(more,
 			Evidence{What: fmt.Sprintf("task_struct of pid %d (%s)", t.PID, t.Comm()), Addr: t.Addr},
 			Evidence{What: fmt.Sprintf("its cred: uid %d, euid %d, suid %d", c.uid, c.euid, c.suid), Addr: c.at, Symbol: w.Name(c.at)})}
-	f.identify(kind, fmt.Sprint(t.PID), string(t.Comm()))
+	f.identify(kind, fmt.Sprint(t.PID))
 	w.report(f)
 }

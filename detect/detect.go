@@ -52,6 +52,9 @@ type Check struct {
 	Took time.Duration `json:"ns"`
 	// Err is why it could not tell, or not all; nil when it could.
 	Err error `json:"-"`
+	// Broken says that it met a contradiction, which is among the findings, and
+	// may not have seen what lies behind it.
+	Broken bool `json:"broken,omitempty"`
 }
 
 // Tampered are the findings that speak of tampering: all but inventory.
@@ -70,49 +73,85 @@ func (r Result) Err() error {
 	return errors.Join(errs...)
 }
 
-// maxFindings bounds what one detector reports in a sweep; the guest must not
-// choose how much memory a list of findings takes.
+// maxFindings bounds what one detector reports in a sweep, of inventory and of
+// all else; the guest must not choose how much memory a list of findings takes.
 const maxFindings = 1000
 
 // Sweep runs detectors over one look. That the guest's structures contradict
-// themselves (mem.ErrInconsistent) is a finding of its own; any other error of a
-// detector is in its Check.
+// themselves (mem.ErrInconsistent), or lead where nothing is mapped, is a finding
+// of its own; any other error of a detector is in its Check.
 func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 	l := newLook(v)
 	var r Result
+	ids := make(map[string]bool)
 	for _, d := range detectors {
 		if ctx.Err() != nil {
 			break
 		}
-		start, seen := time.Now(), 0
-		err := d.Inspect(ctx, l, func(f Finding) {
-			if seen++; seen <= maxFindings && !slices.ContainsFunc(r.Findings, func(g Finding) bool { return g.ID == f.ID }) {
+		c := Check{Name: d.Name()}
+		start, shown, more := time.Now(), make(map[bool]int), 0
+		c.Err = d.Inspect(ctx, l, func(f Finding) {
+			inventory := f.Severity == Info // must not push out anything else
+			switch {
+			case ids[f.key()]:
+			case shown[inventory] >= maxFindings:
+				more++
+			default:
+				ids[f.key()] = true
+				shown[inventory]++
 				r.Findings = append(r.Findings, f)
 			}
 		})
-		if seen > maxFindings {
-			err = errors.Join(err, fmt.Errorf("%d findings, of which %d are shown", seen, maxFindings))
+		if contradicts(c.Err) {
+			r.Findings = append(r.Findings, contradiction(d.Name(), c.Err))
+			c.Broken, c.Err = true, nil
 		}
-		if errors.Is(err, mem.ErrInconsistent) {
-			r.Findings = append(r.Findings, contradiction(d.Name(), err))
-			err = nil
+		if more > 0 {
+			c.Err = errors.Join(c.Err, fmt.Errorf("more than %d findings, not all of which are shown", maxFindings))
 		}
-		r.Checks = append(r.Checks, Check{Name: d.Name(), Took: time.Since(start), Err: err})
+		c.Took = time.Since(start)
+		r.Checks = append(r.Checks, c)
 	}
 	return r
+}
+
+// lowest is below all addresses at which anything lies: what leads below is a
+// pointer that was not set, as of a kernel that just boots (mmap_min_addr).
+const lowest = 1 << 16
+
+// contradicts reports whether an error is a contradiction of the guest's
+// structures. A pointer to memory that is not mapped is one, as long as it is
+// set.
+func contradicts(err error) bool {
+	if errors.Is(err, mem.ErrInconsistent) {
+		return true
+	}
+	fault := (*mem.FaultError)(nil)
+	return errors.Is(err, mem.ErrNotMapped) && errors.As(err, &fault) && fault.Addr >= lowest
 }
 
 // contradiction is the finding that a structure of the guest does not hold
 // together, also when it was read again.
 func contradiction(check string, err error) Finding {
+	text := clip(err.Error())
 	f := Finding{
 		Check: check, Severity: Medium, Confidence: Possible,
-		Summary:  "the kernel's structures contradict themselves: " + err.Error(),
-		Evidence: []Evidence{{What: err.Error()}},
+		Summary:  "the kernel's structures contradict themselves: " + text,
+		Evidence: []Evidence{{What: text}},
 	}
 	if fault := (*mem.FaultError)(nil); errors.As(err, &fault) {
 		f.Evidence[0].Addr = mem.VA(fault.Addr)
 	}
 	f.identify("contradiction")
 	return f
+}
+
+// maxTold bounds what is told of errors, bytes: many may be joined.
+const maxTold = 2 << 10
+
+func clip(s string) string {
+	if len(s) > maxTold {
+		return s[:maxTold] + "…"
+	}
+	return s
 }

@@ -70,10 +70,11 @@ func differ(at mem.VA, was, now []byte) *difference {
 }
 
 // identify gives the finding its ID: about names what it is about in words that
-// stay the same, such as symbols rather than addresses.
+// stay the same, such as symbols rather than addresses. The guest chooses some
+// of them: the ID is long enough that it cannot choose an ID.
 func (f *Finding) identify(about ...string) {
 	sum := sha256.Sum256([]byte(f.Check + "\x00" + strings.Join(about, "\x00")))
-	f.ID = f.Check + "-" + hex.EncodeToString(sum[:5])
+	f.ID = f.Check + "-" + hex.EncodeToString(sum[:8])
 }
 
 // Contradiction reports whether the finding is that the guest's structures do
@@ -83,3 +84,12 @@ func (f Finding) Contradiction() bool {
 	c.identify("contradiction")
 	return c.ID == f.ID
 }
+
+// same reports whether two findings of one sweep are about the same thing: of one
+// ID, or at the same place. Names are the guest's to change between two looks.
+func (f Finding) same(g Finding) bool {
+	return f.ID == g.ID || f.Check == g.Check && len(f.Evidence) > 0 && len(g.Evidence) > 0 && f.Evidence[0].Addr != 0 && f.Evidence[0].Addr == g.Evidence[0].Addr
+}
+
+// key tells findings apart: of one ID, one that is worse is another.
+func (f Finding) key() string { return f.ID + " " + string(f.Severity) }

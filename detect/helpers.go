@@ -3,6 +3,7 @@ package detect
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -59,11 +60,11 @@ func usermodeHelpers(l *Look, report func(Finding)) error {
 		f := Finding{Check: "hooks", Severity: Info, Confidence: Possible,
 			Summary:  fmt.Sprintf("the kernel starts %q by itself (%s)", kernel.Text(program), h.symbol),
 			Evidence: []Evidence{{What: h.symbol, Addr: at, Symbol: h.symbol, Owner: "the kernel", Expected: "a program that distributions set, such as " + h.usual[len(h.usual)-1], Found: string(b)}}}
-		if !strings.HasPrefix(program, "/") || slices.ContainsFunc(anybodys, func(dir string) bool { return strings.HasPrefix(program, dir) }) {
+		if !strings.HasPrefix(program, "/") || slices.ContainsFunc(anybodys, func(dir string) bool { return strings.HasPrefix(path.Clean(program), dir) }) {
 			f.Severity = Medium
 			f.Summary += ", which lies where anybody may write"
 		}
-		f.identify(h.symbol)
+		f.identify(h.symbol, program)
 		report(f)
 	}
 	return errors.Join(errs...)

@@ -95,7 +95,7 @@ func (d Hooks) Inspect(ctx context.Context, l *Look, report func(Finding)) error
 		if err != nil {
 			return err
 		}
-		var errs []error
+		errs := []error{w.unsure}
 		for _, h := range hooks {
 			errs = append(errs, w.hook(h))
 		}
@@ -109,6 +109,7 @@ type hookWalk struct {
 	*Look
 	ctx     context.Context
 	code    Code
+	unsure  error // why code lacks some
 	data    Code // memory that holds the kernel's and modules' variables
 	modules map[kernel.Text]kernel.Module
 	types   map[string]*opsType
@@ -116,7 +117,7 @@ type hookWalk struct {
 	union   map[mem.VA]byte // what the operations of /proc's own kinds of files say of their entry
 	symbol  string          // of the hook that is looked at
 	steps   int             // pointers looked at
-	found   int             // findings
+	found   map[bool]int    // findings, of inventory and not
 	report  func(Finding)
 }
 
@@ -127,15 +128,15 @@ type site struct {
 }
 
 func newHookWalk(ctx context.Context, l *Look, report func(Finding)) (*hookWalk, error) {
-	code, err := l.Code()
-	if err != nil {
-		return nil, err
+	code, unsure := l.Code()
+	if len(code) == 0 {
+		return nil, unsure
 	}
 	modules, err := l.Modules()
 	if err != nil {
 		return nil, err
 	}
-	w := &hookWalk{Look: l, ctx: ctx, code: code, modules: make(map[kernel.Text]kernel.Module), types: make(map[string]*opsType), seen: make(map[site]bool), report: report}
+	w := &hookWalk{Look: l, ctx: ctx, code: code, unsure: unsure, modules: make(map[kernel.Text]kernel.Module), types: make(map[string]*opsType), seen: make(map[site]bool), found: make(map[bool]int), report: report}
 	w.union = make(map[mem.VA]byte)
 	for name, kind := range map[string]byte{"proc_seq_ops": unionSeq, "proc_net_seq_ops": unionSeq, "proc_single_ops": unionShow, "proc_net_single_ops": unionShow} {
 		if at, err := l.Symbol(name); err == nil {
@@ -207,7 +208,7 @@ func again(ctx context.Context, l *Look, f func() error) error {
 
 // maxHooks bounds the pointers that are looked at, whatever the guest's lists say
 // in all. A guest with a hundred network namespaces has some 20,000.
-const maxHooks = 1 << 20
+const maxHooks = 1 << 18
 
 // step counts a pointer.
 func (w *hookWalk) step(at mem.VA) error {
@@ -282,15 +283,14 @@ func (w *hookWalk) leads(at, to mem.VA, name func() (what, whose string)) {
 	if ok && o.Kind == "kernel" {
 		return
 	}
-	if w.found > maxFindings {
-		return // no more are shown
-	}
-	good := ok && o.Kind != "init"
+	good := ok && callable(o)
 	by, owned := w.data.Owner(at)
 	if good && (o.Kind != "module" || !owned || by.Kind == "module" && (by.Name == o.Name || w.uses(by.Name, o.Name))) {
 		return
 	}
-	w.found++
+	if w.found[good]++; w.found[good] > maxFindings+1 {
+		return // no more are shown
+	}
 	what, whose := name()
 	f := Finding{Check: "hooks", Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("%s (%s %s) leads to %#x, code of %s", what, w.symbol, whose, uint64(to), w.code.OwnerName(to)),
@@ -301,10 +301,15 @@ func (w *hookWalk) leads(at, to mem.VA, name func() (what, whose string)) {
 	if !owned {
 		f.Evidence[0].Owner = ""
 	}
+	about := []string{w.symbol, what, whose}
+	if w.unsure != nil {
+		f.Confidence = Possible
+	}
 	if good {
 		f.Severity, f.Confidence = Info, Possible
+		about = append(about, string(o.Name))
 	}
-	f.identify(w.symbol, what, whose)
+	f.identify(about...)
 	w.report(f)
 }
 

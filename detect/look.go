@@ -20,6 +20,7 @@ import (
 type Look struct {
 	*vmscope.View
 
+	list    func() ([]kernel.Code, error)
 	code    func() (Code, error)
 	allCode func() (Code, error)
 	pages   func() ([]x86.Region, error)
@@ -27,16 +28,21 @@ type Look struct {
 }
 
 func newLook(v *vmscope.View) *Look {
+	list := sync.OnceValues(v.Code)
 	return &Look{
 		View: v,
+		list: list,
 		allCode: sync.OnceValues(func() (Code, error) {
-			list, err := v.Code()
+			list, err := list()
 			more, merr := v.ClassicBPF()
-			return flatten(append(list, more...)), errors.Join(err, merr)
+			return flatten(slices.Concat(list, more)), errors.Join(err, merr)
 		}),
 		code: sync.OnceValues(func() (Code, error) {
-			list, err := v.Code()
-			return flatten(list), err
+			list, err := list()
+			if !slices.ContainsFunc(list, func(c kernel.Code) bool { return c.Kind == "kernel" }) {
+				return nil, errors.Join(err, errors.New("where the kernel's own code lies is not known"))
+			}
+			return flatten(slices.Clone(list)), err
 		}),
 		pages:   sync.OnceValues(func() ([]x86.Region, error) { return executable(v) }),
 		symbols: sync.OnceValues(v.Resolver),
@@ -44,7 +50,7 @@ func newLook(v *vmscope.View) *Look {
 }
 
 // Code is the memory whose code the kernel accounts for. It may come with an
-// error, and then lacks some.
+// error, and then lacks some, but never the kernel's own, or all.
 func (l *Look) Code() (Code, error) { return l.code() }
 
 // AllCode is Code with that of classic BPF programs, which the kernel lists
@@ -54,9 +60,43 @@ func (l *Look) AllCode() (Code, error) { return l.allCode() }
 // Code is a list of runs of code that do not overlap, by address.
 type Code []kernel.Code
 
-// flatten cuts what overlaps: the run that begins first keeps its bytes.
+// flatten cuts what overlaps. The kernel's image keeps its bytes, then modules
+// keep theirs, whatever else claims them; of the same rank the run does that
+// begins first.
 func flatten(list []kernel.Code) Code {
-	slices.SortStableFunc(list, func(a, b kernel.Code) int { return cmp.Compare(a.Start, b.Start) })
+	rank := func(c kernel.Code) int {
+		switch c.Kind {
+		case "kernel", "init":
+			return 0
+		case "module":
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(list, func(a, b kernel.Code) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Start, b.Start))
+	})
+	var out Code
+	for len(list) > 0 {
+		n := 1
+		for n < len(list) && rank(list[n]) == rank(list[0]) {
+			n++
+		}
+		var more Code
+		for _, c := range inOrder(list[:n]) {
+			for _, free := range out.gaps(c.Start, c.Start+mem.VA(c.Size)-1) {
+				c.Start, c.Size = free.first, uint64(free.last-free.first)+1
+				more = append(more, c)
+			}
+		}
+		out, list = append(out, more...), list[n:]
+		slices.SortFunc(out, func(a, b kernel.Code) int { return cmp.Compare(a.Start, b.Start) })
+	}
+	return out
+}
+
+// inOrder are the runs of a list that is sorted, without what others had before.
+func inOrder(list []kernel.Code) Code {
 	var out Code
 	end := mem.VA(0)
 	for _, c := range list {
@@ -75,6 +115,29 @@ func flatten(list []kernel.Code) Code {
 	return out
 }
 
+// span is the run of addresses from first to last, both included.
+type span struct{ first, last mem.VA }
+
+// gaps are the parts of first to last that lie in no run of c.
+func (c Code) gaps(first, last mem.VA) []span {
+	var out []span
+	i := sort.Search(len(c), func(i int) bool { return c[i].Start+mem.VA(c[i].Size)-1 >= first })
+	for _, run := range c[i:] {
+		end := run.Start + mem.VA(run.Size) - 1
+		switch {
+		case run.Start > last:
+			return append(out, span{first, last})
+		case run.Start > first:
+			out = append(out, span{first, run.Start - 1})
+		}
+		if end >= last {
+			return out
+		}
+		first = end + 1
+	}
+	return append(out, span{first, last})
+}
+
 // Owner is the run that va lies in.
 func (c Code) Owner(va mem.VA) (kernel.Code, bool) {
 	i := sort.Search(len(c), func(i int) bool { return c[i].Start > va })
@@ -82,6 +145,12 @@ func (c Code) Owner(va mem.VA) (kernel.Code, bool) {
 		return kernel.Code{}, false
 	}
 	return c[i-1], true
+}
+
+// callable reports whether the kernel calls code of a kind by pointers. Init text
+// was freed; slots of kprobes and real-mode code are reached by other ways.
+func callable(c kernel.Code) bool {
+	return c.Kind != "init" && c.Kind != "kprobe" && c.Kind != "realmode"
 }
 
 // OwnerName says whose code va lies in, for evidence.
@@ -115,21 +184,37 @@ func (l *Look) Name(va mem.VA) string {
 // (5-level paging; arch/x86: Documentation/arch/x86/x86_64/mm.rst).
 const kernelHalf mem.VA = 0xff00000000000000
 
-// executable lists what the kernel's page tables let it execute in its half.
+// maxRegions bounds what is kept of executable memory: a kernel with a page for
+// each BPF program and module has some thousand. Tables that refer to each other
+// can make millions out of three pages.
+const maxRegions = 1 << 16
+
+// executable lists what the kernel's page tables let it execute in its half. A
+// table that lies outside of RAM is a contradiction, beside what else there is:
+// nothing but a table leads there, and the CPU would fault.
 func executable(v *vmscope.View) ([]x86.Region, error) {
 	var out []x86.Region
+	var bad error
 	for r, err := range x86.NewPaging(v.Phys, v.Root, v.Mode).Mappings(kernelHalf, ^mem.VA(0)) {
-		if err != nil {
-			return out, err
-		}
-		if r.Perm&mem.Exec == 0 {
+		switch {
+		case errors.Is(err, mem.ErrNoRAM):
+			if bad == nil {
+				bad = fmt.Errorf("%w: %w", mem.ErrInconsistent, err)
+			}
+			continue
+		case err != nil:
+			return out, errors.Join(err, bad)
+		case r.Perm&mem.Exec == 0:
 			continue
 		}
 		if n := len(out); n > 0 && out[n-1].VA+mem.VA(out[n-1].Size) == r.VA && out[n-1].Perm == r.Perm {
 			out[n-1].Size += r.Size
 			continue
 		}
+		if len(out) == maxRegions {
+			return out, errors.Join(&mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(r.VA), Err: fmt.Errorf("%w: more than %d regions of executable memory", mem.ErrInconsistent, maxRegions)}, bad)
+		}
 		out = append(out, r)
 	}
-	return out, nil
+	return out, bad
 }

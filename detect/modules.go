@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -22,10 +23,9 @@ type Modules struct{}
 func (Modules) Name() string { return "modules" }
 
 type moduleLayout struct {
-	Name  ctype.Field `c:"module.name"` // include/linux/module.h
-	State ctype.Field `c:"module.state"`
-	List  ctype.Field `c:"module.list"`
-	Bugs  ctype.Field `c:"module.bug_list,optional"`
+	Name ctype.Field `c:"module.name"` // include/linux/module.h
+	List ctype.Field `c:"module.list"`
+	Bugs ctype.Field `c:"module.bug_list,optional"`
 
 	Kset ctype.Field `c:"kset.list,optional"` // include/linux/kobject.h
 	Kobj ctype.Field `c:"kobject.entry,optional"`
@@ -37,10 +37,6 @@ type moduleLayout struct {
 
 	BTFList ctype.Field `c:"btf_module.list,optional"` // kernel/bpf/btf.c
 	BTFMod  ctype.Field `c:"btf_module.module,optional"`
-
-	Unformed uint64 `c:"enum(MODULE_STATE_UNFORMED)"`
-	Going    uint64 `c:"enum(MODULE_STATE_GOING)"`
-	Live     uint64 `c:"enum(MODULE_STATE_LIVE)"`
 }
 
 // place is one of the kernel's structures that name modules.
@@ -68,6 +64,7 @@ func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
 		listed[m.Addr] = m.Name
 	}
 	hidden := make(map[mem.VA][]string)
+	var errs []error // of places: the others are looked at all the same
 	for _, p := range d.places(l, f) {
 		err := p.each(func(module mem.VA) error {
 			if _, ok := listed[module]; !ok && module != 0 && !slices.Contains(hidden[module], p.name) {
@@ -79,27 +76,24 @@ func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
 			return nil
 		})
 		if err != nil && !errors.Is(err, ksym.ErrNoSymbol) {
-			return fmt.Errorf("%s: %w", p.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
 		}
 	}
-	for module, where := range hidden {
-		if err := d.hidden(l, f, module, where, report); err != nil {
-			return err
+	for _, module := range slices.Sorted(maps.Keys(hidden)) {
+		if err := d.hidden(l, f, module, hidden[module], report); err != nil && len(errs) < maxErrors {
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// hidden reports a module that stands in the named places and not in the list,
-// unless it is being loaded or unloaded.
+// maxErrors bounds the failures of one look that are told.
+const maxErrors = 32
+
+// hidden reports a module that stands in the named places and not in the list.
+// Whatever its state says: the kernel lists a module before all else, and takes
+// it off the list with the last of these places.
 func (d Modules) hidden(l *Look, f *moduleLayout, module mem.VA, where []string, report func(Finding)) error {
-	state, err := l.Mem.Uint(f.State.At(module), int(f.State.Size()))
-	if err != nil {
-		return err
-	}
-	if state == f.Unformed || state == f.Going {
-		return nil
-	}
 	b, err := l.Mem.CString(f.Name.At(module), int(f.Name.Size()))
 	if err != nil {
 		return err

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"slices"
 
 	"vmscope/arch/x86"
+	"vmscope/kernel"
 	"vmscope/mem"
 )
 
@@ -29,84 +32,94 @@ func (d Pages) Inspect(ctx context.Context, l *Look, report func(Finding)) error
 	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
 }
 
+// maxForeign bounds the executable pages, 256 MiB, that are read because nobody
+// is known to own them. Page tables can have terabytes out of nothing.
+const maxForeign = 1 << 16
+
 func (Pages) look(ctx context.Context, l *Look, report func(Finding)) error {
-	code, err := l.Code()
-	if err != nil {
-		return err // what is not listed would look like nobody's
+	code, cerr := l.Code()
+	code = withoutInit(l, code)
+	pages, broken := l.pages()
+	if cerr != nil { // what is not listed would look like nobody's
+		for _, r := range pages {
+			if r.Perm&mem.Write != 0 {
+				report(writable(l, code, r))
+			}
+		}
+		return errors.Join(cerr, broken)
 	}
-	pages, err := l.pages()
-	if err != nil {
-		return err
-	}
+	budget := maxForeign
 	for _, r := range pages {
 		if r.Perm&mem.Write != 0 {
 			report(writable(l, code, r))
 		}
-		runs, err := unowned(ctx, l, code, r)
+		before := budget
+		runs, err := unowned(ctx, l, code, r, &budget)
 		if len(runs) > 0 {
 			// Classic BPF is looked for only now: that takes a look at all files.
 			all, cerr := l.AllCode()
 			if cerr != nil {
-				return cerr
+				return errors.Join(cerr, broken)
 			}
-			runs, err = unowned(ctx, l, all, r)
-		}
-		if err != nil {
-			return err
+			budget = before
+			runs, err = unowned(ctx, l, withoutInit(l, all), r, &budget)
 		}
 		for _, run := range runs {
 			report(nobodys(l, run, r.Perm))
 		}
+		if err != nil {
+			return errors.Join(err, broken)
+		}
 	}
-	return nil
+	return broken
+}
+
+type bootLayout struct {
+	Running uint64 `c:"enum(SYSTEM_RUNNING)"` // include/linux/kernel.h
+}
+
+// withoutInit leaves out the kernel's init text once the kernel has booted: it
+// was freed, and what is executable there now is not the kernel's.
+func withoutInit(l *Look, code Code) Code {
+	f, err := bind[bootLayout](l)
+	if err != nil {
+		return code
+	}
+	at, err := l.Symbol("system_state")
+	if err != nil {
+		return code
+	}
+	if state, err := l.Mem.Uint32(at); err != nil || uint64(state) < f.Running {
+		return code
+	}
+	return slices.DeleteFunc(slices.Clone(code), func(c kernel.Code) bool { return c.Kind == "init" })
 }
 
 // unowned are the runs of a region that are not filler and not in c.
-func unowned(ctx context.Context, l *Look, c Code, r x86.Region) ([]span, error) {
+func unowned(ctx context.Context, l *Look, c Code, r x86.Region, budget *int) ([]span, error) {
 	var out []span
 	for _, gap := range c.gaps(r.VA, r.VA+mem.VA(r.Size-1)) {
 		if err := ctx.Err(); err != nil {
 			return out, err
 		}
-		runs, err := foreign(l, gap)
+		runs, err := foreign(l, gap, budget)
+		out = append(out, runs...)
 		if err != nil {
 			return out, err
 		}
-		out = append(out, runs...)
 	}
 	return out, nil
 }
 
-// span is the run of addresses from first to last, both included.
-type span struct{ first, last mem.VA }
-
-// gaps are the parts of first to last that lie in no run of c.
-func (c Code) gaps(first, last mem.VA) []span {
-	var out []span
-	for _, run := range c {
-		end := run.Start + mem.VA(run.Size) - 1
-		switch {
-		case end < first:
-			continue
-		case run.Start > last:
-			return append(out, span{first, last})
-		case run.Start > first:
-			out = append(out, span{first, run.Start - 1})
-		}
-		if end >= last {
-			return out
-		}
-		first = end + 1
-	}
-	return append(out, span{first, last})
-}
-
 // foreign are the pages of a gap, joined where they are neighbours, that hold
 // anything but filler.
-func foreign(l *Look, gap span) ([]span, error) {
+func foreign(l *Look, gap span, budget *int) ([]span, error) {
 	var out []span
 	var page [mem.PageSize]byte
 	for at := gap.first; ; {
+		if *budget--; *budget < 0 {
+			return out, &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: more than %d executable pages that belong to nobody", mem.ErrInconsistent, maxForeign)}
+		}
 		last := min(at|(mem.PageSize-1), gap.last)
 		b := page[:last-at+1]
 		if _, err := l.Mem.Read(b, at); err != nil {

@@ -18,14 +18,18 @@ const (
 )
 
 // persists reports what find finds each time. A look that finds nothing above
-// inventory ends it at once, so a guest with nothing to find is looked at once;
-// what is inventory is as the last look has it.
+// inventory ends it at once, so a guest with nothing to find is looked at once,
+// and so is one that stands still; what is inventory is as the last look has it.
 //
-// A look that met a contradiction may lack findings and takes none away. If the
-// last one did, that is returned, beside what at least two looks found.
+// A look that something disturbed, such as a contradiction, may lack findings
+// and takes none away. If the last one was disturbed, why is returned, beside
+// what at least two looks found.
 func persists(ctx context.Context, l *Look, report func(Finding), find func(report func(Finding)) error) error {
+	if l.Still() {
+		return find(report)
+	}
 	var kept, inventory []Finding // of looks that were not disturbed; of the last one
-	times := make(map[string]int) // how often each was found
+	var all []found               // of all looks
 	looked := false
 	for i := range persistLooks {
 		if i > 0 {
@@ -39,38 +43,42 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 			}
 			*l = *newLook(l.View) // modules and BPF programs may have come and gone
 		}
-		var found []Finding
+		var now []Finding
 		inventory = nil
 		err := find(func(f Finding) {
 			switch {
-			case len(found)+len(inventory) > maxFindings: // more than are shown
-			case f.Severity == Info:
+			case f.Severity == Info && len(inventory) <= maxFindings: // one more than are shown
 				inventory = append(inventory, f)
-			case !slices.ContainsFunc(found, func(g Finding) bool { return g.ID == f.ID }):
-				found = append(found, f)
-				times[f.ID]++
+			case f.Severity != Info && len(now) <= maxFindings:
+				now = append(now, f)
 			}
 		})
 		switch {
 		case err == nil && looked:
-			kept = slices.DeleteFunc(found, func(f Finding) bool {
-				return !slices.ContainsFunc(kept, func(g Finding) bool { return g.ID == f.ID })
-			})
+			kept = slices.DeleteFunc(now, func(f Finding) bool { return !slices.ContainsFunc(kept, f.same) })
 		case err == nil:
-			kept, looked = found, true
-		case !errors.Is(err, mem.ErrInconsistent):
+			kept, looked = now, true
+		case ctx.Err() != nil || errors.Is(err, mem.ErrUnreachable):
 			return err
-		case i == persistLooks-1:
-			for _, f := range append(found, inventory...) {
-				if f.Severity == Info || times[f.ID] > 1 {
+		case i == persistLooks-1 || len(now)+len(inventory) == 0 && !passing(err):
+			for _, f := range now {
+				if i := slices.IndexFunc(all, func(g found) bool { return f.same(g.Finding) }); i >= 0 && all[i].times > 0 {
 					report(f)
 				}
 			}
+			for _, f := range inventory {
+				report(f)
+			}
 			return err
-		default:
-			continue
 		}
-		if len(kept) == 0 {
+		for _, f := range now {
+			if i := slices.IndexFunc(all, func(g found) bool { return f.same(g.Finding) }); i >= 0 {
+				all[i].times++
+			} else if len(all) <= maxFindings {
+				all = append(all, found{f, 1})
+			}
+		}
+		if err == nil && len(kept) == 0 {
 			break
 		}
 	}
@@ -78,4 +86,16 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 		report(f)
 	}
 	return nil
+}
+
+// found is a finding and in how many looks it was.
+type found struct {
+	Finding
+	times int
+}
+
+// passing reports whether an error may come from a guest that changes while it is
+// read.
+func passing(err error) bool {
+	return errors.Is(err, mem.ErrInconsistent) || errors.Is(err, mem.ErrNotMapped) || errors.Is(err, mem.ErrNoRAM)
 }

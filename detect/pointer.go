@@ -29,10 +29,10 @@ func (p pointer) inspect(l *Look, report func(Finding)) error {
 // leads is inspect for a pointer that was read already.
 func (p pointer) leads(l *Look, to mem.VA, report func(Finding)) error {
 	code, err := l.Code()
-	if err != nil {
+	if len(code) == 0 {
 		return err
 	}
-	if o, ok := code.Owner(to); ok && o.Kind != "init" {
+	if o, ok := code.Owner(to); ok && callable(o) {
 		return nil
 	}
 	name := l.Name(to)
@@ -42,9 +42,12 @@ func (p pointer) leads(l *Look, to mem.VA, report func(Finding)) error {
 			{What: p.what, Addr: p.at, Symbol: l.Name(p.at), Expected: "code of the kernel or of a module", Found: fmt.Sprintf("%#x", uint64(to))},
 			{What: leadsThere, Addr: to, Symbol: name, Owner: code.OwnerName(to), Found: peek(l, to, 32)},
 		}}
+	if err != nil {
+		f.Confidence = Possible // it may be code of what could not be listed
+	}
 	f.identify(p.about...)
 	report(f)
-	return nil
+	return err
 }
 
 // bind fills a struct of ctype.Field with the places of the members it asks for.

@@ -1,9 +1,11 @@
 package detect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -25,6 +27,7 @@ type taskLayout struct {
 	PID     ctype.Field `c:"task_struct.pid"` // include/linux/sched.h
 	Comm    ctype.Field `c:"task_struct.comm"`
 	Exit    ctype.Field `c:"task_struct.exit_state"`
+	MM      ctype.Field `c:"task_struct.mm"`
 	Kids    ctype.Field `c:"task_struct.children"`
 	Sibling ctype.Field `c:"task_struct.sibling"`
 	Links   ctype.Field `c:"task_struct.pid_links"`
@@ -93,11 +96,13 @@ func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func
 			return ctx.Err()
 		}
 	}
-	if err := d.running(l, f, found("a CPU's run queue")); err != nil {
-		return fmt.Errorf("run queues: %w", err)
+	var errs []error // each way is gone whatever becomes of the others
+	idle := make(map[mem.VA]bool)
+	if err := d.running(l, f, idle, found(onQueue)); err != nil {
+		errs = append(errs, fmt.Errorf("run queues: %w", err))
 	}
-	if err := d.numbered(l, f, found("the table of process ids")); err != nil {
-		return fmt.Errorf("table of process ids: %w", err)
+	if err := d.numbered(l, f, found(inTable)); err != nil {
+		errs = append(errs, fmt.Errorf("table of process ids: %w", err))
 	}
 	kids := found("its parent's children")
 	for _, task := range tasks {
@@ -106,16 +111,22 @@ func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func
 			return err // else it exits, or its child does
 		}
 	}
-	for task, where := range hidden {
-		if err := d.hidden(l, f, task, where, report); err != nil {
-			return err
+	for _, task := range slices.Sorted(maps.Keys(hidden)) {
+		if err := d.hidden(l, f, task, idle[task], hidden[task], report); err != nil && len(errs) < maxErrors {
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// running gives the tasks that CPUs run or want to run, without idle tasks.
-func (Processes) running(l *Look, f *taskLayout, each func(mem.VA) error) error {
+// Where tasks are met.
+const (
+	onQueue = "a CPU's run queue"
+	inTable = "the table of process ids"
+)
+
+// running gives the tasks that CPUs run or want to run, and notes idle tasks.
+func (Processes) running(l *Look, f *taskLayout, idles map[mem.VA]bool, each func(mem.VA) error) error {
 	rqs, err := l.LookupSymbol("runqueues")
 	if err != nil {
 		return err
@@ -132,8 +143,8 @@ func (Processes) running(l *Look, f *taskLayout, each func(mem.VA) error) error 
 	if err != nil {
 		return err
 	}
-	if n > maxCPUs {
-		return fmt.Errorf("%d CPUs: %w", n, mem.ErrInconsistent)
+	if n == 0 || n > maxCPUs {
+		return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: %d CPUs", mem.ErrInconsistent, n)}
 	}
 	prios := mem.VA(f.Queue.Type.Len())
 	for cpu := range mem.VA(n) {
@@ -153,6 +164,7 @@ func (Processes) running(l *Look, f *taskLayout, each func(mem.VA) error) error 
 		if err != nil {
 			return err
 		}
+		idles[idle] = true
 		if curr != idle {
 			if err := each(curr); err != nil {
 				return err
@@ -188,44 +200,50 @@ func (Processes) numbered(l *Look, f *taskLayout, each func(mem.VA) error) error
 	if err != nil {
 		return err
 	}
-	return l.XArray(f.IDR.At(ns)+mem.VA(f.Root.Offset), func(_ uint64, pid mem.VA) error {
+	var bad error // of one entry; the others are looked at all the same
+	err = l.XArray(f.IDR.At(ns)+mem.VA(f.Root.Offset), func(_ uint64, pid mem.VA) error {
 		// PIDTYPE_PID is the first kind of link, both of pid.tasks and
 		// task_struct.pid_links.
 		node, err := l.Mem.Pointer(f.Of.At(pid))
 		if err != nil || node == 0 {
-			return err
+			bad = cmp.Or(bad, err)
+			return nil
 		}
 		return each(node - mem.VA(f.Links.Offset))
 	})
+	return errors.Join(err, bad)
 }
 
 // hidden reports a task that stands in the named places and not in the list,
-// unless it exits.
-func (d Processes) hidden(l *Look, f *taskLayout, task mem.VA, where []string, report func(Finding)) error {
+// unless it exits, or is an idle task. What its fields say of that alone is not
+// believed: who exits has given up its memory and its id before it leaves the
+// list, and idle tasks never had any.
+func (d Processes) hidden(l *Look, f *taskLayout, task mem.VA, idle bool, where []string, report func(Finding)) error {
 	exit, err := l.Mem.Uint32(f.Exit.At(task))
 	if err != nil {
 		return err
-	}
-	if exit != 0 {
-		return nil
 	}
 	pid, err := l.Mem.Uint32(f.PID.At(task))
 	if err != nil {
 		return err
 	}
-	b, err := l.Mem.CString(f.Comm.At(task), int(f.Comm.Size()))
+	mm, err := l.Mem.Pointer(f.MM.At(task))
 	if err != nil {
 		return err
 	}
-	if pid == 0 {
-		return nil // an idle task
+	if (exit != 0 || pid == 0 || idle) && mm == 0 && !slices.Contains(where, inTable) {
+		return nil
+	}
+	b, err := l.Mem.CString(f.Comm.At(task), int(f.Comm.Size()))
+	if err != nil {
+		return err
 	}
 	finding := Finding{Check: d.Name(), Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("process %d (%s) is hidden: not in the list of tasks, but in %s", int32(pid), kernel.Text(b), strings.Join(where, ", ")),
 		Evidence: []Evidence{
 			{What: fmt.Sprintf("task_struct of pid %d (%s)", int32(pid), kernel.Text(b)), Addr: task, Expected: "in the list of tasks or of a process's threads", Found: "in " + strings.Join(where, ", ")},
 		}}
-	finding.identify(fmt.Sprint(pid), string(b))
+	finding.identify(fmt.Sprint(pid))
 	report(finding)
 	return nil
 }

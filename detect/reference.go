@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -33,6 +34,10 @@ type Reference struct {
 	kernel *linux.Kernel // of the last look; nil if it was another process's
 	runs   map[runKey]*run
 	grown  bool
+	looks  int // how often something was gone
+	// again says that the last look found another boot where it expected the
+	// same: all addresses are the same, and the guest's clock began anew.
+	again bool
 }
 
 // NewReference returns one that has seen nothing.
@@ -69,8 +74,11 @@ type run struct {
 	runKey
 	was []byte
 	now map[int][]byte // pages that differ, by their number
-	// first says that it was seen for the first time in this look.
-	first bool
+	// first says that it was seen for the first time in this look. Before is what
+	// was there when a module of the same name had been loaded to the same place.
+	first  bool
+	before []byte
+	missed int // the look that missed it first; 0: it is there
 	// odd are the pages in which something was found already then.
 	odd map[int]bool
 	// vetted says that all of it was compared with the vendor's file.
@@ -99,6 +107,9 @@ func (m *run) found(off int) {
 	m.odd[off/mem.PageSize] = true
 }
 
+// where names an offset for good. Symbols of modules are the guest's to choose.
+func (m *run) where(off int) string { return fmt.Sprintf("%s+%#x", string(m.Name), off) }
+
 // asItWas reports whether nothing of the run deserves a look.
 func (m *run) asItWas() bool { return !m.first && len(m.now)+len(m.odd) == 0 }
 
@@ -118,6 +129,7 @@ func bootOf(v *vmscope.View) boot {
 // begin makes the reference one of the kernel that is looked at.
 func (r *Reference) begin(v *vmscope.View) error {
 	if r.kernel == v.Kernel && r.runs != nil {
+		r.again = false
 		return nil // a Guest keeps a Kernel only while it runs on
 	}
 	now := bootOf(v)
@@ -129,7 +141,9 @@ func (r *Reference) begin(v *vmscope.View) error {
 			now.Up = wall.Sub(since)
 		}
 	}
-	if !now.continues(r.boot) || r.runs == nil {
+	r.again = false
+	if goes := now.continues(r.boot); !goes || r.runs == nil {
+		r.again = !goes && len(r.runs) > 0 && now.name() == r.boot.name()
 		r.runs = make(map[runKey]*run)
 		if err := r.restore(v); err != nil {
 			r.runs = nil
@@ -153,44 +167,95 @@ func (b boot) continues(old boot) bool {
 }
 
 // compare reads the runs of memory anew and tells where they differ from what
-// they were. Those seen for the first time do not. Those of the same part that
-// are gone are forgotten.
+// they were. Those seen for the first time do not. What cannot be read is an
+// error, beside the others.
 func (r *Reference) compare(ctx context.Context, l *Look, part string, keys []runKey) ([]*run, error) {
 	s := uncached(l)
+	places := make(map[runKey]*run) // by what names them, but for the load
+	for k, m := range r.runs {
+		k.Load = 0
+		places[k] = m
+	}
 	var out []*run
+	var errs []error
 	total := uint64(0)
+	there := make(map[runKey]bool, len(keys))
+	// The kernel comes first: what modules say of their size takes nothing from it.
+	keys = slices.SortedStableFunc(slices.Values(keys), func(a, b runKey) int { return cmp.Compare(a.Kind, b.Kind) })
 	for _, k := range keys {
-		if total += k.Size; total > maxReference {
-			return out, fmt.Errorf("more than %d MiB of %s: %w", maxReference>>20, part, mem.ErrInconsistent)
-		}
 		if err := ctx.Err(); err != nil {
 			return out, err
 		}
-		m := r.runs[k]
-		if m == nil {
-			m = &run{runKey: k, first: true}
-			if err := m.read(s); err != nil {
-				return out, err
-			}
-		} else if err := m.differ(s); err != nil {
-			return out, err
+		if there[k] {
+			continue
 		}
+		there[k] = true
+		m := r.runs[k]
+		var err error
+		switch {
+		case k.Size > maxReference-total:
+			err = &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(k.Start), Err: fmt.Errorf("%w: more than %d MiB of %s", mem.ErrInconsistent, maxReference>>20, part)}
+		case m == nil:
+			m = &run{runKey: k, first: true}
+			old := k
+			if old.Load = 0; places[old] != nil {
+				m.before = places[old].was
+			}
+			err = m.read(s)
+		default:
+			err = m.differ(s)
+		}
+		if err != nil {
+			if len(errs) < maxErrors {
+				errs = append(errs, err)
+			}
+			continue
+		}
+		total += k.Size
 		out = append(out, m)
 	}
-	for k := range r.runs {
-		if k.Part == part && !slices.Contains(keys, k) {
-			delete(r.runs, k)
+	r.forget(part, there)
+	slices.SortFunc(out, func(a, b *run) int { return cmp.Compare(a.Start, b.Start) })
+	return out, errors.Join(errs...)
+}
+
+// Bounds of what is kept of modules that are gone: one that comes back with the
+// number that it had was never unloaded.
+const (
+	maxGone      = 64
+	maxGoneBytes = 32 << 20
+)
+
+// forget drops the runs of a part that are gone.
+func (r *Reference) forget(part string, there map[runKey]bool) {
+	r.looks++
+	var gone []*run
+	for k, m := range r.runs {
+		switch {
+		case k.Part != part:
+		case there[k]:
+			m.missed = 0
+		case k.Kind == "module": // the kernel itself stays
+			if m.missed == 0 {
+				m.missed = r.looks
+			}
+			gone = append(gone, m)
 		}
 	}
-	slices.SortFunc(out, func(a, b *run) int { return cmp.Compare(a.Start, b.Start) })
-	return out, nil
+	slices.SortFunc(gone, func(a, b *run) int { return cmp.Compare(b.missed, a.missed) })
+	bytes := 0
+	for i, m := range gone {
+		if bytes += len(m.was); i >= maxGone || bytes > maxGoneBytes {
+			delete(r.runs, m.runKey)
+		}
+	}
 }
 
 // keep takes up runs that were seen for the first time.
 func (r *Reference) keep(runs []*run) {
 	for _, m := range runs {
 		r.grown = r.grown || m.first
-		m.first = false
+		m.first, m.before = false, nil
 		r.runs[m.runKey] = m
 	}
 }
@@ -301,7 +366,8 @@ type loadLayout struct {
 	ID  ctype.Field `c:"kernfs_node.id,optional"`       // include/linux/kernfs.h
 }
 
-// loads are the modules that have started, by name, with their numbers.
+// loads are the modules that have a form, by name, with their numbers; beside an
+// error the numbers of some are missing.
 func loads(l *Look) (map[kernel.Text]kernel.Module, map[kernel.Text]uint64, error) {
 	f, err := bind[loadLayout](l)
 	if err != nil {
@@ -311,36 +377,42 @@ func loads(l *Look) (map[kernel.Text]kernel.Module, map[kernel.Text]uint64, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	live, ids := make(map[kernel.Text]kernel.Module), make(map[kernel.Text]uint64)
+	formed, ids := make(map[kernel.Text]kernel.Module), make(map[kernel.Text]uint64)
+	var bad error
 	for _, m := range modules {
-		if m.State != "Live" {
+		if m.State == "Unformed" {
 			continue
 		}
-		live[m.Name] = m
+		formed[m.Name] = m
 		if !f.Dir.Valid() || f.ID.Size() != 8 {
 			continue
 		}
 		dir, err := l.Mem.Pointer(f.Dir.At(m.Addr))
-		if err != nil {
-			return nil, nil, err
+		if err == nil && dir != 0 {
+			ids[m.Name], err = l.Mem.Uint64(f.ID.At(dir))
 		}
-		if dir == 0 {
-			continue
-		}
-		if ids[m.Name], err = l.Mem.Uint64(f.ID.At(dir)); err != nil {
-			return nil, nil, err
-		}
+		bad = cmp.Or(bad, err)
 	}
-	return live, ids, nil
+	return formed, ids, bad
+}
+
+// started are the modules that have started.
+func started(modules map[kernel.Text]kernel.Module) map[kernel.Text]kernel.Module {
+	out := maps.Clone(modules)
+	maps.DeleteFunc(out, func(_ kernel.Text, m kernel.Module) bool { return m.State != "Live" })
+	return out
 }
 
 // keysOf names the runs of memory in list that belong to the kernel's image and
-// to modules that have started.
-func keysOf(list []kernel.Code, part string, live map[kernel.Text]kernel.Module, ids map[kernel.Text]uint64) []runKey {
+// to modules that have started. Those that are known have, also if they say that
+// they are just being loaded. Of those that are unloaded the kernel takes its
+// tables of places away before their text.
+func (r *Reference) keysOf(list []kernel.Code, part string, modules map[kernel.Text]kernel.Module, ids map[kernel.Text]uint64) []runKey {
 	var out []runKey
 	for _, c := range list {
-		if _, ok := live[c.Name]; c.Kind == "kernel" || c.Kind == "module" && ok {
-			out = append(out, runKey{Part: part, Kind: c.Kind, Name: c.Name, Start: c.Start, Size: c.Size, Load: ids[c.Name]})
+		k := runKey{Part: part, Kind: c.Kind, Name: c.Name, Start: c.Start, Size: c.Size, Load: ids[c.Name]}
+		if m, ok := modules[c.Name]; c.Kind == "kernel" || c.Kind == "module" && ok && (m.State == "Live" || m.State == "Loading" && r.runs[k] != nil) {
+			out = append(out, k)
 		}
 	}
 	return out

@@ -100,8 +100,49 @@ func TestReferenceCompare(t *testing.T) {
 	if m := look(); !m.first {
 		t.Error("another load counts as the same")
 	}
-	if len(ref.runs) != 0 {
-		t.Error("what is gone is kept")
+	if len(ref.runs) != 1 {
+		t.Error("the kernel's is gone") // a kernel does not go
+	}
+}
+
+// TestReferenceGone has modules come, go and come back.
+func TestReferenceGone(t *testing.T) {
+	data := pattern(200 * mem.PageSize)
+	l, ref := lookAt(base, data), NewReference()
+	ref.runs = make(map[runKey]*run)
+	look := func(keys ...runKey) []*run {
+		t.Helper()
+		runs, err := ref.compare(t.Context(), l, "text", keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref.keep(runs)
+		return runs
+	}
+	key := func(i int, load uint64) runKey {
+		return runKey{Part: "text", Kind: "module", Name: "m", Start: base + mem.VA(i*mem.PageSize), Size: mem.PageSize, Load: load}
+	}
+	look(key(0, 1))
+	look()
+	data[5] ^= 1
+	if m := look(key(0, 1)); len(m) != 1 || m[0].asItWas() {
+		t.Error("what was away for a moment is seen for the first time")
+	}
+	runs, err := ref.compare(t.Context(), l, "text", []runKey{key(0, 2)})
+	if err != nil || len(runs) != 1 || !runs[0].first || len(runs[0].before) != mem.PageSize || runs[0].before[5] == runs[0].was[5] {
+		t.Errorf("what was there before another load is forgotten: %v", err)
+	}
+	for i := range 199 {
+		look(key(i, uint64(100+i)))
+	}
+	if n := len(ref.runs); n > maxGone+1 {
+		t.Errorf("%d are kept", n)
+	}
+	// A module that claims everything takes nothing from the kernel.
+	big := runKey{Part: "text", Kind: "module", Name: "big", Start: 0, Size: maxReference}
+	own := runKey{Part: "text", Kind: "kernel", Name: "kernel", Start: base, Size: mem.PageSize}
+	if runs, err := ref.compare(t.Context(), l, "text", []runKey{big, own}); !errors.Is(err, mem.ErrInconsistent) || len(runs) != 1 || runs[0].runKey != own {
+		t.Errorf("%d runs, %v", len(runs), err)
 	}
 }
 

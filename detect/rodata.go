@@ -3,6 +3,7 @@ package detect
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -33,41 +34,36 @@ func (d Rodata) Inspect(ctx context.Context, l *Look, report func(Finding)) erro
 }
 
 func (d Rodata) look(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, report func(Finding)) error {
-	list, err := l.ReadOnlyData()
-	if err != nil {
-		return err
+	list, lerr := l.ReadOnlyData()
+	modules, ids, err := loads(l)
+	if modules == nil {
+		return errors.Join(lerr, err)
 	}
-	live, ids, err := loads(l)
-	if err != nil {
-		return err
-	}
-	runs, err := ref.compare(ctx, l, "rodata", keysOf(list, "rodata", live, ids))
-	if err != nil {
-		return err
-	}
+	runs, cerr := ref.compare(ctx, l, "rodata", ref.keysOf(list, "rodata", modules, ids))
 	if vendor != nil {
-		if err := vendor.load(l, live, ids); err != nil {
+		if err := vendor.load(l, started(modules), ids); err != nil {
 			return err
 		}
 		vendor.uncompared(d.Name(), report)
 	}
+	told := 0
 	for _, m := range runs {
-		d.run(l, m, report)
+		d.run(l, m, func(f Finding) { told++; report(f) }, func() bool { return told > maxFindings+1 })
 		if vendor != nil {
-			d.vet(l, m, vendor, live, report)
+			d.vet(l, m, vendor, modules, report)
 		}
 	}
 	ref.keep(runs)
-	return nil
+	return errors.Join(lerr, err, cerr)
 }
 
 // run reports the words of a run that are not what they were; neighbours
-// together.
-func (d Rodata) run(l *Look, m *run, report func(Finding)) {
+// together; no more once full says so.
+func (d Rodata) run(l *Look, m *run, report func(Finding), full func() bool) {
 	const word = 8
 	from, to := -1, -1
 	flush := func() {
-		if from >= 0 {
+		if from >= 0 && !full() {
 			d.changed(l, m, from, to, report)
 		}
 		from = -1
@@ -98,7 +94,7 @@ func (d Rodata) changed(l *Look, m *run, from, to int, report func(Finding)) {
 		Summary: fmt.Sprintf("%d bytes of read-only data at %s (%s) are not what they were", to-from, name, owner),
 		Evidence: []Evidence{{What: fmt.Sprintf("read-only data, %d bytes", to-from), Addr: at, Symbol: name, Owner: owner,
 			Expected: d.show(l, was), Found: d.show(l, now), differ: differ(at, was, now)}}}
-	f.identify(m.Name.String(), name)
+	f.identify(name, m.where(from))
 	report(f)
 }
 

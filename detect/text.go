@@ -40,9 +40,23 @@ func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error 
 	if err := ref.begin(l.View); err != nil {
 		return err
 	}
+	if ref.again {
+		report(bootedAgain(l, t.Name()))
+	}
 	return ref.withVendor(l, func(v *Vendor) error {
 		return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, v, report) })
 	})
+}
+
+// bootedAgain tells that there is nothing to compare with any more. A guest
+// without KASLR has the same addresses in each boot; one whose clock was set back
+// by who wants to be seen for the first time has, too.
+func bootedAgain(l *Look, check string) Finding {
+	f := Finding{Check: check, Severity: Info, Confidence: Possible,
+		Summary:  "by its clock the guest was booted again, with all addresses as they were: what its code was before counts no more",
+		Evidence: []Evidence{{What: "start of the kernel's text", Addr: l.Text, Symbol: l.Name(l.Text), Owner: "the kernel"}}}
+	f.identify("booted")
+	return f
 }
 
 // textLook is one comparison of text.
@@ -54,52 +68,62 @@ type textLook struct {
 	modules map[kernel.Text]kernel.Module
 	report  func(Finding)
 	waited  int // how often for places that were just being rewritten
+	told    int // findings
+}
+
+// full reports whether there are more findings than are shown, and counts one:
+// each costs a look at symbols and instructions.
+func (t *textLook) full() bool {
+	t.told++
+	return t.told > maxFindings+1
 }
 
 func inspectText(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, report func(Finding)) error {
-	code, err := l.Code()
-	if err != nil {
-		return err
+	code, broken := l.Code()
+	if len(code) == 0 {
+		return broken
 	}
-	live, ids, err := loads(l)
-	if err != nil {
-		return err
+	listed, _ := l.list() // uncut
+	modules, ids, err := loads(l)
+	if modules == nil {
+		return errors.Join(broken, err)
 	}
-	runs, err := ref.compare(ctx, l, "text", keysOf(code, "text", live, ids))
-	if err != nil {
-		return err
-	}
+	runs, cerr := ref.compare(ctx, l, "text", ref.keysOf(listed, "text", modules, ids))
+	broken = errors.Join(broken, err, cerr)
 	if vendor != nil {
-		if err := vendor.load(l, live, ids); err != nil {
-			return err
+		if err := vendor.load(l, started(modules), ids); err != nil {
+			return errors.Join(broken, err)
 		}
 		vendor.uncompared("text", report)
 	}
 	if !slices.ContainsFunc(runs, func(m *run) bool { return !m.asItWas() || vendor != nil && !m.vetted }) {
-		return nil
+		return broken
 	}
-	t := textLook{Look: l, code: code, ftrace: make(map[mem.VA]bool), modules: live, report: report}
+	t := textLook{Look: l, code: code, ftrace: make(map[mem.VA]bool), modules: modules, report: report}
 	// After the text was read: what was rewritten meanwhile is listed.
 	if t.sites, err = l.PatchSites(); err != nil {
-		return err
+		return errors.Join(broken, err)
 	}
 	for _, name := range ftraceEntries {
 		if at, err := l.Symbol(name); err == nil {
 			t.ftrace[at] = true
 		}
 	}
+	done := runs[:0]
 	for _, m := range runs {
 		if !m.asItWas() {
 			if err := t.run(m); err != nil {
-				return err
+				broken = errors.Join(broken, err)
+				continue
 			}
 		}
 		if vendor != nil {
 			t.vet(m, vendor)
 		}
+		done = append(done, m)
 	}
-	ref.keep(runs)
-	return nil
+	ref.keep(done)
+	return broken
 }
 
 // ftraceEntries are what ftrace's places may call in the kernel itself.
@@ -137,6 +161,7 @@ func (t *textLook) run(m *run) error {
 		}
 	}
 	slices.SortFunc(valid, func(a, b covered) int { return cmp.Compare(a.from, b.from) })
+	t.anew(m, valid)
 	strays(m, valid, func(from, to int) { t.changed(m, from, to) })
 	t.entries(m, f, valid)
 	return nil
@@ -244,6 +269,9 @@ func (t *textLook) leads(site linux.PatchSite, to mem.VA) bool {
 func (t *textLook) badSite(m *run, site linux.PatchSite) {
 	off := int(site.At - m.Start)
 	m.found(off)
+	if t.full() {
+		return
+	}
 	was, now := m.was[off:min(off+siteSize, len(m.was))], make([]byte, siteSize)
 	now = now[:m.at(now, off)]
 	name := t.Name(site.At)
@@ -257,7 +285,7 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 	} else if bytes.Equal(was, now) {
 		f.Evidence[0].Expected = "a form that is valid for a " + site.Kind.String()
 	}
-	f.identify("site", name)
+	f.identify("site", name, m.where(off))
 	t.report(f)
 }
 
@@ -300,6 +328,37 @@ func (t *textLook) show(at mem.VA, b []byte) string {
 	return text
 }
 
+// anew tells of a module that was loaded again, by its number, to the place that
+// it had, with other code. Updates do that; and so does who has changed the code
+// and then the number, so as to be seen for the first time.
+func (t *textLook) anew(m *run, valid []covered) {
+	if len(m.before) != len(m.was) || len(m.before) == 0 {
+		return
+	}
+	then := &run{runKey: m.runKey, was: m.before, now: make(map[int][]byte)}
+	for off := 0; off < len(m.was); off += mem.PageSize {
+		then.now[off/mem.PageSize] = m.was[off:min(off+mem.PageSize, len(m.was))]
+	}
+	bytes, first := 0, 0
+	strays(then, valid, func(from, to int) {
+		if bytes == 0 {
+			first = from
+		}
+		bytes += to - from
+	})
+	if bytes == 0 {
+		return
+	}
+	at := m.Start + mem.VA(first)
+	f := Finding{Check: "text", Severity: Info, Confidence: Possible,
+		Summary: fmt.Sprintf("module %s is where it was, but loaded anew, and %d bytes of its code are not what they were", m.Name, bytes),
+		Evidence: []Evidence{
+			t.bytes("the first that differs", at, m.before[first:min(first+shown, len(m.before))], m.was[first:min(first+shown, len(m.was))]),
+		}}
+	f.identify("anew", string(m.Name))
+	t.report(f)
+}
+
 // near is how far apart bytes may be that differ and are told together.
 const near = 16
 
@@ -335,6 +394,9 @@ func strays(m *run, valid []covered, each func(from, to int)) {
 }
 
 func (t *textLook) changed(m *run, from, to int) {
+	if t.full() {
+		return
+	}
 	at := m.Start + mem.VA(from)
 	name := t.Name(at)
 	first, last := t.whole(m.Start, m.was, from, to)
@@ -346,7 +408,7 @@ func (t *textLook) changed(m *run, from, to int) {
 	f := Finding{Check: "text", Severity: High, Confidence: Proved,
 		Summary:  fmt.Sprintf("%d bytes of code at %s (%s) are not what they were, and the kernel does not rewrite them", to-from, name, t.code.OwnerName(at)),
 		Evidence: []Evidence{e}}
-	f.identify("changed", name)
+	f.identify("changed", name, m.where(from))
 	t.report(f)
 }
 
@@ -412,6 +474,9 @@ func (t *textLook) entries(m *run, f *linux.Functions, valid []covered) {
 			continue
 		}
 		m.found(int(entry - m.Start))
+		if t.full() {
+			continue
+		}
 		name := t.Name(entry)
 		f := Finding{Check: "text", Severity: High, Confidence: Proved,
 			Summary: fmt.Sprintf("the function %s begins with a branch to %#x, code of %s", name, uint64(to), t.code.OwnerName(to)),
@@ -419,7 +484,7 @@ func (t *textLook) entries(m *run, f *linux.Functions, valid []covered) {
 				{What: "entry of the function", Addr: at, Symbol: t.Name(at), Owner: t.code.OwnerName(at), Expected: "code of the function, or a branch to code of the kernel", Found: t.show(at, b[:min(len(b), 16)])},
 				{What: leadsThere, Addr: to, Symbol: t.Name(to), Owner: t.code.OwnerName(to), Found: peek(t.Look, to, 32)},
 			}}
-		f.identify("entry", name)
+		f.identify("entry", name, m.where(int(entry-m.Start)))
 		t.report(f)
 	}
 }

@@ -28,7 +28,7 @@ type tracepointLayout struct {
 // seldom more than two on one.
 const (
 	maxTracepoints = 1 << 16
-	maxProbes      = 1 << 12
+	maxProbes      = 1 << 9
 )
 
 // Inspect implements Detector.
@@ -58,19 +58,22 @@ func (d Tracepoints) look(ctx context.Context, l *Look, report func(Finding)) er
 	if last < first || n > maxTracepoints {
 		return fmt.Errorf("%d tracepoints: %w", n, mem.ErrInconsistent)
 	}
+	var errs []error // of single tracepoints; the others are looked at all the same
 	for i := range mem.VA(n) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		off, err := l.Mem.Uint32(first + 4*i)
-		if err != nil {
-			return err
+		if err == nil {
+			err = d.probes(l, f, first+4*i+mem.VA(int64(int32(off))), report)
 		}
-		if err := d.probes(l, f, first+4*i+mem.VA(int64(int32(off))), report); err != nil {
-			return err
+		if err != nil {
+			if errs = append(errs, err); len(errs) == maxErrors {
+				break
+			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // probes looks at what is attached to the tracepoint at tp.
@@ -98,5 +101,5 @@ func (d Tracepoints) probes(l *Look, f *tracepointLayout, tp mem.VA, report func
 			return err
 		}
 	}
-	return nil
+	return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(funcs), Err: fmt.Errorf("%w: more than %d probes of tracepoint %q", mem.ErrInconsistent, maxProbes, name)}
 }

@@ -50,26 +50,33 @@ func Watch(ctx context.Context, g *vmscope.Guest, detectors []Detector, every ti
 }
 
 // compare tells how a sweep differs from what was known, and what is known
-// then: findings of checks that could not tell stay.
+// then: findings of checks that could not tell, or that met a contradiction, stay,
+// as many as a check may have. One whose severity changed is another.
 func compare(known []Finding, r Result) ([]Change, []Finding) {
-	has := func(list []Finding, f Finding) bool {
-		return slices.ContainsFunc(list, func(g Finding) bool { return g.ID == f.ID })
+	before, now := make(map[string]bool, len(known)), make(map[string]bool, len(r.Findings))
+	for _, f := range known {
+		before[f.key()] = true
 	}
 	var changes []Change
 	for _, f := range r.Findings {
-		if !has(known, f) {
+		if now[f.key()] = true; !before[f.key()] {
 			changes = append(changes, Change{Finding: f})
 		}
 	}
-	now := slices.Clone(r.Findings)
+	told, kept := make(map[string]bool), make(map[string]int)
+	for _, c := range r.Checks {
+		told[c.Name] = c.Err == nil && !c.Broken
+	}
+	then := slices.Clone(r.Findings)
 	for _, f := range known {
-		switch told := slices.ContainsFunc(r.Checks, func(c Check) bool { return c.Name == f.Check && c.Err == nil }); {
-		case has(r.Findings, f):
-		case told:
+		switch {
+		case now[f.key()]:
+		case told[f.Check]:
 			changes = append(changes, Change{Finding: f, Gone: true})
-		default:
-			now = append(now, f)
+		case kept[f.Check] < maxFindings:
+			kept[f.Check]++
+			then = append(then, f)
 		}
 	}
-	return changes, now
+	return changes, then
 }

@@ -53,7 +53,8 @@ there, and what the check goes by. The start of an ID will do.
 FILE' finds the same in it anywhere, without the guest; 'info FILE', 'read FILE'
 and --explain work on it too. It holds memory of the guest's kernel.
 
-Exit status: 0 nothing found; 1 findings; 2 could not tell.`,
+Exit status: 0 nothing found; 1 findings; 2 nothing found, and not all could be
+told.`,
 		Example: `  vmscope check web1
   vmscope check web1 --only syscalls,modules --json
   vmscope check web1 --watch 5s
@@ -161,10 +162,13 @@ func (a *app) told(ctx context.Context, r detect.Result, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case len(r.Tampered()) > 0:
+		if err != nil { // a guest must not turn findings into a failure
+			fmt.Fprintln(a.err, "vmscope: "+oneLine(err))
+		}
+		return errFindings
 	case err != nil:
 		return err
-	case len(r.Tampered()) > 0:
-		return errFindings
 	}
 	var took time.Duration
 	for _, c := range r.Checks {

@@ -30,11 +30,15 @@ type codeLayout struct {
 }
 
 // maxCode bounds each list of code; maxCodeSize one run of it, above any
-// kernel's whole text.
+// kernel's whole text. A trampoline of ftrace takes less than a page.
 const (
-	maxCode     = 1 << 20
-	maxCodeSize = 1 << 30
+	maxCode       = 1 << 18
+	maxCodeSize   = 1 << 30
+	maxTrampoline = 4 * mem.PageSize
 )
+
+// lowMemory is where real-mode code lies: below, bytes.
+const lowMemory = 1 << 20
 
 // Code lists the memory whose code the kernel accounts for, by address: its own
 // text, that of modules, BPF programs and trampolines, ftrace trampolines, the
@@ -198,6 +202,9 @@ func (v *View) ftraceCode(l *codeLayout) ([]kernel.Code, error) {
 			return kernel.Code{}, err
 		}
 		size, err := v.Mem.Uint64(l.TrampolineSize.At(ops))
+		if size > maxTrampoline {
+			return kernel.Code{}, errBroken("ftrace_ops", ops, fmt.Sprintf("a trampoline of %d bytes", size))
+		}
 		return code("ftrace", "ftrace_trampoline", start, start+mem.VA(size)), err
 	})
 }
@@ -239,8 +246,13 @@ func (v *View) realModeCode(*codeLayout) ([]kernel.Code, error) {
 	if err != nil || at == 0 {
 		return nil, err
 	}
-	if end < start || end-start > 1<<20 { // it lies below 1 MiB
+	if end < start || end-start > lowMemory {
 		return nil, errBroken("real_mode_blob", start, fmt.Sprintf("it ends at %#x", uint64(end)))
+	}
+	if m, err := v.Mem.Translate(at); err != nil {
+		return nil, err
+	} else if uint64(m.PA) >= lowMemory {
+		return nil, errBroken("real_mode_header", header, fmt.Sprintf("real-mode code at physical address %#x", uint64(m.PA)))
 	}
 	return []kernel.Code{code("realmode", "real_mode_blob", at, at+(end-start))}, nil
 }

@@ -75,7 +75,7 @@ type patchLayout struct {
 // Bounds: kernels list some 100,000 places in all, each group of ftrace's
 // records fills a few pages.
 const (
-	maxPatchSites = 1 << 22
+	maxPatchSites = 1 << 20
 	maxFtracePage = 1 << 20
 )
 
@@ -101,7 +101,7 @@ func (v *View) PatchSites() ([]PatchSite, error) {
 	var errs []error
 	for _, list := range []func() error{w.image, w.modules, w.locks, w.kprobes, w.ftrace} {
 		before := w.out
-		w.out = nil
+		w.out, w.before = nil, len(before)
 		err := v.settle(func() error {
 			w.out = w.out[:0]
 			return list()
@@ -140,6 +140,8 @@ type patchWalk struct {
 	v   *View
 	l   *patchLayout
 	out []PatchSite // of the list that is being read
+	// before is how many those have that were read before.
+	before int
 	buf []byte
 }
 
@@ -165,7 +167,7 @@ func (w *patchWalk) table(what string, at mem.VA, n, size uint64, each func(at m
 	if need, err := span(fields...); err != nil || uint64(need) > size || size == 0 || n == 0 {
 		return err
 	}
-	if size > maxObject || n > maxPatchSites || uint64(len(w.out))+n > maxPatchSites {
+	if size > maxObject || n > maxPatchSites || uint64(w.before+len(w.out))+n > maxPatchSites {
 		return errBroken(what, at, fmt.Sprintf("%d entries of %d bytes", n, size))
 	}
 	var err error
@@ -324,7 +326,7 @@ func (w *patchWalk) kprobes() error {
 	}
 	for i := range mem.VA(kprobeBuckets) {
 		err := w.v.HList(table+8*i, func(at mem.VA) error {
-			if len(w.out) >= maxPatchSites {
+			if w.before+len(w.out) >= maxPatchSites {
 				return errBroken("kprobe_table", at, fmt.Sprintf("more than %d places", maxPatchSites))
 			}
 			return w.kprobe(at)

@@ -21,8 +21,8 @@ type readOnlyLayout struct {
 
 // ReadOnlyData lists the memory that the kernel makes read-only once it, or the
 // module whose it is, has started: constants, and what is written only until
-// then (__ro_after_init). Modules that are not live are left out: theirs is
-// still being written.
+// then (__ro_after_init). That of modules that are just loaded is still being
+// written.
 func (v *View) ReadOnlyData() ([]kernel.Code, error) {
 	l, err := layout[readOnlyLayout](v.Kernel)
 	if err != nil {
@@ -55,7 +55,7 @@ func (v *View) ReadOnlyData() ([]kernel.Code, error) {
 	modules, err := v.Modules()
 	errs = append(errs, err)
 	for _, m := range modules {
-		if m.State != "Live" {
+		if m.State == "Unformed" {
 			continue
 		}
 		for _, p := range m.Parts {

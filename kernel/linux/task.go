@@ -27,6 +27,7 @@ type taskLayout struct {
 	Exit     ctype.Field `c:"task_struct.exit_state"`
 	Node     ctype.Field `c:"task_struct.thread_node"`
 	Threads  ctype.Field `c:"signal_struct.thread_head"`
+	Size     uint64      `c:"sizeof(task_struct)"`
 	NThreads ctype.Field `c:"signal_struct.nr_threads"`
 }
 
@@ -77,6 +78,9 @@ func (v *View) AppendTasks(to []Task) ([]Task, error) {
 		to = to[:base]
 		near := v.Mem.Near()
 		return walk(&near, p.Tasks.At(p.init), func(node mem.VA) error {
+			if v.crowded(len(to)-base, p.Size) {
+				return errBroken("tasks", node, fmt.Sprintf("RAM has no room for %d", len(to)-base))
+			}
 			to = append(to, Task{})
 			return to[len(to)-1].read(&near, &p.taskLayout, node-mem.VA(p.Tasks.Offset))
 		})
@@ -88,6 +92,21 @@ func (v *View) AppendTasks(to []Task) ([]Task, error) {
 type taskPlan struct {
 	taskLayout
 	init mem.VA // the idle task, which heads the list
+}
+
+// crowded reports whether RAM has no room for n objects of a size, which cannot
+// share memory: a bound of lists of them. It is asked for long lists only.
+func (v *View) crowded(n int, size uint64) bool {
+	const few = 1 << 12
+	r, ok := v.Phys.(mem.Ranger)
+	if !ok || n < few || n%few != 0 {
+		return false
+	}
+	ram := uint64(0)
+	for _, x := range r.Ranges() {
+		ram += x.Size
+	}
+	return ram > 0 && uint64(n) > ram/max(size, 1)
 }
 
 func newTaskPlan(k *Kernel) (*taskPlan, error) {
@@ -118,6 +137,9 @@ func (v *View) ThreadsOf(t Task) ([]Task, error) {
 		}
 		mine := false
 		err = walk(&near, l.Threads.At(sig), func(node mem.VA) error {
+			if v.crowded(len(out), l.Size) {
+				return errBroken("threads", node, fmt.Sprintf("RAM has no room for %d", len(out)))
+			}
 			out = append(out, Task{})
 			th := &out[len(out)-1]
 			err := th.read(&near, l, node-mem.VA(l.Node.Offset))

@@ -30,7 +30,7 @@ type kernfsLayout struct {
 
 // hierarchy is how objects of one type form a tree of directories: each
 // directory is the root of a red-black tree of what is in it, and each of these
-// names the directory as its parent.
+// names the directory as its parent. The topmost is its own parent, or has none.
 type hierarchy struct{ children, node, parent ctype.Field }
 
 // maxDepth bounds how deep directories lie.
@@ -49,7 +49,7 @@ func (v *View) descend(h hierarchy, root mem.VA, visit func(at mem.VA) (dir bool
 			if err != nil {
 				return err
 			}
-			if parent != dir {
+			if parent != dir || at == root {
 				return errBroken("directory entry", at, fmt.Sprintf("its parent is %#x, came from %#x", uint64(parent), uint64(dir)))
 			}
 			if n++; n > maxList {
