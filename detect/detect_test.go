@@ -46,7 +46,7 @@ func TestPersists(t *testing.T) {
 		{"pages that come and go", []string{"x~", "x", "x", "x"}, "x", false},
 	} {
 		got, n := "", 0
-		err := persists(t.Context(), &Look{View: &vmscope.View{View: &linux.View{}}}, func(f Finding) { got += f.ID }, func(report func(Finding)) (err error) {
+		err := persists(t.Context(), &Look{View: &vmscope.View{View: &linux.View{Kernel: new(linux.Kernel)}}}, func(f Finding) { got += f.ID }, func(report func(Finding)) (err error) {
 			for _, id := range c.looks[n] {
 				switch {
 				case id == '!':
@@ -73,7 +73,7 @@ func TestPersists(t *testing.T) {
 // TestPersistsRenamed has something hidden change its name between two looks.
 func TestPersistsRenamed(t *testing.T) {
 	n, got := 0, 0
-	err := persists(t.Context(), &Look{View: &vmscope.View{View: &linux.View{}}}, func(Finding) { got++ }, func(report func(Finding)) error {
+	err := persists(t.Context(), &Look{View: &vmscope.View{View: &linux.View{Kernel: new(linux.Kernel)}}}, func(Finding) { got++ }, func(report func(Finding)) error {
 		n++
 		report(Finding{ID: fmt.Sprint(n), Check: "modules", Severity: High, Evidence: []Evidence{{Addr: 0x1000}}})
 		report(Finding{ID: fmt.Sprint(-n), Check: "modules", Severity: High, Evidence: []Evidence{{Addr: mem.VA(0x2000 + n)}}})

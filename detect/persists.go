@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"vmscope/ctype"
 	"vmscope/mem"
 )
 
@@ -33,10 +34,8 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 	looked := false
 	for i := range persistLooks {
 		if i > 0 {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(persistPause << i):
+			if err := errors.Join(grace(ctx, l), pause(ctx, persistPause<<i)); err != nil {
+				return err
 			}
 			if c, ok := l.Phys.(*mem.Cache); ok {
 				c.Forget()
@@ -84,6 +83,56 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 	}
 	for _, f := range append(kept, inventory...) {
 		report(f)
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+type graceLayout struct {
+	Seq ctype.Field `c:"rcu_state.gp_seq"` // kernel/rcu/tree.h
+}
+
+// Bounds of waiting for a grace period.
+const (
+	graceTries = 40
+	gracePause = 10 * time.Millisecond
+)
+
+// grace waits until the guest has freed what it was about to free: if a grace
+// period of RCU runs, until the one behind it has ended, which may take a while
+// on a guest that starves. What was unlisted, such as a module's text, stays in
+// memory until then. A guest that is idle runs none.
+func grace(ctx context.Context, l *Look) error {
+	f, err := bind[graceLayout](l)
+	if err != nil {
+		return nil // not a kernel with this way of RCU
+	}
+	at, err := l.Symbol("rcu_state")
+	if err != nil {
+		return nil
+	}
+	const state = 3 // the low bits tell whether one runs; see kernel/rcu/rcu.h
+	s := uncached(l)
+	seq, err := s.Uint64(f.Seq.At(at))
+	if err != nil || seq&state == 0 {
+		return nil
+	}
+	end := (seq + 2*state + 1) &^ state
+	for range graceTries {
+		if now, err := s.Uint64(f.Seq.At(at)); err != nil || now-end < 1<<63 {
+			return nil
+		}
+		if err := pause(ctx, gracePause); err != nil {
+			return err
+		}
 	}
 	return nil
 }
