@@ -110,7 +110,7 @@ type hookWalk struct {
 	ctx     context.Context
 	code    Code
 	unsure  error // why code lacks some
-	data    Code // memory that holds the kernel's and modules' variables
+	data    Code  // memory that holds the kernel's and modules' variables
 	modules map[kernel.Text]kernel.Module
 	types   map[string]*opsType
 	seen    map[site]bool

@@ -142,7 +142,7 @@ type patchWalk struct {
 	out []PatchSite // of the list that is being read
 	// before is how many those have that were read before.
 	before int
-	buf []byte
+	buf    []byte
 }
 
 // between is what lies between two symbols.
