@@ -33,6 +33,7 @@ type builder struct {
 var guestTypes = []string{
 	"list_head", "kobject", "module_kobject", "module", "task_struct", "idr", "pid_namespace", "file_operations", "seq_operations",
 	"ftrace_ops", "kprobe", "nf_hook_ops", "notifier_block", "linux_binfmt", "tty_ldisc_ops", "security_hook_heads", "security_hook_list",
+	"klp_func", "klp_object", "klp_patch",
 }
 
 func newBuilder(t *testing.T, g *vmscope.Guest) *builder {
@@ -260,63 +261,106 @@ var rootkits = []rootkit{
 	},
 }
 
+// honest are modules that use the kernel's ways in the open, as drivers, tracers
+// and vendors of live patches do.
+var honest = []rootkit{
+	{source: "ftrace"},
+	{source: "kprobe"},
+	{source: "tracepoint"},
+	{source: "netfilter"},
+	{source: "keyboard"},
+	{source: "binfmt"},
+	{
+		source: "livepatch", needs: "klp_enable_patch",
+		load:   "insmod /tmp/bad_livepatch.ko && cd /sys/kernel/livepatch/bad_livepatch && while ! grep -q 0 transition; do sleep 0.1; done; grep -q 1 enabled",
+		unload: "cd /sys/kernel/livepatch && echo 0 >bad_livepatch/enabled && while [ -d bad_livepatch ]; do sleep 0.1; done; rmmod bad_livepatch",
+	},
+}
+
+// lair is a running guest into which modules are loaded.
+type lair struct {
+	lab       *guestlab.Guest
+	g         *vmscope.Guest
+	b         *builder
+	detectors []Detector
+}
+
+// sweep looks at the guest while a module is loaded. A guest without what the
+// module needs skips the test.
+func (l *lair) sweep(t *testing.T, k rootkit) Result {
+	t.Helper()
+	if k.needs != "" && !l.b.has(t, k.needs) {
+		guestlab.Skip(t, "this kernel has no "+k.needs)
+	}
+	name := "bad_" + k.source
+	l.put(t, k.source, name, k.flags...)
+	l.run(t, cmp.Or(k.before, ":"))
+	l.run(t, cmp.Or(k.load, "insmod /tmp/"+name+".ko"))
+	r := l.look(t)
+	l.run(t, cmp.Or(k.unload, "rmmod "+name))
+	return r
+}
+
+func (l *lair) look(t *testing.T) (r Result) {
+	t.Helper()
+	if err := l.g.View(t.Context(), func(v *vmscope.View) error {
+		r = Sweep(t.Context(), v, l.detectors)
+		return r.Err()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (l *lair) run(t *testing.T, script string) {
+	t.Helper()
+	if _, err := l.lab.Run(t.Context(), script); err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+}
+
+func (l *lair) put(t *testing.T, source, name string, flags ...string) {
+	t.Helper()
+	if err := l.lab.Put(t.Context(), "/tmp/"+name+".ko", l.b.build(t, source, name, flags...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// silent demands that a sweep shows nothing but inventory.
+func silent(t *testing.T, r Result) {
+	t.Helper()
+	for _, f := range r.Tampered() {
+		t.Errorf("nobody tampers with it: %s: %s %+v", f.ID, f.Summary, f.Evidence)
+	}
+}
+
 // testRootkits loads modules that tamper with the kernel into a running guest
 // with a process "sleeper". It demands that each is found, with its evidence,
-// and nothing once it is gone.
+// and nothing once it is gone; nor ever of an honest module.
 func testRootkits(t *testing.T, lab *guestlab.Guest) {
 	g, err := vmscope.Open(t.Context(), lab.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	b := newBuilder(t, g)
-	detectors := All()
-	sweep := func(t *testing.T) (r Result) {
-		t.Helper()
-		if err := g.View(t.Context(), func(v *vmscope.View) error {
-			r = Sweep(t.Context(), v, detectors)
-			return r.Err()
-		}); err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	silent := func(t *testing.T) {
-		t.Helper()
-		for _, f := range sweep(t).Tampered() {
-			t.Errorf("nobody tampers with it: %s: %s %+v", f.ID, f.Summary, f.Evidence)
-		}
-	}
-	guest := func(t *testing.T, script string) {
-		t.Helper()
-		if _, err := lab.Run(t.Context(), script); err != nil {
-			t.Fatalf("%s: %v", script, err)
-		}
-	}
-	put := func(t *testing.T, source, name string, flags ...string) {
-		t.Helper()
-		if err := lab.Put(t.Context(), "/tmp/"+name+".ko", b.build(t, source, name, flags...), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(t, "nothing", "nothing")
-	silent(t)
+	l := &lair{lab: lab, g: g, b: newBuilder(t, g), detectors: All()}
+	l.put(t, "nothing", "nothing")
+	silent(t, l.look(t))
 	for _, k := range rootkits {
 		t.Run(k.source+strings.Join(k.flags, ""), func(t *testing.T) {
-			if k.needs != "" && !b.has(t, k.needs) {
-				guestlab.Skip(t, "this kernel has no "+k.needs)
-			}
-			name := "bad_" + k.source
-			put(t, k.source, name, k.flags...)
-			guest(t, cmp.Or(k.before, ":"))
-			guest(t, cmp.Or(k.load, "insmod /tmp/"+name+".ko"))
-			r := sweep(t)
-			guest(t, cmp.Or(k.unload, "rmmod "+name))
+			r := l.sweep(t, k)
 			demand(t, r, k.check, k.words)
 			for check, words := range k.also {
 				demand(t, r, check, words)
 			}
-			silent(t)
+			silent(t, l.look(t))
+		})
+	}
+	for _, k := range honest {
+		t.Run("honest "+k.source, func(t *testing.T) {
+			k.flags = []string{"-DHONEST"}
+			silent(t, l.sweep(t, k))
+			silent(t, l.look(t))
 		})
 	}
 }

@@ -8,8 +8,11 @@ typedef unsigned int u32;
 typedef unsigned long u64;
 #include "guest.h"
 
+#ifndef INFO
+#define INFO "" // more of what the module says of itself
+#endif
 #define MODULE(up, down)                                                                                      \
-	static const char modinfo[] __attribute__((section(".modinfo"), used)) = "license=GPL\0name=" NAME; \
+	static const char modinfo[] __attribute__((section(".modinfo"), used)) = "license=GPL\0name=" NAME INFO; \
 	struct module __this_module __attribute__((section(".gnu.linkonce.this_module"), aligned(64))) = {     \
 		.name = NAME, .init = up, .exit = down}
 extern struct module __this_module;
@@ -38,7 +41,20 @@ static inline void put(void *at, u64 word)
 	__asm__ volatile("mov %1, %%cr0; push %0; popfq" ::"r"(flags), "r"(cr0) : "memory");
 }
 
-// stranger is a function in memory that is nobody's; it returns a number.
+// stranger is a function in memory that is nobody's; it returns a number. With
+// HONEST it is the module's own.
+static inline void *stranger(u32 result);
+static inline void forget(void *stranger);
+
+#ifdef HONEST
+static long accept(void) { return 1; }
+static long pass(void) { return 0; }
+static long refuse(void) { return -8; }
+
+static inline void *stranger(u32 result) { return result == 1 ? accept : result ? refuse : pass; }
+
+static inline void forget(void *page) { synchronize_rcu(); }
+#else
 static inline void *stranger(u32 result)
 {
 	u8 *page = vzalloc(4096);
@@ -58,6 +74,7 @@ static inline void forget(void *page)
 	set_memory_rw((u64)page, 1);
 	vfree(page);
 }
+#endif
 
 static inline void list_del(struct list_head *e)
 {
