@@ -2,9 +2,11 @@ package nbd
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	crand "crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -20,8 +22,8 @@ import (
 	"time"
 )
 
-// certificates makes a directory with an authority, a server's and a client's certificate.
-func certificates(t *testing.T) string {
+// certificates makes a directory with an authority, a server's and a client's certificate, which are RSA's or of an elliptic curve.
+func certificates(t *testing.T, useRSA bool) string {
 	t.Helper()
 	dir := t.TempDir()
 	write := func(name, kind string, der []byte) {
@@ -29,10 +31,16 @@ func certificates(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	var caKey *ecdsa.PrivateKey
+	var caKey crypto.Signer
 	var ca *x509.Certificate
 	for i, name := range []string{"ca", "server", "client"} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+		var key crypto.Signer
+		var err error
+		if useRSA {
+			key, err = rsa.GenerateKey(crand.Reader, 2048)
+		} else {
+			key, err = ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +56,7 @@ func certificates(t *testing.T) string {
 		case "client":
 			tmpl.KeyUsage, tmpl.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 		}
-		der, err := x509.CreateCertificate(crand.Reader, tmpl, ca, &key.PublicKey, caKey)
+		der, err := x509.CreateCertificate(crand.Reader, tmpl, ca, key.Public(), caKey)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +81,7 @@ func serveTCP(t *testing.T, s *Server) (port int) {
 }
 
 func TestTLS(t *testing.T) {
-	dir := certificates(t)
+	dir := certificates(t, false)
 	conf, err := ServerTLS(dir, true)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +136,12 @@ func TestTLS(t *testing.T) {
 
 func TestTLSTools(t *testing.T) {
 	tool(t, "nbdinfo", "nbdcopy", "qemu-img", "qemu-nbd", "nbdkit")
-	dir := certificates(t)
+	for _, useRSA := range []bool{false, true} {
+		t.Run(fmt.Sprintf("rsa=%v", useRSA), func(t *testing.T) { testTLSTools(t, certificates(t, useRSA)) })
+	}
+}
+
+func testTLSTools(t *testing.T, dir string) {
 	file, content := imageFile(t, 2<<20)
 	conf, err := ServerTLS(dir, true)
 	if err != nil {

@@ -3,7 +3,6 @@ package tap
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -99,22 +98,7 @@ func (s *Service) tls() (*tls.Config, error) {
 	if s.Cert == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(s.Cert, s.Key)
-	if err != nil {
-		return nil, err
-	}
-	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	if s.CA != "" {
-		pem, err := os.ReadFile(s.CA)
-		if err != nil {
-			return nil, err
-		}
-		c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-		if !c.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s holds no certificate", s.CA)
-		}
-	}
-	return c, nil
+	return nbd.ServerTLSFiles(s.Cert, s.Key, s.CA)
 }
 
 // Serve serves a disk at a listener (a *net.UnixListener or *net.TCPListener), which it takes over, and taps what is
@@ -195,6 +179,9 @@ func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error)
 	if err := s.absolute(); err != nil {
 		return nil, err
 	}
+	if _, err := s.tls(); err != nil {
+		return nil, err
+	}
 	d, err := s.open(ctx)
 	if errors.Is(err, block.ErrLocked) {
 		return nil, inUse(s.Image)
@@ -210,13 +197,30 @@ func serve(ctx context.Context, ln *os.File, s Service, o Options) (*Tap, error)
 	}
 	t.disk = fmt.Sprintf("disk %q", s.Image)
 	t.info = Disk{Name: s.Image, Format: "raw", File: s.Image, Size: size, ReadOnly: s.ReadOnly}
-	if _, err := t.attachedAt(ctx); err != nil {
+	if _, err = t.attachedAt(ctx); err == nil && s.forwards() {
+		err = t.past.reach(ctx)
+	}
+	if err != nil {
 		t.ln = nil // the caller's
 		t.Close()
 		return nil, err
 	}
 	return t, nil
 }
+
+// reach connects to the export that is forwarded to beside the receiver, which many a server does not allow.
+func (p *past) reach(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reachPatience)
+	defer cancel()
+	_, err := p.connect(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("a second connection is not answered: its server is to take several at once (qemu-nbd --shared=0): %w", err)
+	}
+	return err
+}
+
+// reachPatience is how long a server may take to answer.
+const reachPatience = 10 * time.Second
 
 // inUse says who has an image, if that can be told.
 func inUse(image string) error {

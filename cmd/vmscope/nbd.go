@@ -44,6 +44,9 @@ until the client leaves.`,
 			if s.Image == "" || socket == "" {
 				return fmt.Errorf("nbd needs --image F, what to serve, and --socket S, where; see '%s --help'", cmd.CommandPath())
 			}
+			if (s.Cert == "") != (s.Key == "") || s.CA != "" && s.Cert == "" {
+				return errors.New("TLS needs --tls-cert and --tls-key, and --tls-ca beside them if clients are to show certificates")
+			}
 			switch protocol {
 			case "", "nbd":
 				s.Protocol = tap.NBD
@@ -81,6 +84,7 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 	if err != nil {
 		return err
 	}
+	at := ln.Addr().String() // of port 0, too
 	source, err := tap.Serve(ctx, ln, s, tap.Options{})
 	if err != nil {
 		return err
@@ -99,7 +103,7 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 		return err
 	}
 	t.follow(ctx, w, paths)
-	fmt.Fprintf(a.err, "vmscope: serving at %q\n", socket)
+	fmt.Fprintf(a.err, "vmscope: serving at %q\n", at)
 	if err = w.Run(ctx, t.tell); errors.Is(err, errors.ErrUnsupported) && ctx.Err() == nil {
 		// There is no file system yet: serve all the same.
 		t.warn(err)
