@@ -58,7 +58,7 @@ told.`,
 		Example: `  vmscope check web1
   vmscope check web1 --only syscalls,modules --json
   vmscope check web1 --watch 5s
-  vmscope check web1 --state /var/lib/vmscope
+  vmscope check web1 --state /var/lib/vmscope/web1
   vmscope check web1 --kernel vmlinuz-6.1.0-41-amd64 --modules-dir /srv/modules/6.1.0-41-amd64
   vmscope check web1 --explain syscalls-3f
   vmscope check web1 --bundle web1.bundle`,
@@ -99,7 +99,7 @@ told.`,
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
 	c.Flags().DurationVar(&every, "watch", 0, "keep looking, with this pause, and report changes only")
-	c.Flags().StringVar(&state, "state", "", "directory that keeps what code and read-only data were when first seen")
+	c.Flags().StringVar(&state, "state", "", "directory, for this guest alone, that keeps what code and read-only data were when first seen")
 	c.Flags().StringVar(&kernelFile, "kernel", "", "the vendor's vmlinuz, to compare the kernel with")
 	c.Flags().StringVar(&modules, "modules-dir", "", "directory of the vendor's modules, to compare those loaded with")
 	c.Flags().StringVar(&id, "explain", "", "show what the finding of this ID rests on")

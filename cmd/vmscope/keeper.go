@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"vmscope"
 	"vmscope/detect"
@@ -67,5 +69,32 @@ func (k keeper) save(r *detect.Reference) error {
 	if err := errors.Join(r.Save(f), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), k.path(r.Name()))
+	if err := os.Rename(f.Name(), k.path(r.Name())); err != nil {
+		return err
+	}
+	return k.prune()
+}
+
+// maxKept bounds the references in a directory, some 10 MiB each: a guest that
+// boots again and again must not fill the disk.
+const maxKept = 64
+
+// prune removes the oldest references beyond the bound.
+func (k keeper) prune() error {
+	files, err := fs.Glob(os.DirFS(k.dir), "*.reference")
+	if err != nil || len(files) <= maxKept {
+		return err
+	}
+	age := make(map[string]time.Time, len(files))
+	for _, name := range files {
+		if info, err := os.Lstat(filepath.Join(k.dir, name)); err == nil {
+			age[name] = info.ModTime()
+		}
+	}
+	slices.SortFunc(files, func(a, b string) int { return age[b].Compare(age[a]) })
+	var errs []error
+	for _, name := range files[maxKept:] {
+		errs = append(errs, os.Remove(filepath.Join(k.dir, name)))
+	}
+	return errors.Join(errs...)
 }
