@@ -200,14 +200,20 @@ func (w *textWalk) vdsoOf(p *x86.Paging, a linux.CodeArea) *comparison {
 		return nil
 	}
 	return &comparison{
-		want: func(i uint64) (mem.PA, bool, error) { return best[i], true, nil },
+		want: func(i uint64) (mem.PA, bool, error) {
+			if i >= uint64(len(best)) { // an area that ends amid a page
+				return 0, false, nil
+			}
+			return best[i], true, nil
+		},
 		sure: func(uint64) bool { return true },
 	}
 }
 
 // compare looks at all pages of an area that are in the process's page tables.
 func (w *textWalk) compare(ctx context.Context, a linux.CodeArea, c *comparison) error {
-	if w.budget -= areaCost; w.budget < 0 {
+	// What page tables there are is read, also where they map nothing.
+	if w.budget -= areaCost + int(min(uint64(a.End-a.Start)>>21, x86.MaxTables)); w.budget < 0 {
 		return errMuchText
 	}
 	last := ^uint64(0)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"testing"
 
+	"vmscope/arch/x86"
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
@@ -178,4 +179,21 @@ func FuzzImage(f *testing.F) {
 			return true
 		})
 	})
+}
+
+// TestVDSOEnd has a guest map its vdso up to amid a page.
+func TestVDSOEnd(t *testing.T) {
+	l := lookAt(0, make([]byte, mem.PageSize))
+	w := textWalk{vdso: [][]mem.PA{{0x1000, 0x2000}}}
+	a := linux.CodeArea{Special: true}
+	a.Area = kernel.Area{Start: 0x7000_0000, End: 0x7000_2064}
+	c := w.vdsoOf(x86.NewPaging(l.Phys, 0, x86.Level4), a)
+	if c == nil {
+		t.Fatal("no image")
+	}
+	for i, want := range []mem.PA{0x1000, 0x2000, 0} {
+		if pa, ok, err := c.want(uint64(i)); pa != want || ok != (want != 0) || err != nil {
+			t.Errorf("page %d: %#x, %v, %v", i, uint64(pa), ok, err)
+		}
+	}
 }

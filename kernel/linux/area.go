@@ -268,6 +268,9 @@ func (a *areas) describe(s mapleEntry, mm mem.VA) (kernel.Area, error) {
 	if first, end := a.area.uint(a.Start), a.area.uint(a.End); first != s.First || end != s.Last+1 {
 		return e, errBroken("area", s.Entry, fmt.Sprintf("it says %#x-%#x, the map %#x-%#x", first, end, s.First, s.Last+1))
 	}
+	if (s.First|(s.Last+1))%mem.PageSize != 0 {
+		return e, errBroken("area", s.Entry, fmt.Sprintf("%#x-%#x ends amid a page", s.First, s.Last+1))
+	}
 	return e, a.fill(&e)
 }
 

@@ -148,11 +148,12 @@ func TestAreas(t *testing.T) {
 
 func TestAreasList(t *testing.T) {
 	for name, spoil := range map[string]func(w *areaWorld){
-		"loops":      func(w *areaWorld) { w.put(w.areas[5], w.a.Next, uint64(w.areas[0])) },
-		"wrong back": func(w *areaWorld) { w.put(w.areas[3], w.a.Prev, uint64(w.areas[0])) },
-		"falls":      func(w *areaWorld) { w.put(w.areas[3], w.a.Start, 0x1000) },
-		"empty area": func(w *areaWorld) { w.put(w.areas[3], w.a.End, 0x30000) },
-		"wraps":      func(w *areaWorld) { w.put(w.areas[3], w.a.Start, 0); w.put(w.areas[3], w.a.End, 0) },
+		"loops":       func(w *areaWorld) { w.put(w.areas[5], w.a.Next, uint64(w.areas[0])) },
+		"wrong back":  func(w *areaWorld) { w.put(w.areas[3], w.a.Prev, uint64(w.areas[0])) },
+		"falls":       func(w *areaWorld) { w.put(w.areas[3], w.a.Start, 0x1000) },
+		"empty area":  func(w *areaWorld) { w.put(w.areas[3], w.a.End, 0x30000) },
+		"amid a page": func(w *areaWorld) { w.put(w.areas[3], w.a.End, 0x30064) },
+		"wraps":       func(w *areaWorld) { w.put(w.areas[3], w.a.Start, 0); w.put(w.areas[3], w.a.End, 0) },
 	} {
 		w, task := newAreaWorld(t, true)
 		fillAreas(w)
