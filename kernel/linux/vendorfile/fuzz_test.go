@@ -118,6 +118,7 @@ func FuzzMatch(f *testing.F) {
 		k := &Kernel{branches: map[mem.VA]uint8{0x1000: 9}, returns: map[mem.VA]bool{}}
 		k.symbols = ksym.NewList([]ksym.Symbol{{Name: "pv_ops", Addr: 0x1000, Size: 64}, {Name: "nop_func", Addr: 0x909090909090}})
 		k.tables = new(tables)
+		k.counterAt, k.counter = 0x1000, file[:len(file)/2]
 		k.lookup = func(string) (mem.VA, bool) { return 0x1000, true }
 		k.Sections = []*Section{{Name: ".text", Addr: 0x1000, Size: uint64(len(file)), Data: file, Exec: true}}
 		k.settle()

@@ -30,6 +30,10 @@ type Kernel struct {
 	// Thunks, as linked: of indirect branches by their register, and of returns.
 	branches map[mem.VA]uint8
 	returns  map[mem.VA]bool
+	// counter is the code that the kernel puts before functions to count the
+	// depth of calls, and where it was linked (arch/x86/kernel/callthunks.c).
+	counter   []byte
+	counterAt mem.VA
 }
 
 // symbols are those of a kernel: a ksym.Table, or a ksym.List.
@@ -276,5 +280,8 @@ func (k *Kernel) readNames() {
 				k.branches[s.Addr] = uint8(i)
 			}
 		}
+	}
+	if at, b := k.between("skl_call_thunk_template", "skl_call_thunk_tail"); len(b) <= maxLen {
+		k.counterAt, k.counter = at, b
 	}
 }

@@ -117,6 +117,10 @@ func (t *trial) step(from mem.VA, code []byte, i, n int) int {
 	if bytes.HasPrefix(got, moved) {
 		return length
 	}
+	if want[0] == 0xe8 && length == 5 {
+		op, to2, _ := branch(got, t.at+mem.VA(i))
+		return whole(op == 0xe8 && t.m.uncounted(to2) == to, length)
+	}
 	// A jump that is not far is made short.
 	if want[0] == 0xe9 && length == 5 && got[0] == 0xeb && t.at+mem.VA(i+2)+mem.VA(int64(int8(got[1]))) == to {
 		return whole(bytes.Equal(got[2:5], []byte{0xcc, 0xcc, 0xcc}) || idle(got[2:]) >= 3, length)
@@ -171,7 +175,7 @@ func (m *Matcher) form(s Site, was []byte, at mem.VA, got []byte) int {
 	case Call:
 		op, to, n := branch(was, s.At)
 		op2, to2, n2 := branch(got, at)
-		return whole(op == op2 && n == 5 && n2 == 5 && (to == to2 || m.counts(to2, to)), 5)
+		return whole(op == op2 && n == 5 && n2 == 5 && (to == to2 || to == m.uncounted(to2)), 5)
 	case Ftrace:
 		if idle5(got) {
 			return 5
@@ -199,7 +203,7 @@ func (m *Matcher) form(s Site, was []byte, at mem.VA, got []byte) int {
 			return 5
 		}
 		_, to, n := branch(got, at)
-		return whole(n > 0 && got[0] != 0x2e && m.Leads(s, to), n)
+		return whole(n > 0 && got[0] != 0x2e && (m.Leads(s, to) || m.Leads(s, m.uncounted(to))), n)
 	case Paravirt:
 		return m.paravirt(was[:s.Len], s.At, at, got)
 	case Constant:
@@ -282,31 +286,30 @@ func (m *Matcher) thunk(to mem.VA, reg uint8) bool {
 	return m.Read(got, to) && bytes.Equal(got, want)
 }
 
-// counts reports whether at an address before a function there is code that
-// counts the depth of calls, up to the function (arch/x86/kernel/callthunks.c).
-func (m *Matcher) counts(from, function mem.VA) bool {
-	n := function - from
-	at, template := m.Kernel.between("skl_call_thunk_template", "skl_call_thunk_tail")
-	if n == 0 || n > 32 || mem.VA(len(template)) != n {
-		return false
+// uncounted is the function before which there is, at an address, code that
+// counts the depth of calls; the address itself if there is none.
+func (m *Matcher) uncounted(to mem.VA) mem.VA { return to + mem.VA(m.counting(to)) }
+
+// counting reports how many bytes at an address are the kernel's template of such
+// code; 0 if they are not.
+func (m *Matcher) counting(at mem.VA) int {
+	k := m.Kernel
+	got := make([]byte, len(k.counter))
+	if len(got) == 0 || !m.Read(got, at) {
+		return 0
 	}
-	got := make([]byte, n)
-	if !m.Read(got, from) {
-		return false
-	}
-	t := trial{m: m, all: new(Sites), at: from, got: got}
-	return t.same(at, template)
+	t := trial{m: m, all: new(Sites), at: at, got: got}
+	return whole(t.same(k.counterAt+mem.VA(k.slide), k.counter), len(got))
 }
 
 // Padding reports how many bytes from an address on, where the file has padding
 // before a function, count the depth of its calls; 0 if they do not.
 func (m *Matcher) Padding(im *Image, at mem.VA) int {
-	_, template := m.Kernel.between("skl_call_thunk_template", "skl_call_thunk_tail")
-	n := len(template)
-	if b := im.At(at); n == 0 || n > len(b) || idle(b[:n]) != n || !m.counts(at, at+mem.VA(n)) {
+	n := len(m.Kernel.counter)
+	if b := im.At(at); n > len(b) || idle(b[:n]) != n {
 		return 0
 	}
-	return n
+	return m.counting(at)
 }
 
 // paravirt is form for a call or jump by way of pv_ops: as it is, direct to
@@ -331,7 +334,7 @@ func (m *Matcher) paravirt(was []byte, wasAt, at mem.VA, got []byte) int {
 		return 0
 	}
 	to := mem.VA(binary.LittleEndian.Uint64(word[:]))
-	if op2, to2, n2 := branch(got, at); n2 == 5 && op2 == op && to2 == to && idle(got[5:]) == n-5 {
+	if op2, to2, n2 := branch(got, at); n2 == 5 && op2 == op && (to2 == to || m.uncounted(to2) == to) && idle(got[5:]) == n-5 {
 		return n
 	}
 	if idle(got) == n && m.Kernel.Named(to, "_paravirt_nop", "x86_nop", "nop_func") {
