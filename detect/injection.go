@@ -234,7 +234,10 @@ func (g *groups) add(f Finding, t linux.Task, e Evidence, about ...string) {
 		of.who = add(of.who, fmt.Sprintf("%d (%s)", t.PID, t.Comm()))
 	}
 	if of.areas++; of.areas <= maxAlike {
-		e.Owner, e.pid = fmt.Sprintf("process %d (%s)", t.PID, t.Comm()), t.PID
+		e.Owner = fmt.Sprintf("process %d (%s)", t.PID, t.Comm())
+		if e.Addr < kernelHalf {
+			e.pid = t.PID
+		}
 		of.Evidence = append(of.Evidence, e)
 	}
 }

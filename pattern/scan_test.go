@@ -203,6 +203,51 @@ func TestScanOracle(t *testing.T) {
 	}
 }
 
+// TestScanMany searches for more patterns than short grams are good for.
+func TestScanMany(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	buf := make([]byte, 200_000)
+	for i := range buf {
+		buf[i] = "abcdefgh"[r.IntN(8)]
+	}
+	var list []String
+	for range 1000 {
+		at := r.IntN(len(buf) - 20)
+		list = append(list, String{Text: strings.ToUpper(string(buf[at : at+6+r.IntN(8)])), Modifiers: Modifiers{NoCase: r.IntN(4) > 0}})
+	}
+	set, err := Compile([]*Rule{NewRule("r", list...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if set.gram != longGram {
+		t.Errorf("grams of %d bytes", set.gram)
+	}
+	got := make([]int, len(list))
+	sc := set.Scanner()
+	for at := 0; at < len(buf); at += 1000 {
+		sc.Scan(buf, at, at+1000, func(m Match) { got[m.String]++ })
+	}
+	lower, total := string(buf), 0
+	for i, s := range list {
+		want := 0
+		for at := 0; s.NoCase && at < len(lower); at++ {
+			k := strings.Index(lower[at:], strings.ToLower(s.Text))
+			if k < 0 {
+				break
+			}
+			at += k
+			want++
+		}
+		if got[i] != want {
+			t.Errorf("%+v: %d times, want %d", s, got[i], want)
+		}
+		total += want
+	}
+	if total < 500 {
+		t.Errorf("%d matches", total)
+	}
+}
+
 // FuzzScan compares a text and its bytes in a buffer with bytes.Index.
 func FuzzScan(f *testing.F) {
 	f.Add([]byte("needle"), []byte("hay needle needle"), uint8(3))
