@@ -201,6 +201,12 @@ func TestScan(t *testing.T) {
 						}
 					}
 				})
+				t.Run("page cache", func(t *testing.T) {
+					ram := run(t, v, scan.Options{Physical: true}, marker)
+					if !slices.ContainsFunc(ram, func(m scan.Match) bool { return m.Area == "[page cache] /marked" && *m.Offset == 5000 }) {
+						t.Errorf("the mapped file is not told: %+v", ram)
+					}
+				})
 				t.Run("rules", func(t *testing.T) {
 					rules, err := pattern.ParseRules("rules", `
 rule both { strings: $a = "a marker" $b = "in held code" condition: all of them and #a < 100000 }

@@ -137,7 +137,19 @@ func (n *names) name(m *Match) {
 				m.Area, m.Offset = kernel.Text(sym.String()), &off
 			}
 		}
+		if m.Area == "[direct map]" {
+			n.cached(m)
+		}
 	case "physical":
 		m.VA = 0
+		n.cached(m)
+	}
+}
+
+// cached names the file that a page of RAM holds a part of, if it is in the page
+// cache.
+func (n *names) cached(m *Match) {
+	if path, off, ok, _ := n.CachedFile(*m.PA); ok {
+		m.Area, m.Offset = "[page cache] "+path, &off
 	}
 }

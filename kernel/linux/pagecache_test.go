@@ -161,6 +161,32 @@ func TestPageCacheHostile(t *testing.T) {
 	})
 }
 
+// TestCachedFile asks of which file a page is. What its struct page says and the
+// file does not is not believed.
+func TestCachedFile(t *testing.T) {
+	c := newCacheWorld(t)
+	l := layoutOf[cachedFileLayout](c.world)
+	inode := c.alloc(2048)
+	c.put64(l.Host.At(c.cache), uint64(inode))
+	c.put64(l.Cache.At(inode), uint64(c.cache))
+	n := c.node(0, 0, 0)
+	c.head(n | xaInternal)
+	page := c.page(8, 4) // of two pages
+	c.slot(n, 4, page)
+	c.slot(n, 5, 4<<2|xaInternal)
+	c.put64(l.Mapping.At(page), uint64(c.cache))
+	c.put64(l.Head.At(page+mem.VA(c.p.Page.Size())), uint64(page)|1)
+	stranger := c.page(20, 4)
+	c.put64(l.Mapping.At(stranger), uint64(c.cache))
+	anonymous := c.page(21, 4)
+	c.put64(l.Mapping.At(anonymous), uint64(c.cache)|1)
+	for pa, want := range map[mem.PA]uint64{8*mem.PageSize + 5: 4*mem.PageSize + 5, 9 * mem.PageSize: 5 * mem.PageSize, 10 * mem.PageSize: 0, 20 * mem.PageSize: 0, 21 * mem.PageSize: 0} {
+		if _, off, ok, err := c.v.CachedFile(pa); err != nil || off != want || ok != (want != 0) {
+			t.Errorf("%#x: %#x, %v, %v, want %#x", uint64(pa), off, ok, err, want)
+		}
+	}
+}
+
 // FuzzPageCache looks pages up in memory that answers whatever the input says.
 func FuzzPageCache(f *testing.F) {
 	c := newCacheWorld(f)
@@ -177,6 +203,9 @@ func FuzzPageCache(f *testing.F) {
 				panic("a page and an error")
 			}
 			pc.Settled(index)
+		}
+		if _, _, ok, err := v.CachedFile(4 * mem.PageSize); ok && err != nil && !errors.Is(err, mem.ErrInconsistent) && !transient(err) {
+			panic(err)
 		}
 	}
 	f.Add(c.answers(look))
