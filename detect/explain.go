@@ -50,7 +50,7 @@ type PageEntry struct {
 	Level int    `json:"level"` // 1 is the lowest
 	At    mem.PA `json:"at"`
 	Entry string `json:"entry"` // hexadecimal
-	Perms string `json:"perms"` // of this entry alone
+	Perms string `json:"perms"` // of this entry alone, or "not present"
 }
 
 // Bytes are written in hexadecimal.
@@ -150,12 +150,13 @@ func (p *Place) mapping(s *mem.Space) error {
 	if !ok {
 		return fmt.Errorf("page tables of %s: %w", s.Name, errors.ErrUnsupported)
 	}
-	steps, err := paging.Steps(p.Addr)
+	steps, _ := paging.Steps(p.Addr) // where it ends is told by Translate as well
 	for _, e := range steps {
-		p.Pages = append(p.Pages, PageEntry{int(e.Level), e.At, fmt.Sprintf("%#x", e.Entry), perms(e.Perm)})
-	}
-	if err != nil {
-		return err
+		may := "not present"
+		if e.Present {
+			may = perms(e.Perm)
+		}
+		p.Pages = append(p.Pages, PageEntry{int(e.Level), e.At, fmt.Sprintf("%#x", e.Entry), may})
 	}
 	m, err := s.Translate(p.Addr)
 	if err != nil {

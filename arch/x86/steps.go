@@ -9,10 +9,11 @@ import (
 
 // Step is one entry on the way from a page-table root to a page.
 type Step struct {
-	Level uint8    `json:"level"` // of the table; 1 is the lowest
-	At    mem.PA   `json:"at"`    // where the entry stands
-	Entry uint64   `json:"-"`
-	Perm  mem.Perm `json:"-"` // what this entry alone permits
+	Level   uint8  // of the table; 1 is the lowest
+	At      mem.PA // where the entry stands
+	Entry   uint64
+	Present bool
+	Perm    mem.Perm // what this entry alone permits, if it is present
 }
 
 // Steps are the entries that Translate goes by for va, the root's first, for
@@ -34,10 +35,12 @@ func (p *Paging) Steps(va mem.VA) ([]Step, error) {
 		if s.Entry, err = p.load(s.At); err != nil {
 			return out, unreadable(va, level, entry, err)
 		}
-		s.Perm = perm(s.Entry, s.Entry)
+		if s.Present = s.Entry&present != 0; s.Present {
+			s.Perm = perm(s.Entry, s.Entry)
+		}
 		out = append(out, s)
 		switch {
-		case s.Entry&present == 0:
+		case !s.Present:
 			return out, absent(va, level, s.Entry, mem.ErrNotMapped)
 		case level == 1 || level <= 3 && s.Entry&large != 0:
 			return out, nil
