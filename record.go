@@ -75,8 +75,9 @@ func (r *Recording) Look(ctx context.Context, f func(*View) error) error {
 	})
 }
 
+// see looks at what does not change: pages are what they were when first read.
 func (r *Recording) see(k *linux.Kernel) *View {
-	return &View{View: k.View(fresh(r.machine)), Machine: r.machine, still: r.of.still}
+	return &View{View: k.View(fresh(r.machine)), Machine: r.machine, still: true}
 }
 
 // Write writes the recording as a bundle, which Open opens, with extra beside

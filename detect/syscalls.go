@@ -2,6 +2,7 @@ package detect
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -81,14 +82,18 @@ func inspectTable(l *Look, code Code, table string, at mem.VA, size uint64, repo
 		if ok && o.Kind == "kernel" && isSyscall(l.Symbols.At(target), want) {
 			continue
 		}
-		expected := "the function of a system call in the kernel's text"
+		expected, bytes := "the function of a system call in the kernel's text", (*difference)(nil)
 		if want != "" {
 			expected = "the function of " + want
+			if f, err := l.Symbol("__x64_" + want); err == nil {
+				expected += fmt.Sprintf(", %#x", uint64(f))
+				bytes = differ(slot, binary.LittleEndian.AppendUint64(nil, uint64(f)), slots[8*i:8*i+8])
+			}
 		}
 		f := Finding{Check: "syscalls", Severity: High, Confidence: Proved,
 			Summary: fmt.Sprintf("system call %d leads to %#x (%s), code of %s", i, uint64(target), name, code.OwnerName(target)),
 			Evidence: []Evidence{
-				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: expected, Found: fmt.Sprintf("%#x", uint64(target))},
+				{What: fmt.Sprintf("%s[%d]", table, i), Addr: slot, Symbol: fmt.Sprintf("%s+%#x", table, 8*i), Owner: "the kernel", Expected: expected, Found: fmt.Sprintf("%#x", uint64(target)), differ: bytes},
 				{What: leadsThere, Addr: target, Symbol: name, Owner: code.OwnerName(target), Found: peek(l, target, 32)},
 			}}
 		if switched == nil && table == "sys_call_table" {
