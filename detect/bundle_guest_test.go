@@ -122,7 +122,7 @@ func TestBundleOfBusyGuest(t *testing.T) {
 	defer g.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- churn(ctx, lab) }()
+	go func() { done <- containers(ctx, lab) }()
 	defer func() { cancel(); <-done }()
 	path := filepath.Join(t.TempDir(), "busy")
 	for i := range 3 {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"vmscope/ctype"
-	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -35,34 +34,21 @@ func (d Ftrace) Inspect(ctx context.Context, l *Look, report func(Finding)) erro
 }
 
 func (d Ftrace) look(ctx context.Context, l *Look, report func(Finding)) error {
-	head, err := l.Symbol("ftrace_ops_list")
-	if errors.Is(err, ksym.ErrNoSymbol) {
-		return nil // a kernel without ftrace
-	}
-	if err != nil {
+	at, f, err := begin[ftraceLayout](l, "ftrace_ops_list", "ftrace_list_end")
+	if err != nil || at == nil {
 		return err
 	}
-	end, err := l.Symbol("ftrace_list_end")
-	if err != nil {
-		return err
-	}
-	f, err := bind[ftraceLayout](l)
-	if err != nil {
-		return err
-	}
+	head, end := at[0], at[1]
 	ops, err := l.Mem.Pointer(head)
 	for n := 0; err == nil && ops != end && ops != 0; n++ {
 		if n >= maxOps || ctx.Err() != nil {
 			return errors.Join(ctx.Err(), &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(head), Err: fmt.Errorf("%w: more than %d ftrace_ops", mem.ErrInconsistent, n)})
 		}
-		for _, m := range []struct {
-			name  string
-			field ctype.Field
-		}{{"func", f.Func}, {"saved_func", f.Saved}, {"trampoline", f.Trampoline}, {"direct_call", f.Direct}} {
-			if !m.field.Valid() {
+		for _, h := range []handler{{"func", f.Func}, {"saved_func", f.Saved}, {"trampoline", f.Trampoline}, {"direct_call", f.Direct}} {
+			if !h.Valid() {
 				continue
 			}
-			p := pointer{check: d.Name(), about: []string{m.name, l.Name(ops)}, at: m.field.At(ops), what: fmt.Sprintf("%s of ftrace_ops %#x", m.name, uint64(ops))}
+			p := pointer{check: d.Name(), about: []string{h.name, l.Name(ops)}, at: h.At(ops), what: fmt.Sprintf("%s of ftrace_ops %#x", h.name, uint64(ops))}
 			if err := p.inspect(l, report); err != nil {
 				return err
 			}

@@ -2,11 +2,9 @@ package detect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"vmscope/ctype"
-	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -36,15 +34,8 @@ func (d Kprobes) Inspect(ctx context.Context, l *Look, report func(Finding)) err
 }
 
 func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error {
-	table, err := l.Symbol("kprobe_table")
-	if errors.Is(err, ksym.ErrNoSymbol) {
-		return nil // a kernel without kprobes
-	}
-	if err != nil {
-		return err
-	}
-	f, err := bind[kprobeLayout](l)
-	if err != nil {
+	start, f, err := begin[kprobeLayout](l, "kprobe_table")
+	if err != nil || start == nil {
 		return err
 	}
 	// The pre-handler of a kprobe that stands for several at its address, and
@@ -56,16 +47,16 @@ func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error 
 		if err != nil {
 			return err
 		}
-		members := map[string]ctype.Field{"pre_handler": f.Pre, "post_handler": f.Post, "fault_handler": f.Fault}
+		handlers := []handler{{"pre_handler", f.Pre}, {"post_handler", f.Post}, {"fault_handler", f.Fault}}
 		if pre, err := l.Mem.Pointer(f.Pre.At(at)); err == nil && pre == ret && ret != 0 {
-			members["handler"], members["entry_handler"] = f.Ret, f.Entry
+			handlers = append(handlers, handler{"handler", f.Ret}, handler{"entry_handler", f.Entry})
 		}
-		for name, field := range members {
-			if !field.Valid() {
+		for _, h := range handlers {
+			if !h.Valid() {
 				continue
 			}
 			on := l.Name(target)
-			p := pointer{check: d.Name(), about: []string{name, on}, at: field.At(at), what: fmt.Sprintf("%s of a kprobe on %s", name, on)}
+			p := pointer{check: d.Name(), about: []string{h.name, on}, at: h.At(at), what: fmt.Sprintf("%s of a kprobe on %s", h.name, on)}
 			if err := p.inspect(l, report); err != nil {
 				return err
 			}
@@ -73,7 +64,7 @@ func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error 
 		return nil
 	}
 	for i := range mem.VA(kprobeHeads) {
-		err := l.HList(table+8*i, func(at mem.VA) error {
+		err := l.HList(start[0]+8*i, func(at mem.VA) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vmscope/arch/x86"
 	"vmscope/kernel"
@@ -176,8 +177,27 @@ func writable(l *Look, c Code, r x86.Region) Finding {
 		Summary:  fmt.Sprintf("%d bytes of kernel memory at %#x are writable and executable", r.Size, uint64(r.VA)),
 		Evidence: []Evidence{{What: fmt.Sprintf("memory, %d bytes", r.Size), Addr: r.VA, Symbol: l.Name(r.VA), Owner: c.OwnerName(r.VA), Expected: "not both writable and executable", Found: perms(r.Perm)}},
 	}
+	if images(c, r) {
+		f.Severity, f.Confidence = Info, Possible
+		f.Evidence[0].Expected = "read-only, as later kernels have it"
+	}
 	f.identify("writable", fmt.Sprintf("%#x", uint64(r.VA)))
 	return f
+}
+
+// images reports whether all of a region is code that calls programs of eBPF:
+// older kernels keep it writable, so as to change it in place
+// (bpf_jit_alloc_exec_page, kernel/bpf/trampoline.c).
+func images(c Code, r x86.Region) bool {
+	end := r.VA + mem.VA(r.Size)
+	for at := r.VA; at < end; {
+		o, ok := c.Owner(at)
+		if !ok || o.Kind != "bpf" || strings.HasPrefix(string(o.Name), "bpf_prog_") {
+			return false
+		}
+		at = o.Start + mem.VA(o.Size)
+	}
+	return true
 }
 
 // perms prints permissions as in /proc/PID/maps.

@@ -86,10 +86,10 @@ func form(site linux.PatchSite, b []byte, to func(linux.PatchSite, mem.VA) bool)
 		switch {
 		case begins(b, nop5s):
 			return 5
-		case b[0] == opCall && len(b) >= 5:
+		case (b[0] == opCall || b[0] == opJump) && len(b) >= 5: // past ftrace also a jump, since v6.19
 			return branch(5, rel32(1))
 		}
-	case linux.StaticCall:
+	case linux.StaticCall, linux.FtraceCall:
 		switch {
 		case begins(b, noCalls):
 			return 5

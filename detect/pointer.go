@@ -1,9 +1,11 @@
 package detect
 
 import (
+	"errors"
 	"fmt"
 
 	"vmscope/ctype"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -14,6 +16,12 @@ type pointer struct {
 	about []string // names it for good: what its ID is made of
 	what  string   // for people
 	at    mem.VA   // where it stands
+}
+
+// handler is a member that holds such a pointer, by its name.
+type handler struct {
+	name string
+	ctype.Field
 }
 
 // inspect reads the pointer and reports it unless it is null or leads to code
@@ -48,6 +56,24 @@ func (p pointer) leads(l *Look, to mem.VA, report func(Finding)) error {
 	f.identify(p.about...)
 	report(f)
 	return err
+}
+
+// begin finds where a walk begins: variables of the kernel by their names, and
+// the layout of what they lead to. A kernel that lacks the first of them has
+// nothing to walk, and gives none.
+func begin[T any](l *Look, names ...string) (at []mem.VA, f *T, err error) {
+	for i, name := range names {
+		a, err := l.Symbol(name)
+		if i == 0 && errors.Is(err, ksym.ErrNoSymbol) {
+			return nil, nil, nil
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		at = append(at, a)
+	}
+	f, err = bind[T](l)
+	return at, f, err
 }
 
 // bind fills a struct of ctype.Field with the places of the members it asks for.

@@ -178,8 +178,21 @@ var tamperings = []tampering{
 	}},
 	{"ftrace site", "text", func(v *victim) []string {
 		at := v.ftraceSite("vfs_write")
-		v.write(at, binary.LittleEndian.AppendUint32([]byte{opCall}, uint32(v.symbol("commit_creds")-(at+5))))
+		v.call(at, v.symbol("commit_creds"))
 		return []string{"vfs_write", "ftrace site", "call", "commit_creds"}
+	}},
+	{"ftrace site that calls a module", "text", func(v *victim) []string {
+		v.call(v.ftraceSite("vfs_write"), v.module("loop").Base+0x40)
+		return []string{"vfs_write", "ftrace site", "call"}
+	}},
+	{"call of ftrace", "text", func(v *victim) []string {
+		v.call(v.symbol("ftrace_call"), v.symbol("commit_creds"))
+		return []string{"ftrace_call", "call of ftrace", "commit_creds"}
+	}},
+	{"static call", "text", func(v *victim) []string {
+		site := v.staticCall()
+		v.call(site.At, v.symbol("commit_creds"))
+		return []string{fmt.Sprintf("%#x", uint64(site.At)), "static call", "static_call_key", fmt.Sprintf("%#x", uint64(site.Key)), "commit_creds"}
 	}},
 	{"hidden module", "modules", func(v *victim) []string {
 		m := v.module("loop")

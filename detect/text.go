@@ -64,7 +64,7 @@ type textLook struct {
 	*Look
 	code    Code
 	sites   []linux.PatchSite
-	ftrace  map[mem.VA]bool // what ftrace's places may call in the kernel itself
+	callees callees
 	modules map[kernel.Text]kernel.Module
 	report  func(Finding)
 	waited  int // how often for places that were just being rewritten
@@ -99,15 +99,11 @@ func inspectText(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, r
 	if !slices.ContainsFunc(runs, func(m *run) bool { return !m.asItWas() || vendor != nil && !m.vetted }) {
 		return broken
 	}
-	t := textLook{Look: l, code: code, ftrace: make(map[mem.VA]bool), modules: modules, report: report}
+	t := textLook{Look: l, code: code, modules: modules, report: report}
+	t.callees = callees{Look: l, code: code}
 	// After the text was read: what was rewritten meanwhile is listed.
 	if t.sites, err = l.PatchSites(); err != nil {
 		return errors.Join(broken, err)
-	}
-	for _, name := range ftraceEntries {
-		if at, err := l.Symbol(name); err == nil {
-			t.ftrace[at] = true
-		}
 	}
 	done := runs[:0]
 	for _, m := range runs {
@@ -125,9 +121,6 @@ func inspectText(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, r
 	ref.keep(done)
 	return broken
 }
-
-// ftraceEntries are what ftrace's places may call in the kernel itself.
-var ftraceEntries = []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller", "__fentry__"}
 
 // in are the sites from first on, up to and not with end.
 func (t *textLook) in(first, end mem.VA) []linux.PatchSite {
@@ -153,9 +146,10 @@ func (t *textLook) run(m *run) error {
 			if m.first {
 				m.restore(site)
 			}
-			if n := t.site(m, site); n > 0 {
+			probed := t.probed(own, site.At)
+			if n := t.site(m, site, probed); n > 0 {
 				valid = append(valid, covered{off, off + n})
-			} else if !t.probed(own, site.At) {
+			} else if !probed {
 				t.badSite(m, site)
 			}
 		}
@@ -226,44 +220,31 @@ func (t *textLook) probed(sites []linux.PatchSite, at mem.VA) bool {
 const (
 	rewriteTries = 100 // in one look
 	rewritePause = 5 * time.Millisecond
+	strayTries   = 4 // for a place that is all written, and in no valid form
 )
 
-// site is form for what stands at a place of a run; one that is just being
-// rewritten is waited for.
-func (t *textLook) site(m *run, site linux.PatchSite) int {
+// site is form for what stands at a place of a run. One that is in none is
+// looked at again: it, or what says where it leads, may just be being rewritten.
+func (t *textLook) site(m *run, site linux.PatchSite, probed bool) int {
 	var buf [siteSize]byte
 	b := buf[:m.at(buf[:], int(site.At-m.Start))]
-	n := form(site, b, t.leads)
-	if n > 0 || site.Kind == linux.Kprobe || site.Kind == linux.LockPrefix || b[0] != opInt3 || t.waited >= rewriteTries {
+	n := form(site, b, t.callees.may)
+	if n > 0 || probed || site.Kind == linux.LockPrefix {
 		return n
 	}
 	s := uncached(t.Look)
-	for ; t.waited < rewriteTries; t.waited++ {
+	for try := 0; t.waited < rewriteTries && (try < strayTries || b[0] == opInt3); try++ {
+		t.waited++
+		time.Sleep(rewritePause)
 		if _, err := s.Read(b, site.At); err != nil {
 			return 0
 		}
-		if b[0] != opInt3 {
+		t.callees.forget()
+		if n = form(site, b, t.callees.may); n > 0 {
 			break
 		}
-		time.Sleep(rewritePause)
 	}
-	return form(site, b, t.leads)
-}
-
-// leads reports whether what stands at a place may lead to an address.
-func (t *textLook) leads(site linux.PatchSite, to mem.VA) bool {
-	o, _ := t.code.Owner(to)
-	switch site.Kind {
-	case linux.JumpLabel:
-		return to == site.Target
-	case linux.FtraceSite:
-		return t.ftrace[to] || o.Kind == "ftrace" || o.Kind == "bpf" || o.Kind == "module" // direct calls
-	case linux.Kprobe:
-		return o.Kind == "kprobe"
-	case linux.StaticCall:
-		return o.Kind == "kernel" || o.Kind == "module" || o.Kind == "bpf"
-	}
-	return false
+	return n
 }
 
 func (t *textLook) badSite(m *run, site linux.PatchSite) {
@@ -284,6 +265,11 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 		f.Evidence[0].Expected = fmt.Sprintf("nothing, or a jump to %#x (%s)", uint64(site.Target), t.Name(site.Target))
 	} else if bytes.Equal(was, now) {
 		f.Evidence[0].Expected = "a form that is valid for a " + site.Kind.String()
+	}
+	if site.Key != 0 {
+		if is, err := t.StaticCallee(site.Key); err == nil {
+			f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("the function of its static_call_key: %#x (%s)", uint64(is), t.Name(is)), Addr: site.Key, Symbol: t.Name(site.Key)})
+		}
 	}
 	f.identify("site", name, m.where(off))
 	t.report(f)
@@ -501,24 +487,12 @@ func (t *textLook) thunk(at mem.VA) bool {
 	return err == nil && thunks(b[:n])
 }
 
-// ftraceCalls are the places in ftrace's own code where it calls what traces,
-// which the kernel rewrites without listing them (arch/x86/kernel/ftrace_64.S).
-var ftraceCalls = []string{"ftrace_call", "ftrace_regs_call", "ftrace_graph_call"}
-
 // unlisted are places of a run that the kernel rewrites and lists nowhere.
 func (t *textLook) unlisted(m *run, f *linux.Functions) []linux.PatchSite {
 	var out []linux.PatchSite
-	add := func(at mem.VA) {
-		if at-m.Start < mem.VA(m.Size) {
-			out = append(out, linux.PatchSite{At: at, Kind: linux.StaticCall})
-		}
-	}
-	for _, at := range f.Trampolines {
-		add(at)
-	}
-	for _, name := range ftraceCalls {
-		if at, err := t.Symbol(name); err == nil {
-			add(at)
+	for _, site := range slices.Concat(f.Trampolines, t.FtraceCalls()) {
+		if site.At-m.Start < mem.VA(m.Size) {
+			out = append(out, site)
 		}
 	}
 	return out

@@ -1,109 +1,16 @@
 package detect
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"vmscope"
 	"vmscope/internal/guestlab"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
-
-// busy is what a guest that nobody tampers with does to its own code: modules
-// come and go, all functions are traced and no more, probes are set.
-const busy = `
-mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null
-cd /sys/kernel/tracing || exit 1
-echo nop > current_tracer
-for i in 1; do
-	if grep -q function available_tracers; then
-		echo 'tcp_* vfs_* ext4_* do_*' > set_ftrace_filter
-		echo function > current_tracer
-		echo nop > current_tracer
-		echo > set_ftrace_filter
-		grep -q function_graph available_tracers && echo function_graph > current_tracer
-		echo nop > current_tracer
-	fi
-	echo 'p:one do_sys_openat2' > kprobe_events
-	echo 'p:two vfs_read+8' >> kprobe_events 2>/dev/null || true
-	echo 'r:three vfs_write' >> kprobe_events
-	echo 1 > events/kprobes/enable
-	ls / > /dev/null
-	echo 1 > events/sched/enable
-	echo 1 > events/syscalls/enable
-	sleep 0.2
-	echo 0 > events/sched/enable
-	echo 0 > events/syscalls/enable
-	echo 0 > events/kprobes/enable
-	echo > kprobe_events
-	rmmod loop
-	modprobe loop 2>/dev/null || insmod $(cat /tmp/loop)
-done
-echo done
-`
-
-// TestCleanText looks again and again while a guest rewrites its own code, and
-// demands that all of it is explained.
-func TestCleanText(t *testing.T) {
-	for _, name := range textKernels {
-		t.Run(name, func(t *testing.T) {
-			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, CPUs: 2, Modules: []string{"loop"}})
-			g, err := vmscope.Open(t.Context(), lab.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer g.Close()
-			ref := NewReference()
-			ref.Vendor = vendorOf(t, lab)
-			look := func() Result {
-				var r Result
-				if err := g.View(t.Context(), func(v *vmscope.View) error {
-					r = Sweep(t.Context(), v, []Detector{Text{ref}, Rodata{ref}})
-					return r.Err()
-				}); err != nil {
-					t.Fatal(err)
-				}
-				for _, f := range r.Findings[:min(3, len(r.Findings))] {
-					t.Errorf("one of %d: %s: %s %+v", len(r.Findings), f.ID, f.Summary, f.Evidence)
-				}
-				return r
-			}
-			look()
-			done := make(chan error, 1)
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			go func() {
-				out, err := lab.Run(ctx, busy)
-				if err == nil && out == "" {
-					err = fmt.Errorf("the guest did nothing")
-				}
-				done <- err
-			}()
-			for n := 0; ; n++ {
-				time.Sleep(50 * time.Millisecond) // the guest needs the processor as well
-				look()
-				select {
-				case err := <-done:
-					if err != nil {
-						t.Error(err)
-					}
-					look()
-					t.Logf("%d looks", n)
-					return
-				default:
-				}
-				if t.Failed() {
-					return
-				}
-			}
-		})
-	}
-}
 
 var textKernels = []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"}
 
@@ -280,4 +187,32 @@ func (v *victim) ftraceSite(function string) mem.VA {
 		v.Fatalf("%s cannot be traced", function)
 	}
 	return sites[i].At
+}
+
+// staticCall is a place of the kernel's text that calls the function of a static
+// call.
+func (v *victim) staticCall() linux.PatchSite {
+	v.Helper()
+	sites, err := v.tx.PatchSites()
+	if err != nil {
+		v.Fatal(err)
+	}
+	start, end := v.symbol("_stext"), v.symbol("_etext")
+	for _, s := range sites {
+		var b [1]byte
+		if s.Kind != linux.StaticCall || s.Key == 0 || s.At < start || s.At >= end {
+			continue
+		}
+		if _, err := v.tx.Mem.Read(b[:], s.At); err == nil && b[0] == opCall {
+			return s
+		}
+	}
+	v.Fatal("no static call")
+	return linux.PatchSite{}
+}
+
+// call writes a call of an address over the code at another.
+func (v *victim) call(at, to mem.VA) {
+	v.Helper()
+	v.write(at, binary.LittleEndian.AppendUint32([]byte{opCall}, uint32(to-(at+5))))
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"vmscope/ctype"
-	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -37,21 +36,11 @@ func (d Tracepoints) Inspect(ctx context.Context, l *Look, report func(Finding))
 }
 
 func (d Tracepoints) look(ctx context.Context, l *Look, report func(Finding)) error {
-	first, err := l.Symbol("__start___tracepoints_ptrs")
-	if errors.Is(err, ksym.ErrNoSymbol) {
-		return nil // a kernel without tracepoints
-	}
-	if err != nil {
+	at, f, err := begin[tracepointLayout](l, "__start___tracepoints_ptrs", "__stop___tracepoints_ptrs")
+	if err != nil || at == nil {
 		return err
 	}
-	last, err := l.Symbol("__stop___tracepoints_ptrs")
-	if err != nil {
-		return err
-	}
-	f, err := bind[tracepointLayout](l)
-	if err != nil {
-		return err
-	}
+	first, last := at[0], at[1]
 	// Place-relative since 46e0c9be206f ("kernel: tracepoints: add support for
 	// relative references") in v4.19.
 	n := uint64(last-first) / 4

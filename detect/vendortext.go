@@ -146,7 +146,7 @@ func (w *vet) bytes(b []byte, off int) int {
 			continue
 		}
 		var there [siteSize]byte
-		if form(p, there[:w.m.at(there[:], at)], w.leads) == 0 {
+		if form(p, there[:w.m.at(there[:], at)], w.callees.may) == 0 {
 			continue // another one stands there, such as ftrace's
 		}
 		for i, c := range p.Saved {

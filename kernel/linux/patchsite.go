@@ -22,10 +22,11 @@ const (
 	FtraceSite                  // where ftrace is called at the entry of a function
 	LockPrefix                  // a prefix that one CPU alone does not need
 	Kprobe                      // a breakpoint, or the jump of an optimized probe
+	FtraceCall                  // where ftrace calls who listens; in no table, see View.FtraceCalls
 )
 
 func (k PatchKind) String() string {
-	names := [...]string{"jump label", "static call", "ftrace site", "lock prefix", "kprobe"}
+	names := [...]string{"jump label", "static call", "ftrace site", "lock prefix", "kprobe", "call of ftrace"}
 	if int(k) < len(names) {
 		return names[k]
 	}
@@ -36,6 +37,9 @@ func (k PatchKind) String() string {
 type PatchSite struct {
 	At     mem.VA
 	Target mem.VA // of a JumpLabel
+	// Key of a StaticCall is its static_call_key, 0 if it is not known; see
+	// View.StaticCallee.
+	Key mem.VA
 	// Saved is what stood there before a Kprobe did, as the kernel keeps it:
 	// the first byte, or five where the probe is optimized.
 	Saved []byte
@@ -50,6 +54,7 @@ type patchLayout struct {
 
 	Call     uint64      `c:"sizeof(static_call_site),optional"` // include/linux/static_call_types.h
 	CallAddr ctype.Field `c:"static_call_site.addr,optional"`
+	CallKey  ctype.Field `c:"static_call_site.key,optional"`
 
 	PageNext ctype.Field `c:"ftrace_page.next,optional"` // kernel/trace/ftrace.c
 	PageRecs ctype.Field `c:"ftrace_page.records,optional"`
@@ -199,12 +204,13 @@ func (w *patchWalk) jumps(at mem.VA, n uint64) error {
 
 func (w *patchWalk) calls(at mem.VA, n uint64) error {
 	l := w.l
-	if l.CallAddr.Size() != 4 {
+	if l.CallAddr.Size() != 4 || l.CallKey.Size() != 4 {
 		return nil
 	}
+	const flags = 3 // STATIC_CALL_SITE_FLAGS
 	return w.table("static calls", at, n, l.Call, func(at mem.VA, b []byte) {
-		w.out = append(w.out, PatchSite{At: away(at, b, l.CallAddr.Offset), Kind: StaticCall})
-	}, l.CallAddr)
+		w.out = append(w.out, PatchSite{At: away(at, b, l.CallAddr.Offset), Key: away(at, b, l.CallKey.Offset) &^ flags, Kind: StaticCall})
+	}, l.CallAddr, l.CallKey)
 }
 
 // image reads the tables that were linked into the kernel.

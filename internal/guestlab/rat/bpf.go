@@ -7,39 +7,101 @@ import (
 	"unsafe"
 )
 
-// openBPF loads the smallest of eBPF programs, attaches it to the raw tracepoint
-// sys_enter, and leaves both descriptors open.
-func openBPF() error {
+// Commands, types of programs and places to attach them (include/uapi/linux/bpf.h).
+const (
+	bpfMapCreate     = 0
+	bpfMapUpdate     = 2
+	bpfMapDelete     = 3
+	bpfProgLoad      = 5
+	bpfRawOpen       = 17
+	bpfTypesLoad     = 18 // BPF_BTF_LOAD
+	bpfLinkCreate    = 28
+	progSocket       = 1
+	progKprobe       = 2
+	progClassifier   = 3
+	progTracepoint   = 5
+	progXDP          = 6
+	progCgroupSKB    = 8
+	progRaw          = 17
+	progTracing      = 26
+	progStructOps    = 27
+	progLSM          = 29
+	attachIngress    = 0 // of a cgroup
+	attachEntry      = 24
+	attachExit       = 25
+	attachLSM        = 27
+	attachXDP        = 37
+	attachMulti      = 42
+	attachTCX        = 46
+	sysBPF           = 321 // arch/x86/entry/syscalls/syscall_64.tbl
+	sysPerfEventOpen = 298
+)
+
+// bpfAttr is union bpf_attr, and what it points to.
+type bpfAttr struct {
+	b    [128]byte
+	keep []any
+}
+
+func (a *bpfAttr) u32(at int, v uint32) { binary.LittleEndian.PutUint32(a.b[at:], v) }
+
+// bytes has a place point to bytes.
+func (a *bpfAttr) bytes(at int, b []byte) {
+	a.keep = append(a.keep, b)
+	binary.LittleEndian.PutUint64(a.b[at:], uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))))
+}
+
+func (a *bpfAttr) call(cmd uintptr, size int) (int, error) {
+	fd, _, errno := syscall.Syscall(sysBPF, cmd, uintptr(unsafe.Pointer(&a.b)), uintptr(size))
+	runtime.KeepAlive(a)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+// bpfProgram is the smallest of programs: it returns a number.
+type bpfProgram struct {
+	kind    uint32
+	returns int32
+	attach  uint32 // expected_attach_type
+	to      uint32 // attach_btf_id
+}
+
+func (p bpfProgram) load() (int, error) {
 	const (
-		sysBPF             = 321 // arch/x86/entry/syscalls/syscall_64.tbl
-		progLoad           = 5   // BPF_PROG_LOAD, include/uapi/linux/bpf.h
-		rawOpen            = 17  // BPF_RAW_TRACEPOINT_OPEN
-		rawTracepoint      = 17  // BPF_PROG_TYPE_RAW_TRACEPOINT
-		movZero       byte = 0xb7
-		exit          byte = 0x95
+		movR0 = 0xb7
+		exit  = 0x95
 	)
-	insns := [16]byte{0: movZero, 8: exit} // return 0
-	license := []byte("GPL\x00")
-	var load [64]byte
-	binary.LittleEndian.PutUint32(load[0:], rawTracepoint)
-	binary.LittleEndian.PutUint32(load[4:], 2)
-	binary.LittleEndian.PutUint64(load[8:], uint64(uintptr(unsafe.Pointer(&insns))))
-	binary.LittleEndian.PutUint64(load[16:], uint64(uintptr(unsafe.Pointer(&license[0]))))
-	copy(load[48:], "held")
-	fd, _, errno := syscall.Syscall(sysBPF, progLoad, uintptr(unsafe.Pointer(&load)), uintptr(len(load)))
-	runtime.KeepAlive(&insns)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return errno
+	insns := make([]byte, 16)
+	insns[0], insns[8] = movR0, exit
+	binary.LittleEndian.PutUint32(insns[4:], uint32(p.returns))
+	a := new(bpfAttr)
+	a.u32(0, p.kind)
+	a.u32(4, uint32(len(insns)/8))
+	a.bytes(8, insns)
+	a.bytes(16, []byte("GPL\x00"))
+	copy(a.b[48:], "held")
+	a.u32(68, p.attach)
+	a.u32(108, p.to)
+	return a.call(bpfProgLoad, 116)
+}
+
+// openRaw attaches a program to a raw tracepoint or, without a name, to what it was loaded for.
+func openRaw(prog int, name string) (int, error) {
+	a := new(bpfAttr)
+	if name != "" {
+		a.bytes(0, append([]byte(name), 0))
 	}
-	name := []byte("sys_enter\x00")
-	var open [16]byte
-	binary.LittleEndian.PutUint64(open[0:], uint64(uintptr(unsafe.Pointer(&name[0]))))
-	binary.LittleEndian.PutUint32(open[8:], uint32(fd))
-	_, _, errno = syscall.Syscall(sysBPF, rawOpen, uintptr(unsafe.Pointer(&open)), uintptr(len(open)))
-	runtime.KeepAlive(name)
-	if errno != 0 {
-		return errno
+	a.u32(8, uint32(prog))
+	return a.call(bpfRawOpen, 16)
+}
+
+// openBPF attaches a program to the raw tracepoint sys_enter, and leaves both descriptors open.
+func openBPF() error {
+	prog, err := bpfProgram{kind: progRaw}.load()
+	if err == nil {
+		_, err = openRaw(prog, "sys_enter")
 	}
-	return nil
+	return err
 }

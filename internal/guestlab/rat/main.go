@@ -4,6 +4,7 @@
 //	rat oracle QUESTION [ARG]   facts as JSON lines; "rat oracle" lists the questions
 //	rat storm N SECONDS         N loops that fork and exec
 //	rat modstorm SECONDS NAME…  load and unload modules in turn
+//	rat bpf SECONDS             programs of eBPF, attached in all ways that there are
 //	rat fsync DIR               write files durably, print the number and the slowest, until DIR/stop is there
 //	rat spawn JSON              start a process (wire.Spawn) and print its pid
 //	rat kexec KERNEL INITRD CMD go over into another kernel
@@ -37,6 +38,8 @@ func main() {
 		err = storm(args)
 	case "modstorm":
 		err = modstorm(os.Stdout, args)
+	case "bpf":
+		err = bpf(os.Stdout, args)
 	case "fsync":
 		err = fsyncs(args)
 	case "spawn":
@@ -51,7 +54,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | fsync | spawn | kexec")
+var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | bpf | fsync | spawn | kexec")
 
 // spawnCommand is spawn for a shell. The process outlives this one and is then init's to reap.
 func spawnCommand(args []string) error {

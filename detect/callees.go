@@ -1,0 +1,111 @@
+package detect
+
+import (
+	"slices"
+
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+)
+
+// ftraceEntries are what ftrace's places may call in the kernel itself
+// (arch/x86/kernel/ftrace_64.S); __fentry__ is what compilers leave there.
+var ftraceEntries = []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_graph_caller", "__fentry__"}
+
+// callees knows where the places may lead that a kernel rewrites, by what the
+// kernel itself wants there at the moment. It is filled as it is asked.
+type callees struct {
+	*Look
+	code Code
+
+	entries []mem.VA          // of ftrace in the kernel itself; nil: not read yet
+	direct  map[mem.VA]mem.VA // what ftrace's places call without it, by place
+	known   bool              // whether direct is
+	called  []mem.VA          // what ftrace itself calls
+	returns []mem.VA          // return thunks: what a call of nothing may jump to
+}
+
+// forget has all be read again that may change.
+func (c *callees) forget() {
+	c.direct, c.known, c.called = nil, false, nil
+	if cache, ok := c.Phys.(*mem.Cache); ok {
+		cache.Forget()
+	}
+}
+
+// may reports whether what stands at a place may lead to an address.
+func (c *callees) may(site linux.PatchSite, to mem.VA) bool {
+	o, ok := c.code.Owner(to)
+	switch site.Kind {
+	case linux.JumpLabel:
+		return to == site.Target
+	case linux.Kprobe:
+		return o.Kind == "kprobe"
+	case linux.FtraceSite:
+		if c.entries == nil {
+			c.entries = c.named(ftraceEntries...)
+		}
+		return slices.Contains(c.entries, to) || o.Kind == "ftrace" && to == o.Start || c.directly(site.At, to, o.Kind)
+	case linux.FtraceCall:
+		if c.called == nil {
+			c.called, _ = c.FtraceCallees() // what could be read
+		}
+		return ok && o.Kind != "init" && slices.Contains(c.called, to)
+	case linux.StaticCall:
+		return ok && o.Kind != "init" && c.statically(site.Key, to)
+	}
+	return false
+}
+
+func (c *callees) named(names ...string) []mem.VA {
+	out := []mem.VA{}
+	for _, name := range names {
+		for _, s := range c.Symbols.LookupAll(name) {
+			out = append(out, s.Addr)
+		}
+	}
+	return out
+}
+
+// directly reports whether a place may call a function past ftrace: of whose
+// kind of code that is matters only if the kernel does not tell which these are.
+func (c *callees) directly(at, to mem.VA, kind string) bool {
+	if !c.known {
+		c.direct, _ = c.DirectCalls()
+		c.known = true
+	}
+	if kind != "bpf" && kind != "module" && kind != "kernel" {
+		return false
+	}
+	if c.direct == nil {
+		return kind != "kernel"
+	}
+	return c.direct[at] == to
+}
+
+// thunkSize bounds the code before a function through which it may be called: it
+// counts the depth of calls (arch/x86/kernel/callthunks.c).
+const thunkSize = 64
+
+// statically reports whether the static call of a key may lead to code at an
+// address: to its function, its trampoline or, if there is nothing to call, to a
+// return.
+func (c *callees) statically(key, to mem.VA) bool {
+	if key == 0 {
+		return true // which it is is not known
+	}
+	is, err := c.StaticCallee(key)
+	if err != nil {
+		return true
+	}
+	if is == 0 {
+		if c.returns == nil {
+			c.returns = c.named("__x86_return_thunk", "retbleed_return_thunk", "srso_return_thunk", "srso_alias_return_thunk", "call_depth_return_thunk", "its_return_thunk")
+		}
+		return slices.Contains(c.returns, to)
+	}
+	if to == is || to < is && is-to <= thunkSize {
+		return true
+	}
+	f, err := c.Functions()
+	return err != nil || slices.ContainsFunc(f.Trampolines, func(t linux.PatchSite) bool { return t.Key == key && t.At == to })
+}
