@@ -135,7 +135,7 @@ func (w *rodataVet) compare(s *vendorfile.Section, from, to mem.VA) {
 			was := s.Data[at-s.Addr:][:len(now)]
 			if !bytes.Equal(now, was) {
 				for i := range now {
-					if now[i] == was[i] {
+					if now[i] == was[i] || w.by.Image.Untold(at+mem.VA(i)) > 0 {
 						continue
 					}
 					b := max(from, (at+mem.VA(i))&^(word-1))

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -179,7 +180,7 @@ func (w *vet) explain(off int) int {
 		return end == 0
 	})
 	if end == 0 {
-		if n := w.match.Padding(w.by.Image, at); n > 0 {
+		if n := cmp.Or(w.match.Padding(w.by.Image, at), w.by.Image.Untold(at)); n > 0 {
 			end = off + n
 		}
 	}

@@ -58,6 +58,20 @@ type Image struct {
 	// far from there the image lies.
 	unlisted []mem.VA
 	slide    uint64
+	untold   map[mem.VA]int // what was not told of a module's places, in bytes
+}
+
+// Untold reports how many bytes from an address on the file does not tell: they
+// name a place in a section of no bytes, and where such a one lies the guest
+// does not tell, either. The kernel's locks have such keys where it does not
+// check locks.
+func (im *Image) Untold(at mem.VA) int {
+	for i := range 8 {
+		if n := im.untold[at-mem.VA(i)]; n > i {
+			return n - i
+		}
+	}
+	return 0
 }
 
 // Section finds a section by its name; nil if there is none.

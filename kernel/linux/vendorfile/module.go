@@ -136,6 +136,8 @@ func (m *Module) Relocate(resolve func(name string) (uint64, bool)) error {
 		byIndex[uint32(s.index)] = s
 	}
 	values := make(map[uint32]uint64)
+	nowhere := make(map[uint32]bool) // symbols in sections that have no bytes, and so no place
+	m.untold = make(map[mem.VA]int)
 	value := func(n uint32) (uint64, error) {
 		if v, ok := values[n]; ok {
 			return v, nil
@@ -159,6 +161,7 @@ func (m *Module) Relocate(resolve func(name string) (uint64, bool)) error {
 				return 0, errFormat("symbol %d in section %d, which is not loaded", n, s.index)
 			}
 			base := of.Addr
+			nowhere[n] = of.Addr == 0 && of.Size == 0
 			if of.index == m.percpu {
 				base = m.percpuBase
 			}
@@ -173,34 +176,39 @@ func (m *Module) Relocate(resolve func(name string) (uint64, bool)) error {
 			continue
 		}
 		for list := m.elf.data(i); len(list) >= relaSize; list = list[relaSize:] {
-			if err := m.apply(to, list, value); err != nil {
+			at, size, err := m.apply(to, list, value)
+			if err != nil {
 				return err
+			}
+			if sym := binary.LittleEndian.Uint32(list[12:]); nowhere[sym] {
+				m.untold[at] = size
 			}
 		}
 	}
 	return nil
 }
 
-// apply does one relocation (elf.h: Elf64_Rela) of a section.
-func (m *Module) apply(to *Section, r []byte, value func(uint32) (uint64, error)) error {
+// apply does one relocation (elf.h: Elf64_Rela) of a section, and tells of where
+// and how many bytes it was.
+func (m *Module) apply(to *Section, r []byte, value func(uint32) (uint64, error)) (at mem.VA, n int, err error) {
 	le := binary.LittleEndian
 	off, kind, sym, addend := le.Uint64(r), le.Uint32(r[8:]), le.Uint32(r[12:]), le.Uint64(r[16:])
 	size := uint64(4)
 	switch kind {
 	case relNone:
-		return nil
+		return 0, 0, nil
 	case rel64, relPC64:
 		size = 8
 	case relPC32, relPLT32, rel32, rel32S:
 	default:
-		return errFormat("relocation of kind %d", kind)
+		return 0, 0, errFormat("relocation of kind %d", kind)
 	}
 	if off > uint64(len(to.Data)) || uint64(len(to.Data))-off < size {
-		return errFormat("relocation at %#x of %q, which has %d bytes", off, to.Name, len(to.Data))
+		return 0, 0, errFormat("relocation at %#x of %q, which has %d bytes", off, to.Name, len(to.Data))
 	}
 	v, err := value(sym)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	v += addend
 	switch kind {
@@ -212,5 +220,5 @@ func (m *Module) apply(to *Section, r []byte, value func(uint32) (uint64, error)
 	} else {
 		le.PutUint32(to.Data[off:], uint32(v))
 	}
-	return nil
+	return to.Addr + mem.VA(off), int(size), nil
 }
