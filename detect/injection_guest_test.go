@@ -147,6 +147,23 @@ echo 1 > events/uprobes/enable`)
 			if len(r.Tampered()) > 0 {
 				t.Errorf("uprobes are not explained: %+v", r.Tampered())
 			}
+			toggled := make(chan error, 1)
+			go func() {
+				_, err := lab.Run(t.Context(), "cd /sys/kernel/tracing; for i in 0 1 0 1 0 1 0 1; do echo $i > events/uprobes/enable; done")
+				toggled <- err
+			}()
+			for done := false; !done; {
+				select {
+				case err := <-toggled:
+					if done = true; err != nil {
+						t.Fatal(err)
+					}
+				case <-time.After(20 * time.Millisecond): // the guest needs the processor as well
+				}
+				if r := look(); len(r.Tampered()) > 0 {
+					t.Errorf("while uprobes come and go: %+v", r.Tampered())
+				}
+			}
 			run("cd /sys/kernel/tracing; echo 0 > events/uprobes/enable; echo > uprobe_events")
 			if r := look(); len(r.Tampered()) > 0 {
 				t.Errorf("after uprobes: %+v", r.Tampered())
