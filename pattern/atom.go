@@ -184,9 +184,10 @@ type atom struct {
 
 const (
 	maxAtom = 8
-	// maxReach bounds from how far before it a match may begin: each place is
-	// tried.
+	// maxReach bounds in how many places before an atom a match may begin, each of
+	// which is tried, unless the atom has rareAtom bytes.
 	maxReach = 64
+	rareAtom = 3
 )
 
 // atomsOf chooses an atom of each row; nil if a row has none.
@@ -206,13 +207,23 @@ func bestAtom(row []item) (best atom, ok bool) {
 	score := 0
 	for i := range row {
 		before, after := length(row[:i])
-		if after < 0 || after-before > maxReach {
+		if before > MaxLength {
 			break
 		}
+		if after < 0 {
+			after = MaxLength
+		}
+		far := after-before > maxReach
 		units := make([]unit, 0, maxAtom)
 		for k := i; k < len(row) && len(units) < maxAtom && row[k].searchable(); k++ {
 			units = append(units, row[k].unit)
-			if s := worth(units); !ok || s > score {
+			s := worth(units)
+			if far {
+				if s -= 4 * rareAtom; len(units) < rareAtom {
+					continue
+				}
+			}
+			if !ok || s > score {
 				best, score, ok = atom{slices.Clone(units), before, after}, s, true
 			}
 		}

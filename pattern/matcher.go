@@ -102,7 +102,7 @@ func (s *String) matchers() ([]*matcher, error) {
 			m.atoms = atomsOf([][]item{unitItems(m.units)})
 		}
 		if m.atoms == nil {
-			return nil, errAt(s.at, "a pattern without a byte that is always the same")
+			return nil, errAt(s.at, "a pattern without a byte that is always the same (three in a row, where it may begin far before them)")
 		}
 		out = append(out, m)
 	}

@@ -68,6 +68,8 @@ func TestScan(t *testing.T) {
 		{"/é+/", Modifiers{}, "éé", "0+2 2+2"},
 		{"/evil/", Modifiers{Wide: true}, "evil" + wide("evil"), "4+8"},
 		{"/ev.l/i", Modifiers{Wide: true}, wide("EVIL"), "0+8"},
+		{"/[a-z]+-evil/", Modifiers{}, "xy-evil", "0+7 1+6"},
+		{"/a.*evil/", Modifiers{}, "a evil", "0+6"},
 		{"/etc/passwd", Modifiers{}, "x/etc/passwd", "1+11"},
 	} {
 		s := pattern(t, c.pattern, c.m)
@@ -168,8 +170,8 @@ func TestScanOracle(t *testing.T) {
 				s.DotAll = true
 				s.Text = []string{
 					quote(word(2)) + ".{1,3}" + quote(word(2)), quote(word(1)) + "+" + quote(word(2)), "[ab]" + quote(word(3)) + "?d",
-					"(" + quote(word(2)) + "|" + quote(word(3)) + "c*)b", "[a-c]{2,3}" + quote(word(2)), quote(word(2)) + "(a|bc){0,3}", "(?:ab|c.)" + quote(word(1)) + "[^a]",
-				}[r.IntN(7)]
+					"(" + quote(word(2)) + "|" + quote(word(3)) + "c*)b", "[a-c]{2,3}" + quote(word(2)), quote(word(2)) + "(a|bc){0,3}", "[bc]+" + quote(word(3)), "(?:ab|c.)" + quote(word(1)) + "[^a]",
+				}[r.IntN(8)]
 			}
 			if _, err := s.matchers(); err == nil {
 				list = append(list, s)
