@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmscope/block"
 	"vmscope/block/nbd"
 	"vmscope/block/vhostuser"
@@ -186,10 +188,31 @@ func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() 
 		if err != nil {
 			return ctx.Err()
 		}
+		if !speaks(ctx, c) {
+			c.Close()
+			continue
+		}
 		left := entered()
 		srv.ServeConn(ctx, c) // one front end at a time
 		left()
 	}
+}
+
+// speaks waits until a client says something, which is not read. Who only looks whether somebody listens does not, and may wait
+// in the queue before a front end that connects again.
+func speaks(ctx context.Context, c *net.UnixConn) (ok bool) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK)
+		ok = n > 0 && err == nil
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	return ok && err == nil
 }
 
 // connectEvery is how often a front end that listens is tried.
