@@ -19,21 +19,24 @@ import (
 func testDumps(t *testing.T, g *guestlab.Guest) {
 	dir := t.TempDir()
 	all := make(map[string]seen)
+	path := filepath.Join(dir, "own")
 	w := truthOf(t, g, func() {
-		path := filepath.Join(dir, "own")
 		writeCore(t, g, path)
 		all["own"] = look(t, "file:"+path, vmscope.Registers())
 		checkCore(t, g, path)
 		// QEMU's own dump makes the guest's untouched memory real: it comes last.
-		for name, paging := range map[string]bool{"qemu plain": false, "qemu paging": true} {
+		for name, args := range map[string]map[string]any{"qemu plain": {"paging": false}, "qemu paging": {"paging": true}, "qemu kdump": {"paging": false, "format": "kdump-zlib"}} {
 			path := filepath.Join(dir, "core")
-			qmp(t, g.QMPSocket(), "dump-guest-memory", map[string]any{"paging": paging, "protocol": "file:" + path})
+			args["protocol"] = "file:" + path
+			qmp(t, g.QMPSocket(), "dump-guest-memory", args)
 			all[name] = look(t, path)
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
 		}
 	})
+	convertDumps(t, path, all)
+	testFiltered(t, path, w.procs)
 	for name, s := range all {
 		t.Run(name, func(t *testing.T) { w.check(t, s) })
 	}

@@ -74,7 +74,7 @@ func TestWrongTargets(t *testing.T) {
 		{put("program", program), []string{"no core"}},
 		{put("truncated", truncatedELF()), []string{"truncated", "--truncated"}},
 		{put("headless", truncatedELF()[:20]), []string{"not a readable dump"}},
-		{put("kdump", append([]byte("KDUMP   "), make([]byte, 8192)...)), []string{"kdump", "dump-guest-memory"}},
+		{put("kdump", append([]byte("KDUMP   "), make([]byte, 8192)...)), []string{"kdump", "header version 0"}},
 		{put("lime", append([]byte("EMiL"), make([]byte, 8192)...)), []string{"LiME"}},
 		{put("gz", gz.Bytes()), []string{"gzip", "gunzip"}},
 		{"/dev/null", []string{"/dev/null"}},

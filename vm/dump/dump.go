@@ -1,7 +1,7 @@
 // Package dump opens files that hold a guest's memory: raw RAM (a live one's
 // file too), the ELF cores that QEMU's dump-guest-memory and libvirt's
-// `virsh dump --memory-only` write, and bundles, which are compressed cores of
-// some pages. Other formats are recognised and refused by name.
+// `virsh dump --memory-only` write, kdump-compressed dumps, and bundles, which are
+// compressed cores of some pages. Other formats are recognised and refused by name.
 //
 // A dump was written by the guest, or by somebody who sends one: nothing in its
 // headers is believed beyond what the file's size allows.
@@ -44,7 +44,8 @@ var ErrTruncated = errors.New("dump is truncated")
 var ErrFormat = errors.New("not a readable dump")
 
 // Open opens the dump at path. The file is mapped, never changed, and costs no
-// memory for the parts that are not read; but a compressed core, which may have
+// memory for the parts that are not read. Of kdump-compressed dumps those pages are
+// unpacked that are read; but a core that is compressed as a whole, which may have
 // 640 MiB, is unpacked into memory.
 //
 // The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, a vm.CPUs (ELF
@@ -80,9 +81,19 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		}
 		head = []byte(elfMagic)
 	}
-	if err := foreign(head); err != nil && !raw {
-		f.Close()
-		return nil, fmt.Errorf("%q: %w", path, err)
+	if !raw {
+		m, err := openPacked(path, f, head, o)
+		if err == nil && m == nil {
+			if err = foreign(head); err != nil {
+				f.Close()
+			}
+		}
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%q: %w", path, err)
+		case m != nil:
+			return m, nil
+		}
 	}
 	file, err := ramfile.Map(f, false)
 	if err != nil {
@@ -99,6 +110,18 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
 	return m, nil
+}
+
+// openPacked opens the formats whose memory has to be searched for in the file;
+// nil without an error: it is none of them, else f is theirs.
+func openPacked(path string, f *os.File, head []byte, o options) (vm.Machine, error) {
+	switch {
+	case bytes.HasPrefix(head, []byte(kdumpMagic)):
+		return openKdump(path, f, false, o)
+	case bytes.HasPrefix(head, []byte(flatMagic)):
+		return openKdump(path, f, true, o)
+	}
+	return nil, nil
 }
 
 // machine is what raw and ELF dumps have in common.
@@ -127,10 +150,7 @@ func (m *machine) Info() vm.Info { return m.info }
 
 // CPUs gives the registers that the dump holds.
 func (m *machine) CPUs(context.Context) ([]vm.Registers, error) {
-	if len(m.regs) == 0 {
-		return nil, fmt.Errorf("registers of %q: the dump holds none: %w", m.info.Name, errors.ErrUnsupported)
-	}
-	return m.regs, nil
+	return registersOf(m.info, m.regs)
 }
 
 // Close unmaps the dump. No reader may be at work.

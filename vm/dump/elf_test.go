@@ -203,8 +203,6 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"empty", nil, "empty"},
 		{"less than a page", []byte("x"), "less than a page"},
-		{"kdump", append([]byte("KDUMP   "), make([]byte, 8192)...), "kdump-compressed dump; write an ELF one with"},
-		{"flattened", append([]byte("makedumpfile\x00"), make([]byte, 8192)...), "flattened kdump"},
 		{"LiME", append([]byte("EMiL"), make([]byte, 8192)...), "LiME"},
 		{"AVML", append([]byte("AVML"), make([]byte, 8192)...), "avml-convert"},
 		{"gzip", append([]byte("\x1f\x8b\x08"), make([]byte, 8192)...), "gunzip"},

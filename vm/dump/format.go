@@ -14,9 +14,7 @@ func foreign(head []byte) error {
 		magic      string
 		name, todo string
 	}{
-		{0, "KDUMP   ", "a kdump-compressed dump", elf},
 		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
-		{0, "makedumpfile\x00", "a flattened kdump-compressed dump", elf},
 		{0, "EMiL", "a LiME dump", "take one in raw format (format=padded), or dump from outside the guest"},
 		{0, "AVML", "an AVML dump", "convert it with `avml-convert --format raw`"},
 		{0, "LibvirtQemudSave", "a libvirt save image (state of migration, not RAM)", "use `virsh dump --memory-only --format elf`"},

@@ -1,0 +1,181 @@
+package dump
+
+import (
+	"bytes"
+	"container/list"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/anchore/go-lzo"
+	"github.com/klauspost/compress/snappy"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+)
+
+// codec is how a unit is packed.
+type codec uint8
+
+const (
+	stored codec = iota
+	blank        // zeros, which take no room in the file
+	byZlib
+	byLZO
+	bySnappy
+	byZstd
+)
+
+// maxKept bounds the units kept unpacked, in bytes.
+const maxKept = 4 << 20
+
+// unpacker unpacks units, and keeps those that were read last. It is safe for
+// concurrent use.
+type unpacker struct {
+	mu    sync.Mutex
+	kept  map[packedAt]*list.Element
+	order *list.List // of *unpacked, the last used first
+	bytes int
+
+	zstd *zstd.Decoder
+}
+
+// packedAt is where a unit is packed. The pages of zeros of some dumps are one.
+type packedAt struct {
+	src source
+	off uint64
+	len uint64
+}
+
+type unpacked struct {
+	at    packedAt
+	bytes []byte
+}
+
+func newUnpacker() *unpacker {
+	// With these options it cannot fail.
+	z, _ := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxUnit), zstd.WithDecoderMaxWindow(1<<20))
+	return &unpacker{kept: make(map[packedAt]*list.Element), order: list.New(), zstd: z}
+}
+
+// read fills p from the bytes of u behind the first skip.
+func (x *unpacker) read(p []byte, u unit, skip uint64) error {
+	switch u.codec {
+	case blank:
+		clear(p)
+		return nil
+	case stored:
+		return readFull(u.src, p, u.off+skip)
+	}
+	at := packedAt{u.src, u.off, u.len}
+	b := x.recall(at)
+	if b == nil {
+		if u.size > maxUnit || u.len > 2*maxUnit {
+			return fmt.Errorf("%d bytes packed to %d are too many", u.size, u.len)
+		}
+		in := make([]byte, u.len)
+		if err := readFull(u.src, in, u.off); err != nil {
+			return err
+		}
+		b = make([]byte, u.size)
+		if err := x.unpack(b, in, u.codec); err != nil {
+			return err
+		}
+		x.keep(at, b)
+	}
+	if uint64(len(b)) < skip+uint64(len(p)) { // another unit of the same place said that it is smaller
+		return fmt.Errorf("it holds %d bytes, not %d", len(b), u.size)
+	}
+	copy(p, b[skip:])
+	return nil
+}
+
+func (x *unpacker) recall(at packedAt) []byte {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e := x.kept[at]
+	if e == nil {
+		return nil
+	}
+	x.order.MoveToFront(e)
+	return e.Value.(*unpacked).bytes
+}
+
+func (x *unpacker) keep(at packedAt, b []byte) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.kept[at] != nil { // another reader was faster
+		return
+	}
+	x.kept[at] = x.order.PushFront(&unpacked{at, b})
+	for x.bytes += len(b); x.bytes > maxKept; {
+		old := x.order.Remove(x.order.Back()).(*unpacked)
+		delete(x.kept, old.at)
+		x.bytes -= len(old.bytes)
+	}
+}
+
+// unpack fills out from in, which must hold neither more nor less.
+func (x *unpacker) unpack(out, in []byte, c codec) error {
+	n, err := 0, error(nil)
+	switch c {
+	case byZlib:
+		return inflate(out, in)
+	case byLZO:
+		n, err = lzo.Decompress(in, out)
+	case bySnappy:
+		if n, err = snappy.DecodedLen(in); err == nil && n == len(out) {
+			_, err = snappy.Decode(out, in)
+		}
+	case byZstd:
+		var b []byte
+		b, err = x.zstd.DecodeAll(in, out[:0])
+		n = len(b)
+	}
+	if err != nil {
+		return err
+	}
+	if n != len(out) {
+		return fmt.Errorf("it holds %d bytes, not %d", n, len(out))
+	}
+	return nil
+}
+
+var inflaters sync.Pool // of io.ReadCloser, a zlib.Resetter
+
+func inflate(out, in []byte) error {
+	r, _ := inflaters.Get().(io.ReadCloser)
+	var err error
+	if r == nil {
+		r, err = zlib.NewReader(bytes.NewReader(in))
+	} else {
+		err = r.(zlib.Resetter).Reset(bytes.NewReader(in), nil)
+	}
+	if err != nil {
+		return err
+	}
+	defer inflaters.Put(r)
+	if n, err := io.ReadFull(r, out); err != nil {
+		return fmt.Errorf("%w after %d bytes of %d", err, n, len(out))
+	}
+	// The check sum comes with the end.
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		return fmt.Errorf("more than %d bytes, or a broken end: %w", len(out), err)
+	}
+	return nil
+}
+
+// readFull fills p from off.
+func readFull(src io.ReaderAt, p []byte, off uint64) error {
+	if off > 1<<62 {
+		return fmt.Errorf("offset %#x is in no file", off)
+	}
+	n, err := src.ReadAt(p, int64(off))
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil || errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
