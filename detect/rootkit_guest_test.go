@@ -224,7 +224,10 @@ type rootkit struct {
 // A stranger's code (testdata/modules/module.h) is mov eax, N; ret.
 var rootkits = []rootkit{
 	{source: "syscall", check: "syscalls", words: []string{"sys_call_table[163]", "acct [bad_syscall]", "module bad_syscall", "the function of sys_acct"}},
-	{source: "dispatch", check: "text", words: []string{"x64_sys_call", "acct [bad_dispatch]"}, needs: "x64_sys_call"},
+	{
+		source: "dispatch", check: "text", words: []string{"x64_sys_call", "acct [bad_dispatch]"}, needs: "x64_sys_call",
+		also: map[string][]string{"syscalls": {"x64_sys_call+0x", "acct [bad_dispatch]", "module bad_dispatch"}},
+	},
 	{source: "inline", check: "text", words: []string{"__x64_sys_acct", "jmp", "acct [bad_inline]"}},
 	{source: "rodata", check: "rodata", words: []string{"null_fops", "swallow [bad_rodata]", "write_null"}},
 	{source: "interrupt", check: "interrupts", words: []string{"interrupt 9", "idt_table[9]", "handler [bad_interrupt]"}},

@@ -21,7 +21,7 @@ import (
 // 1e3ad78334a6 "x86/syscall: Don't force use of indirect calls for system
 // calls") the CPU does not go through sys_call_table but through the code of
 // x64_sys_call: a table that was changed there shows that somebody tried. That
-// code is looked at by Text.
+// code is looked at as well.
 type Syscalls struct{}
 
 // Name implements Detector.
@@ -31,7 +31,11 @@ func (Syscalls) Name() string { return "syscalls" }
 const maxSyscalls = 2048
 
 // Inspect implements Detector.
-func (Syscalls) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+func (d Syscalls) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
+	return errors.Join(d.dispatch(ctx, l, report), inspectTables(l, report))
+}
+
+func inspectTables(l *Look, report func(Finding)) error {
 	code, broken := l.Code()
 	if len(code) == 0 {
 		return broken

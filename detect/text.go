@@ -477,9 +477,9 @@ func (t *textLook) entries(m *run, f *linux.Functions, valid []covered) {
 
 // thunk reports whether at an address there is but a jump through a register, as
 // the kernel makes for itself where it must; see thunks.
-func (t *textLook) thunk(at mem.VA) bool {
+func (l *Look) thunk(at mem.VA) bool {
 	var b [4]byte
-	_, err := t.Mem.Read(b[:], at)
+	_, err := l.Mem.Read(b[:], at)
 	n := 3 // jmp reg; int3
 	if b[0] == 0x41 {
 		n = 4
