@@ -274,7 +274,7 @@ func TestTampering(t *testing.T) {
 			defer g.Close()
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
-			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings, bpfTamperings) {
+			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings, bpfTamperings, injectionTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
@@ -313,7 +313,7 @@ func demand(t *testing.T, r Result, check string, words []string) {
 		if f.Check != check {
 			continue
 		}
-		all := f.Summary
+		all := string(f.Severity) + " " + f.Summary
 		for _, e := range f.Evidence {
 			all += "\n" + fmt.Sprintf("%#x", uint64(e.Addr)) + " " + e.What + " " + e.Symbol + " " + e.Owner + " " + e.Expected + " " + e.Found
 		}

@@ -71,6 +71,7 @@ Exit status: 0 nothing found; 1 matches; 2 could not search.`,
 	c.MarkFlagsMutuallyExclusive("pid", "processes", "all")
 	c.MarkFlagsMutuallyExclusive("physical", "pid", "all")
 	c.MarkFlagsMutuallyExclusive("kernel", "all")
+	_ = c.RegisterFlagCompletionFunc("pattern", cobra.NoFileCompletions)
 	_ = c.MarkFlagFilename("rules", "yar", "yara", "rules")
 	return c
 }
