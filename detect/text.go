@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"sort"
-	"time"
 
 	"golang.org/x/arch/x86/x86asm"
 
@@ -216,13 +215,6 @@ func (t *textLook) probed(sites []linux.PatchSite, at mem.VA) bool {
 	return false
 }
 
-// Bounds of waiting for a place that is just being rewritten.
-const (
-	rewriteTries = 100 // in one look
-	rewritePause = 5 * time.Millisecond
-	strayTries   = 4 // for a place that is all written, and in no valid form
-)
-
 // site is form for what stands at a place of a run. One that is in none is
 // looked at again: it, or what says where it leads, may just be being rewritten.
 func (t *textLook) site(m *run, site linux.PatchSite, probed bool) int {
@@ -232,19 +224,7 @@ func (t *textLook) site(m *run, site linux.PatchSite, probed bool) int {
 	if n > 0 || probed || site.Kind == linux.LockPrefix {
 		return n
 	}
-	s := uncached(t.Look)
-	for try := 0; t.waited < rewriteTries && (try < strayTries || b[0] == opInt3); try++ {
-		t.waited++
-		time.Sleep(rewritePause)
-		if _, err := s.Read(b, site.At); err != nil {
-			return 0
-		}
-		t.callees.forget()
-		if n = form(site, b, t.callees.may); n > 0 {
-			break
-		}
-	}
-	return n
+	return t.rewriting(site.At, b, func(b []byte) int { return form(site, b, t.callees.may) })
 }
 
 func (t *textLook) badSite(m *run, site linux.PatchSite) {

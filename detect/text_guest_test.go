@@ -71,6 +71,12 @@ func TestReference(t *testing.T) {
 					silent()
 				})
 			}
+			rewrites(t, &victim{T: t, g: g, lab: lab}, func(v *vmscope.View) Result {
+				r := look(v)
+				r.Findings = append(r.Findings, vendorLook(t, v, vendor).Findings...)
+				return r
+			})
+			silent()
 		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"time"
 
 	"vmscope/kernel/linux"
 	"vmscope/kernel/linux/vendorfile"
@@ -172,7 +171,7 @@ func (w *vet) explain(off int) int {
 		got := buf[:w.bytes(buf[:max(int(s.Len), 8)], first)]
 		n := w.match.Match(w.by.Image, w.by.sites, s, got)
 		if n == 0 && len(got) > 0 && got[0] == opInt3 && (s.Kind == vendorfile.Ftrace || s.Kind == vendorfile.JumpLabel || s.Kind == vendorfile.StaticCall) {
-			n = w.rewritten(s, got)
+			n = w.rewriting(s.At, got, func(b []byte) int { return w.match.Match(w.by.Image, w.by.sites, s, b) })
 		}
 		if first+n > off {
 			end = first + n
@@ -185,22 +184,6 @@ func (w *vet) explain(off int) int {
 		}
 	}
 	return end
-}
-
-// rewritten is Match for a place that is just being rewritten, which it waits
-// for.
-func (w *vet) rewritten(s vendorfile.Site, got []byte) int {
-	space := uncached(w.Look)
-	for ; w.waited < rewriteTries; w.waited++ {
-		if _, err := space.Read(got, s.At); err != nil {
-			return 0
-		}
-		if got[0] != opInt3 {
-			break
-		}
-		time.Sleep(rewritePause)
-	}
-	return w.match.Match(w.by.Image, w.by.sites, s, got)
 }
 
 // stray takes up a byte that nothing explains; those that are near each other
