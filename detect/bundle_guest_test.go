@@ -73,6 +73,30 @@ func TestBundle(t *testing.T) {
 				demand(t, r, "injection", []string{"patched", "0f0b0f0b"})
 				same(t, path, r)
 			})
+			t.Run("without VMCOREINFO", func(t *testing.T) {
+				if err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
+					traces, err := tx.Traces()
+					for _, r := range traces {
+						if _, err := tx.WritePhys(make([]byte, 64), r.Start); err != nil {
+							t.Error(err)
+						}
+					}
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				path := filepath.Join(dir, "kallsyms")
+				if err := vmscope.Look(t.Context(), lab.Name(), func(v *vmscope.View) error {
+					if v.CoreInfo() != "" {
+						t.Error("the kernel was found by what was wiped")
+					}
+					r, err := WriteBundle(t.Context(), v, NewReference(), path, dump.About{}, nil)
+					same(t, path, r)
+					return err
+				}, vmscope.Paused()); err != nil {
+					t.Fatal(err)
+				}
+			})
 			if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
 				t.Errorf("%q, %v: left behind", left, err)
 			}

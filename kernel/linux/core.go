@@ -1,8 +1,10 @@
 package linux
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"vmscope/mem"
 )
@@ -40,25 +42,36 @@ func (v *View) Image() (start mem.VA, pa mem.PA, size uint64, err error) {
 }
 
 // Traces are the parts of RAM in which Find found the kernel: the pages of its
-// VMCOREINFO, or if it was found without, its image. Nothing else has to be
-// searched to find it again.
+// VMCOREINFO, and where that does not say where the symbols are, or there is
+// none, the kernel's read-only data. Nothing else has to be searched to find it
+// again. They are sorted.
 func (v *View) Traces() ([]mem.Range, error) {
-	if v.info == nil {
-		_, pa, size, err := v.Image()
-		if err != nil {
-			return nil, err
-		}
-		first := pa &^ (mem.PageSize - 1)
-		last := (pa + mem.PA(size) - 1) &^ (mem.PageSize - 1)
-		return []mem.Range{{Start: first, Size: uint64(last-first) + mem.PageSize}}, nil
-	}
 	var out []mem.Range
-	for _, pa := range v.info.Places { // sorted, of at most a page
-		first := pa &^ (mem.PageSize - 1)
-		if n := len(out); n > 0 && out[n-1].End() > first {
-			continue
+	if v.info != nil {
+		for _, pa := range v.info.Places { // sorted, of at most a page
+			first := pa &^ (mem.PageSize - 1)
+			if n := len(out); n > 0 && out[n-1].End() > first {
+				continue
+			}
+			out = append(out, mem.Range{Start: first, Size: mem.PageSize})
 		}
-		out = append(out, mem.Range{Start: first, Size: mem.PageSize})
+		if _, ok := v.info.Kallsyms(); ok {
+			return out, nil
+		}
 	}
+	start, _, err := v.firstSymbol("__start_rodata", "_stext")
+	end, _, err2 := v.firstSymbol("__end_rodata", "_end")
+	if err = errors.Join(err, err2); err != nil {
+		return nil, err
+	}
+	if start < v.Text || end <= start || end-start > imageMax {
+		return nil, fmt.Errorf("read-only data from %#x to %#x: %w", uint64(start), uint64(end), mem.ErrInconsistent)
+	}
+	first := (v.Kernel.Phys + mem.PA(start-v.Text)) &^ (mem.PageSize - 1)
+	last := (v.Kernel.Phys + mem.PA(end-v.Text) - 1) &^ (mem.PageSize - 1)
+	image := mem.Range{Start: first, Size: uint64(last-first) + mem.PageSize}
+	out = slices.DeleteFunc(out, func(r mem.Range) bool { return r.Start >= image.Start && r.Start < image.End() })
+	out = append(out, image)
+	slices.SortFunc(out, func(a, b mem.Range) int { return cmp.Compare(a.Start, b.Start) })
 	return out, nil
 }

@@ -200,8 +200,8 @@ func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
 func (f *finder) tableNear(c *claim) (*ksym.Table, error) {
 	from := c.phys(c.text)
 	image := []mem.Range{{Start: from, Size: imageMax}}
-	if g, ok := f.phys.(mem.Ranger); ok {
-		image = clip(image[0], g.Ranges())
+	if data, err := mem.Extents(f.phys); err == nil {
+		image = clip(image[0], data)
 	}
 	tables, err := ksym.Find(f.ctx, f.phys, image)
 	if err = f.planted(err); err != nil {

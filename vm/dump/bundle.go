@@ -130,7 +130,8 @@ func bundleOf(path string, m *machine, list []note) (*bundle, error) {
 		return nil, fmt.Errorf("%w: a bundle: %w", ErrFormat, err)
 	}
 	i := &m.info
-	i.Name, i.Route, i.Layout, i.RAM = filepath.Base(path), "bundle "+path, "as the bundle tells", 0
+	i.Name, i.Layout, i.RAM = filepath.Base(path), "as the bundle tells", 0
+	i.Route = fmt.Sprintf("bundle %s of %q, by %s, %s", path, b.about.Target, b.about.By, b.about.Time.UTC().Format(time.RFC3339))
 	for _, r := range b.about.RAM {
 		i.RAM += r.Size
 	}

@@ -74,7 +74,7 @@ func TestBundle(t *testing.T) {
 	if r := m.(mem.Ranger).Ranges(); !slices.Equal(r, []mem.Range{{Start: 0, Size: 1 << 20}, {Start: 4 << 30, Size: 1 << 20}}) {
 		t.Errorf("ranges %#x", r)
 	}
-	if i := m.(vm.Describer).Info(); i.RAM != 2<<20 || i.Live {
+	if i := m.(vm.Describer).Info(); i.RAM != 2<<20 || i.Live || !strings.Contains(i.Route, `of "web1", by a test, 2023-11-14T22:13:20Z`) {
 		t.Errorf("%+v", i)
 	}
 	if mem.RAMOf(m) != nil {
