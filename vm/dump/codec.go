@@ -3,8 +3,10 @@ package dump
 import (
 	"bytes"
 	"container/list"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"sync"
 
@@ -24,6 +26,7 @@ const (
 	byLZO
 	bySnappy
 	byZstd
+	byFrame // Snappy behind its check sum (google/snappy, framing_format.txt)
 )
 
 // maxKept bounds the units kept unpacked, in bytes.
@@ -127,6 +130,17 @@ func (x *unpacker) unpack(out, in []byte, c codec) error {
 		if n, err = snappy.DecodedLen(in); err == nil && n == len(out) {
 			_, err = snappy.Decode(out, in)
 		}
+	case byFrame:
+		if len(in) < 4 {
+			return io.ErrUnexpectedEOF
+		}
+		if err := x.unpack(out, in[4:], bySnappy); err != nil {
+			return err
+		}
+		if want, sum := binary.LittleEndian.Uint32(in), frameSum(out); sum != want {
+			return fmt.Errorf("check sum %#x, not %#x", sum, want)
+		}
+		return nil
 	case byZstd:
 		var b []byte
 		b, err = x.zstd.DecodeAll(in, out[:0])
@@ -139,6 +153,14 @@ func (x *unpacker) unpack(out, in []byte, c codec) error {
 		return fmt.Errorf("it holds %d bytes, not %d", n, len(out))
 	}
 	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// frameSum is the check sum of framed Snappy.
+func frameSum(b []byte) uint32 {
+	c := crc32.Checksum(b, castagnoli)
+	return (c>>15 | c<<17) + 0xa282ead8
 }
 
 var inflaters sync.Pool // of io.ReadCloser, a zlib.Resetter

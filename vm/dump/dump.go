@@ -1,6 +1,6 @@
 // Package dump opens files that hold a guest's memory: raw RAM (a live one's
 // file too), the ELF cores that QEMU's dump-guest-memory and libvirt's
-// `virsh dump --memory-only` write, kdump-compressed dumps, and bundles, which are
+// `virsh dump --memory-only` write, kdump-compressed dumps, those of LiME and AVML, and bundles, which are
 // compressed cores of some pages. Other formats are recognised and refused by name.
 //
 // A dump was written by the guest, or by somebody who sends one: nothing in its
@@ -100,9 +100,12 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
 	var m vm.Machine
-	if !raw && bytes.HasPrefix(head, []byte(elfMagic)) {
+	switch {
+	case !raw && bytes.HasPrefix(head, []byte(elfMagic)):
 		m, err = openELF(path, file, o)
-	} else {
+	case !raw && bytes.HasPrefix(head, []byte(limeMagic)):
+		m, err = openLime(path, file, o)
+	default:
 		m, err = openRaw(path, file, o)
 	}
 	if err != nil {
@@ -120,6 +123,8 @@ func openPacked(path string, f *os.File, head []byte, o options) (vm.Machine, er
 		return openKdump(path, f, false, o)
 	case bytes.HasPrefix(head, []byte(flatMagic)):
 		return openKdump(path, f, true, o)
+	case bytes.HasPrefix(head, []byte(avmlMagic)):
+		return openAVML(path, f, o)
 	}
 	return nil, nil
 }

@@ -203,8 +203,6 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"empty", nil, "empty"},
 		{"less than a page", []byte("x"), "less than a page"},
-		{"LiME", append([]byte("EMiL"), make([]byte, 8192)...), "LiME"},
-		{"AVML", append([]byte("AVML"), make([]byte, 8192)...), "avml-convert"},
 		{"gzip", append([]byte("\x1f\x8b\x08"), make([]byte, 8192)...), "gunzip"},
 		{"xz", append([]byte("\xfd7zXZ\x00"), make([]byte, 8192)...), "unxz"},
 		{"libvirt", append([]byte("LibvirtQemudSave"), make([]byte, 8192)...), "virsh dump --memory-only"},

@@ -15,8 +15,6 @@ func foreign(head []byte) error {
 		name, todo string
 	}{
 		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
-		{0, "EMiL", "a LiME dump", "take one in raw format (format=padded), or dump from outside the guest"},
-		{0, "AVML", "an AVML dump", "convert it with `avml-convert --format raw`"},
 		{0, "LibvirtQemudSave", "a libvirt save image (state of migration, not RAM)", "use `virsh dump --memory-only --format elf`"},
 		{0, "LibvirtQemudPart", "an unfinished libvirt save image", "use `virsh dump --memory-only --format elf`"},
 		{0, "QEVM", "a QEMU migration stream", elf},
