@@ -47,7 +47,8 @@ Findings of severity info are inventory, such as programs of eBPF: they are
 told, and are no reason for status 1.
 
 --explain ID shows what one finding rests on: the bytes, how the page tables lead
-there, and what the check goes by. The start of an ID will do.
+there, and what the check goes by. The start of an ID will do; one that is not
+there any more is status 2.
 
 --bundle FILE writes all memory that the checks read into a small file. 'check
 FILE' finds the same in it anywhere, without the guest; 'info FILE', 'read FILE'
