@@ -56,6 +56,17 @@ func (c *callees) may(site linux.PatchSite, to mem.VA) bool {
 	return false
 }
 
+// might reports whether what stands at a place may have led to an address, or
+// will, as far as that does not depend on what is wanted there now.
+func (c *callees) might(site linux.PatchSite, to mem.VA) bool {
+	o, ok := c.code.Owner(to)
+	switch site.Kind {
+	case linux.FtraceSite, linux.FtraceCall, linux.StaticCall:
+		return ok && o.Kind != "init"
+	}
+	return false
+}
+
 func (c *callees) named(names ...string) []mem.VA {
 	out := []mem.VA{}
 	for _, name := range names {

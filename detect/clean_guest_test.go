@@ -27,7 +27,9 @@ func TestClean(t *testing.T) {
 	want, _ := strconv.Atoi(os.Getenv(looksVariable))
 	for _, name := range guestlab.TestKernels(t) {
 		t.Run(name, func(t *testing.T) {
-			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 384, CPUs: 2, OneThread: true, Modules: []string{"loop", "overlay", "sch_ingress", "cls_bpf"}})
+			// One CPU: of two, one runs now and then what the other has rewritten,
+			// and the kernel dies of it; the emulator's fault.
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 384, Modules: []string{"loop", "overlay", "sch_ingress", "cls_bpf"}})
 			g, err := vmscope.Open(t.Context(), lab.Name())
 			if err != nil {
 				t.Fatal(err)
@@ -51,6 +53,9 @@ func TestClean(t *testing.T) {
 			ref := NewReference()
 			ref.Vendor = vendorOf(t, lab)
 			checks := Against(ref)
+			defer func() {
+				t.Logf("%s: %d looks while %d rounds went on: %d alarms, %d could not tell", lab.Kernel().Release, looks, times, alarms, unsure)
+			}()
 			for busy := len(work); busy > 0; {
 				looks++
 				if err := g.View(t.Context(), func(v *vmscope.View) error {
@@ -87,7 +92,6 @@ func TestClean(t *testing.T) {
 				case <-time.After(20 * time.Millisecond): // the guest needs the processor as well
 				}
 			}
-			t.Logf("%s: %d looks while %d rounds went on: %d alarms, %d could not tell", lab.Kernel().Release, looks, times, alarms, unsure)
 		})
 	}
 }
@@ -145,7 +149,7 @@ rat modstorm 0.5 dummy ifb macvlan
 
 // refused are the ways to attach programs that a kernel has not got.
 var refused = map[string][]string{
-	"bullseye-cloud": {"kprobe_multi", "tcx", "struct_ops"},
+	"bullseye-cloud": {"kprobe_multi", "tcx"},
 	"bookworm-cloud": {"kprobe_multi", "tcx"},
 	"bookworm":       {"kprobe_multi", "tcx"},
 }

@@ -40,6 +40,10 @@ type Finding struct {
 	Confidence Confidence `json:"confidence"`
 	Summary    string     `json:"summary"`
 	Evidence   []Evidence `json:"evidence"`
+
+	// slow says that it may be of something that the kernel is just changing, and
+	// takes its time for; see outlasts.
+	slow bool
 }
 
 // Evidence is one place in the guest's memory that a finding rests on, for an

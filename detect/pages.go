@@ -30,7 +30,7 @@ func (Pages) Name() string { return "pages" }
 
 // Inspect implements Detector.
 func (d Pages) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
-	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
+	return outlasts(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, report) })
 }
 
 // maxForeign bounds the executable pages, 256 MiB, that are read because nobody
@@ -168,6 +168,7 @@ func nobodys(l *Look, s span, perm mem.Perm) Finding {
 		Evidence: []Evidence{{What: fmt.Sprintf("executable memory, %d bytes, %s", size, perms(perm)), Addr: s.first, Symbol: l.Name(s.first), Owner: "nobody", Expected: "filler (cc… or 00…)", Found: peek(l, s.first, size)}},
 	}
 	f.identify("nobody", fmt.Sprintf("%#x", uint64(s.first)))
+	f.slow = programLike(l, s.first)
 	return f
 }
 

@@ -43,7 +43,7 @@ func (t Text) Inspect(ctx context.Context, l *Look, report func(Finding)) error 
 		report(bootedAgain(l, t.Name()))
 	}
 	return ref.withVendor(l, func(v *Vendor) error {
-		return persists(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, v, report) })
+		return outlasts(ctx, l, report, func(report func(Finding)) error { return inspectText(ctx, l, ref, v, report) })
 	})
 }
 
@@ -246,6 +246,7 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 	} else if bytes.Equal(was, now) {
 		f.Evidence[0].Expected = "a form that is valid for a " + site.Kind.String()
 	}
+	f.slow = form(site, now, t.callees.might) > 0
 	if site.Key != 0 {
 		if is, err := t.StaticCallee(site.Key); err == nil {
 			f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("the function of its static_call_key: %#x (%s)", uint64(is), t.Name(is)), Addr: site.Key, Symbol: t.Name(site.Key)})

@@ -45,7 +45,6 @@ type Config struct {
 	Name      string   // QEMU's -name and the guest's host name; default unique on this machine
 	MemoryMiB int      // default 512
 	CPUs      int      // default 1
-	OneThread bool     // emulate all CPUs in one thread, in turn: for kernels that rewrite much of their code; see lostRace
 	CPUModel  string   // QEMU's -cpu; default "qemu64" (4-level paging); "max" turns on 5-level paging where the kernel can
 	Machine   string   // QEMU's -machine: "q35" (default) or "pc"
 	RAM       RAM      // default SharedFile
@@ -107,13 +106,10 @@ func (c *Config) cpu() string {
 
 // qemuArgs is QEMU's command line, without the program. Paths are those of the guest's run directory.
 func (c *Config) qemuArgs(image string, d runDir) []string {
-	machine, accel := c.Machine, "tcg,thread=multi"
-	if c.OneThread {
-		accel = "tcg,thread=single"
-	}
+	machine := c.Machine
 	args := []string{
 		"-name", c.Name,
-		"-accel", accel,
+		"-accel", "tcg,thread=multi",
 		"-cpu", c.cpu(),
 		"-smp", fmt.Sprint(c.CPUs),
 		"-m", fmt.Sprintf("%dM", c.MemoryMiB),
