@@ -1,7 +1,7 @@
 // Package dump opens files that hold a guest's memory: raw RAM (a live one's
 // file too), the ELF cores that QEMU's dump-guest-memory and libvirt's
-// `virsh dump --memory-only` write, kdump-compressed dumps, those of LiME and AVML, and bundles, which are
-// compressed cores of some pages. Other formats are recognised and refused by name.
+// `virsh dump --memory-only` write, kdump-compressed dumps, those of LiME and AVML, QEMU's migration
+// streams and libvirt's save images, and bundles, which are compressed cores of some pages. Other formats are recognised and refused by name.
 //
 // A dump was written by the guest, or by somebody who sends one: nothing in its
 // headers is believed beyond what the file's size allows.
@@ -125,6 +125,8 @@ func openPacked(path string, f *os.File, head []byte, o options) (vm.Machine, er
 		return openKdump(path, f, true, o)
 	case bytes.HasPrefix(head, []byte(avmlMagic)):
 		return openAVML(path, f, o)
+	case bytes.HasPrefix(head, []byte(streamMagic)), bytes.HasPrefix(head, []byte(libvirtMagic)):
+		return openStream(path, f, o)
 	}
 	return nil, nil
 }

@@ -205,7 +205,6 @@ func TestRefusals(t *testing.T) {
 		{"less than a page", []byte("x"), "less than a page"},
 		{"gzip", append([]byte("\x1f\x8b\x08"), make([]byte, 8192)...), "gunzip"},
 		{"xz", append([]byte("\xfd7zXZ\x00"), make([]byte, 8192)...), "unxz"},
-		{"libvirt", append([]byte("LibvirtQemudSave"), make([]byte, 8192)...), "virsh dump --memory-only"},
 		{"qcow2", append([]byte("QFI\xfb"), make([]byte, 8192)...), "disk image"},
 		{"program", with(16, 2), "is no core"},
 		{"big endian", with(5, 2), "big-endian"},

@@ -15,9 +15,7 @@ func foreign(head []byte) error {
 		name, todo string
 	}{
 		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
-		{0, "LibvirtQemudSave", "a libvirt save image (state of migration, not RAM)", "use `virsh dump --memory-only --format elf`"},
 		{0, "LibvirtQemudPart", "an unfinished libvirt save image", "use `virsh dump --memory-only --format elf`"},
-		{0, "QEVM", "a QEMU migration stream", elf},
 		{0, "QFI\xfb", "a qcow2 disk image, not memory", elf},
 		{0, "PAGEDU", "a Windows crash dump", elf},
 		{0, "MDMP", "a Windows minidump", elf},
