@@ -21,8 +21,8 @@ func BenchmarkScan(b *testing.B) {
 		b.Fatal(err)
 	}
 	mem := make([]byte, 64<<20)
-	for at := 0; at < len(mem); at += 2 << 20 {
-		copy(mem[at:at+1<<20], program[at%(len(program)-1<<20):])
+	for at := 0; at < len(mem); at += 1 << 20 {
+		copy(mem[at:at+512<<10], program[at%(len(program)-512<<10):])
 	}
 	r := rand.New(rand.NewPCG(5, 6))
 	random := func(n int) string {
@@ -60,27 +60,43 @@ func BenchmarkScan(b *testing.B) {
 			}
 			s := set.Scanner()
 			b.SetBytes(int64(len(mem)))
-			var scan, copying, count time.Duration
+			// Of each part the best of all rounds: other work on the machine disturbs
+			// that least.
+			const part = 1 << 20
+			best := make([][3]time.Duration, len(mem)/part)
 			n := 0
+			ways := []func(p []byte){
+				func(p []byte) {
+					for at := 0; at < len(p); at += chunk {
+						s.Scan(p, at, at+chunk, func(Match) { n++ })
+					}
+				},
+				func(p []byte) {
+					for at := 0; at < len(p); at += chunk {
+						copy(to, p[at:])
+					}
+				},
+				func(p []byte) { n += bytes.Count(p, []byte("-----BEGIN OPENSSH PRIVATE KEY")) },
+			}
 			for b.Loop() {
-				start := time.Now()
-				for at := 0; at < len(mem); at += chunk {
-					s.Scan(mem, at, at+chunk, func(Match) { n++ })
+				for way, f := range ways {
+					for i := range best {
+						start := time.Now()
+						f(mem[i*part : (i+1)*part])
+						if took := time.Since(start); best[i][way] == 0 || took < best[i][way] {
+							best[i][way] = took
+						}
+					}
 				}
-				scan += time.Since(start)
-				start = time.Now()
-				for at := 0; at < len(mem); at += chunk {
-					copy(to, mem[at:])
-				}
-				copying += time.Since(start)
-				start = time.Now()
-				bytes.Count(mem, []byte("-----BEGIN OPENSSH PRIVATE KEY"))
-				count += time.Since(start)
+			}
+			var scan, copying, count time.Duration
+			for _, t := range best {
+				scan, copying, count = scan+t[0], copying+t[1], count+t[2]
 			}
 			b.ReportMetric(float64(scan)/float64(copying), "x-copy")
 			b.ReportMetric(float64(scan)/float64(count), "x-count")
 			b.ReportMetric(float64(set.stride), "stride")
-			b.ReportMetric(float64(len(mem))/scan.Seconds()*float64(b.N)/1e9, "GB/s")
+			b.ReportMetric(float64(len(mem))/scan.Seconds()/1e9, "GB/s")
 		})
 	}
 }
