@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,21 +40,30 @@ func (d Ftrace) look(ctx context.Context, l *Look, report func(Finding)) error {
 		return err
 	}
 	head, end := at[0], at[1]
+	broken := func(at mem.VA, why string) error {
+		return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: ftrace_ops: %s", mem.ErrInconsistent, why)}
+	}
+	var bad error // of one; the others are looked at all the same
 	ops, err := l.Mem.Pointer(head)
-	for n := 0; err == nil && ops != end && ops != 0; n++ {
-		if n >= maxOps || ctx.Err() != nil {
-			return errors.Join(ctx.Err(), &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(head), Err: fmt.Errorf("%w: more than %d ftrace_ops", mem.ErrInconsistent, n)})
+	seen := make(map[mem.VA]bool)
+	for err == nil && ops != end {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case ops == 0:
+			return errors.Join(broken(head, "their list does not end where it should"), bad)
+		case seen[ops] || len(seen) >= maxOps:
+			return errors.Join(broken(ops, fmt.Sprintf("they loop, or are more than %d", maxOps)), bad)
 		}
+		seen[ops] = true
 		for _, h := range []handler{{"func", f.Func}, {"saved_func", f.Saved}, {"trampoline", f.Trampoline}, {"direct_call", f.Direct}} {
 			if !h.Valid() {
 				continue
 			}
 			p := pointer{check: d.Name(), about: []string{h.name, l.Name(ops)}, at: h.At(ops), what: fmt.Sprintf("%s of ftrace_ops %#x", h.name, uint64(ops))}
-			if err := p.inspect(l, report); err != nil {
-				return err
-			}
+			bad = cmp.Or(bad, p.inspect(l, report))
 		}
 		ops, err = l.Mem.Pointer(f.Next.At(ops))
 	}
-	return err
+	return errors.Join(err, bad)
 }

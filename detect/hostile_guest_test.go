@@ -353,6 +353,30 @@ func TestBlinded(t *testing.T) {
 			s.put(s.member(p, "task_struct", "thread_node")+8, 0xffff888000000000)
 			return "contradict"
 		}},
+		{"a kprobe and a chain that leads nowhere", "kprobes", func() string {
+			p := s.direct + mem.VA(free[0])
+			s.fill(free[0], 0, 0)
+			s.put(s.member(p, "kprobe", "addr"), uint64(s.symbol("do_exit")))
+			s.put(s.member(p, "kprobe", "pre_handler"), uint64(s.symbol("init_task")))
+			s.put(s.symbol("kprobe_table"), 0xffffdead00000000)
+			s.put(s.symbol("kprobe_table")+8*5, uint64(p))
+			return "pre_handler of a kprobe on do_exit"
+		}},
+		{"handlers of ftrace behind an end that is none", "ftrace", func() string {
+			p := s.direct + mem.VA(free[0])
+			s.fill(free[0], 0, 0)
+			s.put(s.member(p, "ftrace_ops", "func"), uint64(s.symbol("ftrace_stub")))
+			s.put(s.symbol("ftrace_ops_list"), uint64(p))
+			return "does not end where it should"
+		}},
+		{"handlers of ftrace that loop", "ftrace", func() string {
+			p := s.direct + mem.VA(free[0])
+			s.fill(free[0], 0, 0)
+			s.put(s.member(p, "ftrace_ops", "func"), uint64(s.symbol("ftrace_stub")))
+			s.put(s.member(p, "ftrace_ops", "next"), uint64(p))
+			s.put(s.symbol("ftrace_ops_list"), uint64(p))
+			return "loop"
+		}},
 		{"text that passes for a trampoline", "text", func() string {
 			at := s.symbol("commit_creds")
 			s.write(s.pa(at+64), []byte("\xcc\xcc"))
@@ -367,6 +391,23 @@ func TestBlinded(t *testing.T) {
 			s.put(head, uint64(node))
 			s.put(first+8, uint64(node))
 			return "commit_creds"
+		}},
+		{"a branch amid the dispatch of system calls, from the start", "syscalls", func() string {
+			at := s.symbol("x64_sys_call")
+			code := make([]byte, 8<<10)
+			if _, err := s.mem.Read(code, at); err != nil {
+				t.Fatal(err)
+			}
+			for i := 0; i < len(code)-5; i++ { // the jump to uname
+				to := at + mem.VA(i+5) + mem.VA(int64(int32(binary.LittleEndian.Uint32(code[i+1:]))))
+				if code[i] == opJump && to == s.symbol("__x64_sys_newuname") {
+					s.ref.runs = nil // as at the first look
+					s.write(s.pa(at+mem.VA(i+1)), binary.LittleEndian.AppendUint32(nil, uint32(s.symbol("init_task")-(at+mem.VA(i+5)))))
+					return "goes to the functions of system calls"
+				}
+			}
+			t.Fatal("no jump to uname")
+			return ""
 		}},
 		{"text and a list of code that leads nowhere", "text", func() string {
 			s.write(s.pa(s.symbol("commit_creds")+64), []byte("\xcc\xcc"))
@@ -394,7 +435,8 @@ func TestBlinded(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := s
 			s.T = t
-			defer s.restore()
+			runs := s.ref.runs
+			defer func() { s.ref.runs = runs; s.restore() }()
 			word := c.do()
 			r := s.sweep(Against(s.reference()))
 			if !slices.ContainsFunc(r.Findings, func(f Finding) bool {

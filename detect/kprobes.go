@@ -1,7 +1,9 @@
 package detect
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 
 	"vmscope/ctype"
@@ -25,6 +27,9 @@ type kprobeLayout struct {
 	Entry ctype.Field `c:"kretprobe.entry_handler,optional"`
 }
 
+// maxKprobes bounds all of them; tracers set some thousand at most.
+const maxKprobes = 1 << 17
+
 // kprobeHeads is the size of kprobe_table (KPROBE_TABLE_SIZE, kernel/kprobes.c).
 const kprobeHeads = 64
 
@@ -42,7 +47,11 @@ func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error 
 	// that of a kretprobe before rethook replaced it.
 	aggregate, _ := l.Symbol("aggr_pre_handler")
 	ret, _ := l.Symbol("pre_handler_kretprobe")
+	n := 0
 	probe := func(at mem.VA) error {
+		if n++; n > maxKprobes || ctx.Err() != nil {
+			return cmp.Or(ctx.Err(), error(&mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: more than %d kprobes", mem.ErrInconsistent, maxKprobes)}))
+		}
 		target, err := l.Mem.Pointer(f.Addr.At(at))
 		if err != nil {
 			return err
@@ -63,11 +72,9 @@ func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error 
 		}
 		return nil
 	}
+	var errs []error // of single chains; the others are looked at all the same
 	for i := range mem.VA(kprobeHeads) {
 		err := l.HList(start[0]+8*i, func(at mem.VA) error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
 			if err := probe(at); err != nil {
 				return err
 			}
@@ -76,9 +83,7 @@ func (d Kprobes) look(ctx context.Context, l *Look, report func(Finding)) error 
 			}
 			return l.List(f.List.At(at), func(node mem.VA) error { return probe(node - mem.VA(f.List.Offset)) })
 		})
-		if err != nil {
-			return err
-		}
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -21,7 +21,8 @@ type textWalk struct {
 	files  map[mem.VA]*linux.PageCache // by struct address_space
 	probes map[mem.VA][]uint64         // offsets of uprobes, by struct inode
 	vdso   [][]mem.PA                  // the pages of each vdso image
-	budget int
+	budget int                         // pages that are still compared
+	tables int                         // page tables that are still read
 
 	expected, found [mem.PageSize]byte
 }
@@ -32,12 +33,15 @@ const (
 	maxText  = 1 << 20
 	areaCost = 16
 	runCost  = 8
+	// maxTables bounds the page tables that are read for it. A process has some
+	// hundred for its code; tables that refer to each other are without end.
+	maxTables = 1 << 22
 )
 
-var errMuchText = fmt.Errorf("processes map more than %d pages of code: the rest was not compared", maxText)
+var errMuchText = fmt.Errorf("processes map more than %d pages of code, or by more than %d page tables: the rest was not compared", maxText, maxTables)
 
 func newTextWalk(l *Look) (*textWalk, error) {
-	w := &textWalk{Look: l, files: make(map[mem.VA]*linux.PageCache), probes: make(map[mem.VA][]uint64), budget: maxText}
+	w := &textWalk{Look: l, files: make(map[mem.VA]*linux.PageCache), probes: make(map[mem.VA][]uint64), budget: maxText, tables: maxTables}
 	probes, err := l.Uprobes()
 	if err != nil {
 		return nil, err
@@ -212,12 +216,11 @@ func (w *textWalk) vdsoOf(p *x86.Paging, a linux.CodeArea) *comparison {
 
 // compare looks at all pages of an area that are in the process's page tables.
 func (w *textWalk) compare(ctx context.Context, a linux.CodeArea, c *comparison) error {
-	// What page tables there are is read, also where they map nothing.
-	if w.budget -= areaCost + int(min(uint64(a.End-a.Start)>>21, x86.MaxTables)); w.budget < 0 {
+	if w.budget -= areaCost; w.budget < 0 || w.tables <= 0 {
 		return errMuchText
 	}
 	last := ^uint64(0)
-	for r, err := range c.paging.Mappings(a.Start, a.End-1) {
+	for r, err := range c.paging.MappingsWithin(&w.tables, a.Start, a.End-1) {
 		if err != nil {
 			if errors.Is(err, mem.ErrUnreachable) {
 				return err

@@ -25,7 +25,7 @@ type Region struct {
 // for the range that matters.
 const MaxTables = 1 << 18
 
-var errTables = fmt.Errorf("%w: more than %d page tables", mem.ErrInconsistent, MaxTables)
+var errTables = fmt.Errorf("%w: more page tables than are read", mem.ErrInconsistent)
 
 // Mappings lists what is mapped from first to last, both included, in the order
 // of addresses; neighbours that continue each other are one Region, and a large
@@ -37,11 +37,20 @@ var errTables = fmt.Errorf("%w: more than %d page tables", mem.ErrInconsistent, 
 // guest changes between them. 32-bit tables are errors.ErrUnsupported.
 func (p *Paging) Mappings(first, last mem.VA) iter.Seq2[Region, error] {
 	return func(yield func(Region, error) bool) {
+		tables := MaxTables
+		p.MappingsWithin(&tables, first, last)(yield)
+	}
+}
+
+// MappingsWithin is Mappings with a number of page tables to read at most, from
+// which those that are read are taken off: for many ranges together.
+func (p *Paging) MappingsWithin(tables *int, first, last mem.VA) iter.Seq2[Region, error] {
+	return func(yield func(Region, error) bool) {
 		if p.mode < PAE {
 			yield(Region{}, fmt.Errorf("list mappings of %v paging: %w", p.mode, errors.ErrUnsupported))
 			return
 		}
-		l := lister{p: p, first: first, last: last, yield: yield, budget: MaxTables}
+		l := lister{p: p, first: first, last: last, yield: yield, budget: tables}
 		if l.table(p.root, uint64(p.root), p.top, 0, ^uint64(0), 0) {
 			l.flush()
 		}
@@ -54,7 +63,7 @@ type lister struct {
 	first, last mem.VA
 	yield       func(Region, error) bool
 	run         Region // not yet given; Size 0: none
-	budget      int
+	budget      *int
 	buf         [6][mem.PageSize]byte // the tables on the way down, by level
 }
 
@@ -63,7 +72,7 @@ type lister struct {
 // whether to go on.
 func (l *lister) table(pa mem.PA, entry uint64, level uint8, va mem.VA, all, any uint64) bool {
 	shift := 3 + 9*uint(level)
-	if l.budget--; l.budget < 0 {
+	if *l.budget--; *l.budget < 0 {
 		l.fail(Region{VA: va}, &mem.FaultError{Op: "translate", Addr: uint64(va), Level: int(level), Entry: entry, Err: errTables})
 		return false
 	}

@@ -106,3 +106,24 @@ func TestMappingsSelfReference(t *testing.T) {
 		t.Errorf("%d reads, last error %v", phys.Reads(), last)
 	}
 }
+
+// Ranges that are listed together share what they may read.
+func TestMappingsWithin(t *testing.T) {
+	data := make([]byte, ramSize)
+	tb := memtest.NewTables(data, base, 0, 4)
+	tb.Map(0x1000, 0x5000, 4096, 1, w)
+	p := x86.NewPaging(&memtest.Bytes{Base: base, Data: data}, tb.Root, x86.Level4)
+	left := 9
+	for n, want := range []int{5, 1, -1} {
+		regions := 0
+		var last error
+		for r, err := range p.MappingsWithin(&left, 0x1000, 0x1fff) {
+			if last = err; err == nil && r.Size > 0 {
+				regions++
+			}
+		}
+		if bad := want < 0; left != want || bad != errors.Is(last, mem.ErrInconsistent) || bad != (regions == 0) {
+			t.Errorf("time %d: %d regions, %d tables left, %v", n, regions, left, last)
+		}
+	}
+}

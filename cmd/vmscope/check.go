@@ -79,6 +79,8 @@ told.`,
 				}
 			}
 			switch changed := cmd.Flags().Changed; {
+			case changed("watch") && every <= 0:
+				return fmt.Errorf("--watch %v: no pause between looks", every)
 			case changed("watch"):
 				return a.checkAgain(cmd.Context(), args[0], only, keep, every)
 			case changed("explain"):

@@ -102,3 +102,9 @@ func TestPrune(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCheckWrong(t *testing.T) {
+	for _, c := range [][]string{{"--watch", "-5s"}, {"--watch", "0s"}, {"--watch", "soon"}, {"--only", "nonsense"}} {
+		failed(t, append([]string{"check", "web1"}, c...), c...)
+	}
+}
