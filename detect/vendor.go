@@ -51,6 +51,9 @@ type vendored struct {
 
 func (f *vendored) String() string { return fmt.Sprintf("%s, build id %s", f.file, f.ID) }
 
+// noFile is why most modules that are not compared are not.
+const noFile = "no file"
+
 // Bounds of files.
 const (
 	maxVendorFile  = 512 << 20
@@ -148,7 +151,7 @@ func (v *Vendor) of(m *run, live map[kernel.Text]kernel.Module) *vendored {
 	if f := v.loaded[loadKey{m.Name, live[m.Name].Addr, m.Load}]; f != nil {
 		return f
 	}
-	return &vendored{why: "no file"}
+	return &vendored{why: noFile}
 }
 
 // load takes up the files of modules that have started.
@@ -215,7 +218,7 @@ func (v *Vendor) place(l *Look, m kernel.Module) (*vendored, error) {
 	delete(v.errs, string(m.Name))
 	files := v.files[string(m.Name)]
 	if len(files) == 0 {
-		return &vendored{why: "no file"}, nil
+		return &vendored{why: noFile}, nil
 	}
 	sections, percpu, err := l.ModuleSections(m)
 	var id string
@@ -272,13 +275,15 @@ func (v *Vendor) err() error {
 // with.
 func (v *Vendor) uncompared(check string, report func(Finding)) {
 	var names []string
-	f := Finding{Check: check, Severity: Info, Confidence: Proved}
+	f := Finding{Check: check, Severity: Info, Confidence: Proved, Evidence: []Evidence{}}
 	for k, by := range v.loaded {
 		if by.why == "" {
 			continue
 		}
 		names = append(names, k.name.String())
-		f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("module %s: %s", k.name, by.why), Addr: k.addr})
+		if by.why != noFile {
+			f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("module %s: %s", k.name, by.why), Addr: k.addr})
+		}
 	}
 	if len(names) == 0 {
 		return

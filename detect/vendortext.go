@@ -38,14 +38,17 @@ func (t *textLook) vet(m *run, v *Vendor) {
 	w.match = vendorfile.Matcher{Kernel: v.kernel,
 		Read: func(b []byte, va mem.VA) bool { _, err := t.Mem.Read(b, va); return err == nil },
 		Leads: func(s vendorfile.Site, to mem.VA) bool {
-			o, ok := t.code.Owner(to)
-			if !ok || o.Kind == "kernel" && s.Kind == vendorfile.Ftrace {
-				return v.kernel.Named(to, ftraceEntries...)
+			o, _ := t.code.Owner(to)
+			switch s.Kind {
+			case vendorfile.StaticCall:
+				return (o.Kind != "kernel" || v.kernel.Entry(to)) && t.callees.may(linux.PatchSite{At: s.At, Key: s.Target, Kind: linux.StaticCall}, to)
+			case vendorfile.FtraceCall:
+				return t.callees.may(linux.PatchSite{At: s.At, Kind: linux.FtraceCall}, to)
 			}
-			if s.Kind == vendorfile.StaticCall {
-				return o.Kind == "kernel" && v.kernel.Entry(to) || o.Kind == "module" || o.Kind == "bpf"
+			if o.Kind == "kernel" {
+				return v.kernel.Named(to, ftraceEntries...) || t.callees.directly(s.At, to, o.Kind)
 			}
-			return o.Kind == "ftrace" || o.Kind == "bpf" || o.Kind == "module"
+			return t.callees.may(linux.PatchSite{At: s.At, Kind: linux.FtraceSite}, to)
 		}}
 	for _, s := range t.in(m.Start, m.Start+mem.VA(m.Size)) {
 		if s.Kind == linux.Kprobe && len(s.Saved) > 0 {

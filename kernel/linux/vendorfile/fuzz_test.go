@@ -122,7 +122,7 @@ func FuzzMatch(f *testing.F) {
 		k.lookup = func(string) (mem.VA, bool) { return 0x1000, true }
 		k.Sections = []*Section{{Name: ".text", Addr: 0x1000, Size: uint64(len(file)), Data: file, Exec: true}}
 		k.settle()
-		sites := &Sites{list: []Site{{At: 0x1000, Kind: Alternative, Len: n, n: 1}, {At: 0x1001, Kind: Kind(kind % 11), Len: 5}}, replacements: []replacement{{0x1002, n / 2}}}
+		sites := &Sites{list: []Site{{At: 0x1000, Kind: Alternative, Len: n, n: 1}, {At: 0x1001, Kind: Kind(kind % 12), Len: 5}}, replacements: []replacement{{0x1002, n / 2}}}
 		m := Matcher{Kernel: k, Read: func(b []byte, _ mem.VA) bool { return copy(b, file) == len(b) }, Leads: func(Site, mem.VA) bool { return n%2 == 0 }}
 		for _, s := range sites.list {
 			k := m.Match(&k.Image, sites, s, got)

@@ -53,10 +53,10 @@ type Image struct {
 	tables *tables
 	kernel *Kernel // of a module
 	lookup func(name string) (mem.VA, bool)
-	// unlisted are places of static calls that no table has, as linked: their
-	// trampolines, and where ftrace's own code calls what traces. slide is how
-	// far from there the image lies.
-	unlisted []mem.VA
+	// unlisted are places that no table has, as linked: trampolines of static
+	// calls, and where ftrace's own code calls what traces. slide is how far from
+	// there the image lies.
+	unlisted []Site
 	slide    uint64
 	untold   map[mem.VA]int // what was not told of a module's places, in bytes
 }

@@ -263,6 +263,10 @@ func (f loadedFile) ReadPhys(p []byte, pa mem.PA) (int, error) {
 // registers are the names that thunks have of theirs, by number.
 var registers = []string{"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"}
 
+// trampoline is how the names of trampolines of static calls begin; their keys
+// are named __SCK__ and the same.
+const trampoline = "__SCT__"
+
 // readNames takes up the symbols that have a meaning by their names
 // (arch/x86/lib/retpoline.S, include/linux/static_call.h,
 // arch/x86/kernel/ftrace_64.S).
@@ -270,8 +274,14 @@ func (k *Kernel) readNames() {
 	k.branches, k.returns = make(map[mem.VA]uint8), make(map[mem.VA]bool)
 	for s := range k.symbols.All() {
 		switch {
-		case strings.HasPrefix(s.Name, "__SCT__"), s.Name == "ftrace_call", s.Name == "ftrace_regs_call", s.Name == "ftrace_graph_call":
-			k.unlisted = append(k.unlisted, s.Addr)
+		case strings.HasPrefix(s.Name, trampoline):
+			site := Site{At: s.Addr, Kind: StaticCall, Len: 5}
+			if key, err := k.symbols.Lookup("__SCK__" + s.Name[len(trampoline):]); err == nil {
+				site.Target = key.Addr
+			}
+			k.unlisted = append(k.unlisted, site)
+		case s.Name == "ftrace_call", s.Name == "ftrace_regs_call", s.Name == "ftrace_graph_call":
+			k.unlisted = append(k.unlisted, Site{At: s.Addr, Kind: FtraceCall, Len: 5})
 		case strings.HasSuffix(s.Name, "_return_thunk"):
 			k.returns[s.Addr] = true
 		case strings.HasPrefix(s.Name, "__x86_indirect_"):

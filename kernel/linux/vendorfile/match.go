@@ -14,7 +14,7 @@ type Matcher struct {
 	Kernel *Kernel
 	// Read reads the guest's memory and reports whether it could.
 	Read func(b []byte, va mem.VA) bool
-	// Leads reports whether a branch of ftrace's or of a static call may lead to
+	// Leads reports whether a branch of ftrace's, or of a static call, may lead to
 	// an address.
 	Leads func(s Site, to mem.VA) bool
 }
@@ -193,7 +193,7 @@ func (m *Matcher) form(s Site, was []byte, at mem.VA, got []byte) int {
 		}
 		op, to, n := branch(got, at)
 		return whole(op == 0xe9 && n == 5 && to == s.Target, 5)
-	case StaticCall:
+	case StaticCall, FtraceCall:
 		for _, none := range noCalls {
 			if bytes.HasPrefix(got, none) {
 				return 5

@@ -126,6 +126,12 @@ func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) 
 		}
 		return true
 	})
+	m.unlisted = nil
+	for name, at := range m.at {
+		if of, ok := strings.CutPrefix(name, trampoline); ok {
+			m.unlisted = append(m.unlisted, Site{At: at, Target: m.at["__SCK__"+of], Kind: StaticCall, Len: 5})
+		}
+	}
 }
 
 // Relocate makes the sections that have a place what they are there. resolve

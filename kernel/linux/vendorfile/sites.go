@@ -24,19 +24,20 @@ const (
 	Seal                    // where no indirect branch leads
 	Ftrace                  // where ftrace is called at the entry of a function
 	JumpLabel               // a static key's branch: nothing, or a jump to Target
-	StaticCall              // a call of a function that seldom changes
+	StaticCall              // a call of a function that seldom changes, by the key at Target if that is known
+	FtraceCall              // where ftrace's own code calls what traces
 	Paravirt                // a call by way of pv_ops
 	Constant                // in the instruction, the value at Target: of a variable, or of another such place
 )
 
 func (k Kind) String() string {
-	return [...]string{"alternative", "lock prefix", "return", "retpoline", "call", "endbr", "ftrace site", "jump label", "static call", "paravirt call", "runtime constant"}[k]
+	return [...]string{"alternative", "lock prefix", "return", "retpoline", "call", "endbr", "ftrace site", "jump label", "static call", "call of ftrace", "paravirt call", "runtime constant"}[k]
 }
 
 // Site is a place that a file lists for rewriting.
 type Site struct {
 	At     mem.VA
-	Target mem.VA // of a JumpLabel, a Constant
+	Target mem.VA // of a JumpLabel, a StaticCall, a Constant
 	Kind   Kind
 	Len    uint8 // bytes at most
 
@@ -120,8 +121,12 @@ func (im *Image) Sites() (*Sites, error) {
 	r.calls()
 	r.ftrace()
 	r.paravirt()
-	for _, at := range im.unlisted {
-		r.add(Site{At: at + mem.VA(im.slide), Kind: StaticCall, Len: 5})
+	for _, s := range im.unlisted {
+		s.At += mem.VA(im.slide)
+		if s.Target != 0 {
+			s.Target += mem.VA(im.slide)
+		}
+		r.add(s)
 	}
 	slices.SortFunc(r.out.list, func(a, b Site) int { return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Kind, b.Kind)) })
 	return r.out, r.err
@@ -227,8 +232,17 @@ func (r *siteReader) calls() {
 		r.err = errFormat("its types do not tell how static calls are listed")
 		return
 	}
+	keyed := fits(t.Call, t.CallKey) && t.CallKey.Size() == 4
 	entries(at, data, t.Call, func(at mem.VA, b []byte) {
-		r.add(Site{At: away(at, b, t.CallAddr.Offset), Kind: StaticCall, Len: 6})
+		s := Site{At: away(at, b, t.CallAddr.Offset), Kind: StaticCall, Len: 6}
+		if keyed {
+			s.Target = away(at, b, t.CallKey.Offset)
+			if r.im.kernel != nil {
+				s.Target = r.im.kernel.callKey(s.Target)
+			}
+			s.Target &^= keyFlags
+		}
+		r.add(s)
 	})
 }
 

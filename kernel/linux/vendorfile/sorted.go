@@ -162,16 +162,19 @@ func (im *Image) Foreign(s *Sorted, read func(va mem.VA, n uint64) []byte) (at [
 	return at, s.each, true
 }
 
+// keyFlags are the bits of the address of a key that say something else
+// (include/linux/static_call_types.h).
+const keyFlags = 3
+
 // callKey is the key of a static call of which a module knows but the
 // trampoline: the kernel puts it in the place of that when it loads the module
 // (kernel/static_call_inline.c: static_call_add_module). Any other address is
 // itself. The lowest bits are flags.
 func (k *Kernel) callKey(va mem.VA) mem.VA {
-	const flags = 3
-	for name := range k.symbols.At(k.linked(va &^ flags)) {
-		if of, ok := strings.CutPrefix(name, "__SCT__"); ok {
+	for name := range k.symbols.At(k.linked(va &^ keyFlags)) {
+		if of, ok := strings.CutPrefix(name, trampoline); ok {
 			if key, ok := k.Symbol("__SCK__" + of); ok {
-				return key | va&flags
+				return key | va&keyFlags
 			}
 		}
 	}
