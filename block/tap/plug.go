@@ -12,6 +12,8 @@ func Plugged(ctx context.Context, target string, known []Disk) (now, came []Disk
 	if now, err = Disks(ctx, target); err != nil {
 		return nil, nil, err
 	}
+	// An old -drive without a device is none of the guest's: not yet, or not any more.
+	now = slices.DeleteFunc(now, func(d Disk) bool { return d.QDev == "" && !slices.ContainsFunc(known, d.Same) })
 	return now, renamed(now, known), nil
 }
 

@@ -61,7 +61,7 @@ func answer(ctx context.Context, g *guestlab.Guest, conn net.Conn) {
 	json.NewEncoder(conn).Encode(r)
 }
 
-func runIn(name, script string) error {
+func runIn(ctx context.Context, name, script string) error {
 	s, err := find(name)
 	if err != nil {
 		return err
@@ -71,6 +71,7 @@ func runIn(name, script string) error {
 		return err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })() // a guest may never answer
 	if err := json.NewEncoder(conn).Encode(order{script}); err != nil {
 		return err
 	}

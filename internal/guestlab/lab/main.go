@@ -54,13 +54,13 @@ func run(ctx context.Context, args []string) error {
 	case cmd == "boot" && len(args) > 0:
 		return boot(ctx, args)
 	case cmd == "run" && len(args) == 2:
-		return runIn(args[0], args[1])
+		return runIn(ctx, args[0], args[1])
 	case cmd == "run" && len(args) == 1:
 		script, err := io.ReadAll(os.Stdin)
 		if err != nil {
 			return err
 		}
-		return runIn(args[0], string(script))
+		return runIn(ctx, args[0], string(script))
 	case cmd == "list" && len(args) == 0:
 		return list()
 	case cmd == "stop" && len(args) == 1:
