@@ -32,6 +32,7 @@ type migration struct {
 	src     source
 	block   *ramBlock
 	layouts []vm.Layout
+	note    string // what it lacks
 }
 
 // openStream opens a migration stream, or one behind a header of libvirt. f is
@@ -65,12 +66,12 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		src.Close()
 		return nil, err
 	}
-	note := "of " + s.machine + ", to be proved; without registers"
+	m.note = "of " + s.machine + "; the stream's registers are not read"
 	if !s.whole {
-		note += "; its end was not found"
+		m.note += "; its end was not found"
 	}
 	l := m.layouts[0]
-	m.lazy = newLazy(path, how, l.Name+" ("+note+")", m.in(l), src.Close)
+	m.lazy = newLazy(path, how, l.Name+" ("+m.note+"; to be proved)", m.in(l), src.Close)
 	return m, nil
 }
 
@@ -107,7 +108,7 @@ func (m *migration) In(l vm.Layout) (vm.Machine, error) {
 	if sum != m.block.size {
 		return nil, fmt.Errorf("layout %q of %d bytes for %d bytes of RAM", l.Name, sum, m.block.size)
 	}
-	v := newLazy(m.info.Name, "", l.Name+" (tried)", m.in(l), func() error { return nil })
+	v := newLazy(m.info.Name, "", l.Name+" ("+m.note+"; tried)", m.in(l), func() error { return nil })
 	v.info.Name, v.info.Route, v.unpack = m.info.Name, m.info.Route, m.unpack
 	return v, nil
 }

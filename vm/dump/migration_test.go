@@ -88,7 +88,7 @@ func makeStream(data []byte) []byte {
 		}
 	})
 	b = append(b, secCommand, 0, 1, 0, 3, 1, 2, 3)
-	section(secEnd, func() { page("pc.ram", 256, data[:4096]) })
+	section(secEnd, func() { page("", 256, data[:4096]) }) // of the block of the section before
 	b = be.AppendUint32(append(b, secFull), 3)
 	name("timer")
 	b = append(b, make([]byte, 40)...)

@@ -39,7 +39,8 @@ const (
 type stream struct {
 	machine string // type, e.g. "pc-q35-7.2"
 	blocks  []*ramBlock
-	whole   bool // the end was found, behind the states of devices
+	last    *ramBlock // of the page before: it goes on across sections
+	whole   bool      // the end was found, behind the states of devices
 }
 
 // ramBlock is a block of RAM: the guest's memory, a ROM, video memory.
@@ -133,7 +134,6 @@ func (s *stream) config(r *streamReader) error {
 
 // ram reads what one section of RAM has.
 func (s *stream) ram(r *streamReader) error {
-	var b *ramBlock
 	for r.err == nil {
 		at := r.off
 		v := r.u64()
@@ -153,16 +153,17 @@ func (s *stream) ram(r *streamReader) error {
 			return fmt.Errorf("page of kind %#x at offset %#x: this stream is compressed, or split (xbzrle, compress, multifd), or of a later version", flags, at)
 		case flags&ramContinue == 0:
 			name := r.name()
-			b = nil
+			s.last = nil
 			for _, x := range s.blocks {
 				if x.name == name {
-					b = x
+					s.last = x
 				}
 			}
 		}
 		if r.err != nil {
 			return nil
 		}
+		b := s.last
 		if b == nil || off >= b.size {
 			return fmt.Errorf("page %#x at offset %#x is in no block", off, at)
 		}
