@@ -16,7 +16,7 @@ import (
 	"vmscope/mem"
 )
 
-// HostileVariable is how long TestHostile goes on, instead of some seconds.
+// hostileVariable is how long TestHostile goes on, instead of some seconds.
 const hostileVariable = "VMSCOPE_HOSTILE"
 
 // newScene copies the memory of a guest that has been up for a moment.
