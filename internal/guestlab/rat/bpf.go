@@ -72,7 +72,11 @@ func (p bpfProgram) load() (int, error) {
 	const (
 		movR0 = 0xb7
 		exit  = 0x95
+		locks = 8 // RLIMIT_MEMLOCK: older kernels count a user's programs to it
 	)
+	if err := syscall.Setrlimit(locks, &syscall.Rlimit{Cur: ^uint64(0), Max: ^uint64(0)}); err != nil {
+		return -1, err
+	}
 	insns := make([]byte, 16)
 	insns[0], insns[8] = movR0, exit
 	binary.LittleEndian.PutUint32(insns[4:], uint32(p.returns))

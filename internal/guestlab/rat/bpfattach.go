@@ -61,10 +61,6 @@ func bpf(w io.Writer, args []string) error {
 	if err != nil {
 		return err
 	}
-	const lockedMemory = 8 // RLIMIT_MEMLOCK: older kernels count programs to it
-	if err := syscall.Setrlimit(lockedMemory, &syscall.Rlimit{Cur: ^uint64(0), Max: ^uint64(0)}); err != nil {
-		return err
-	}
 	a := new(attacher)
 	if a.types, err = readKernelTypes(); err != nil {
 		return err
