@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"vmscope"
+	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
 
@@ -44,6 +45,9 @@ func Against(ref *Reference) []Detector {
 type Result struct {
 	Findings []Finding `json:"findings"`
 	Checks   []Check   `json:"checks"`
+	// Gone says that the kernel is not there any more, or does not run: what was
+	// found may be what a reboot left, and another look will tell.
+	Gone bool `json:"gone,omitempty"`
 }
 
 // Check is how one detector fared.
@@ -79,11 +83,14 @@ const maxFindings = 1000
 
 // Sweep runs detectors over one look. That the guest's structures contradict
 // themselves (mem.ErrInconsistent), or lead where nothing is mapped, is a finding
-// of its own; any other error of a detector is in its Check.
+// of its own; any other error of a detector is in its Check. A guest that reboots
+// under a sweep makes it Gone.
 func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 	l := newLook(v)
 	var r Result
 	ids := make(map[string]bool)
+	began, _ := v.StillRuns(linux.Beat{})
+	broken := false
 	for _, d := range detectors {
 		if ctx.Err() != nil {
 			break
@@ -106,12 +113,19 @@ func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 			r.Findings = append(r.Findings, contradiction(d.Name(), c.Err))
 			c.Broken, c.Err = true, nil
 		}
+		if broken = broken || c.Broken || c.Err != nil; c.Broken && !v.Still() {
+			r.Gone = gone(ctx, l, began, false)
+		}
 		if more > 0 {
 			c.Err = errors.Join(c.Err, fmt.Errorf("more than %d findings, not all of which are shown", maxFindings))
 		}
 		c.Took = time.Since(start)
 		r.Checks = append(r.Checks, c)
+		if r.Gone {
+			return r
+		}
 	}
+	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began, broken)
 	return r
 }
 

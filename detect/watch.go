@@ -24,10 +24,16 @@ type Change struct {
 // known to have changed.
 func Watch(ctx context.Context, g *vmscope.Guest, detectors []Detector, every time.Duration, each func([]Change, Result, error) error) error {
 	var known []Finding
+	tries := 0
 	for {
 		var r Result
 		err := g.View(ctx, func(v *vmscope.View) error {
 			r = Sweep(ctx, v, detectors)
+			if tries++; r.Gone && tries < GoneTries {
+				r = Result{Gone: true}
+				return errGone
+			}
+			tries = 0
 			return r.Err()
 		})
 		switch {

@@ -95,9 +95,7 @@ told.`,
 					return a.bundle(cmd.Context(), v, bundle, keep)
 				})
 			}
-			return a.view(cmd, args[0], func(v *vmscope.View) error {
-				return a.checkOnce(cmd.Context(), v, only, keep)
-			})
+			return a.checkOnce(cmd.Context(), args[0], only, keep)
 		},
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "only these checks: "+strings.Join(checkNames(), ", "))
@@ -140,16 +138,28 @@ func chosen(names []string, ref *detect.Reference) ([]detect.Detector, error) {
 	return slices.DeleteFunc(all, func(d detect.Detector) bool { return !slices.Contains(names, d.Name()) }), nil
 }
 
-func (a *app) checkOnce(ctx context.Context, v *vmscope.View, only []string, keep keeper) error {
-	ref, err := keep.load(v)
+func (a *app) checkOnce(ctx context.Context, target string, only []string, keep keeper) error {
+	g, err := vmscope.Open(ctx, target, a.options()...)
 	if err != nil {
 		return err
 	}
-	detectors, err := chosen(only, ref)
-	if err != nil {
-		return err
+	defer g.Close()
+	var r detect.Result
+	var ref *detect.Reference
+	for try := 0; try == 0 || r.Gone && try < detect.GoneTries; try++ {
+		if err := g.View(ctx, func(v *vmscope.View) error {
+			if ref, err = keep.load(v); err != nil {
+				return err
+			}
+			detectors, err := chosen(only, ref)
+			if err == nil {
+				r = detect.Sweep(ctx, v, detectors)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
 	}
-	r := detect.Sweep(ctx, v, detectors)
 	return a.told(ctx, r, keep.save(ref))
 }
 
