@@ -45,8 +45,8 @@ func Against(ref *Reference) []Detector {
 type Result struct {
 	Findings []Finding `json:"findings"`
 	Checks   []Check   `json:"checks"`
-	// Gone says that the kernel is not there any more, or does not run: what was
-	// found may be what a reboot left, and another look will tell.
+	// Gone says that the kernel just boots, or is not there any more, or does not
+	// run: what was found may be what a reboot left, and another look will tell.
 	Gone bool `json:"gone,omitempty"`
 }
 
@@ -69,6 +69,9 @@ func (r Result) Tampered() []Finding {
 // Err joins what the checks could not do.
 func (r Result) Err() error {
 	var errs []error
+	if r.Gone && len(r.Checks) == 0 {
+		errs = append(errs, ErrGone)
+	}
 	for _, c := range r.Checks {
 		if c.Err != nil {
 			errs = append(errs, fmt.Errorf("check %s: %w", c.Name, c.Err))
@@ -83,14 +86,16 @@ const maxFindings = 1000
 
 // Sweep runs detectors over one look. That the guest's structures contradict
 // themselves (mem.ErrInconsistent), or lead where nothing is mapped, is a finding
-// of its own; any other error of a detector is in its Check. A guest that reboots
-// under a sweep makes it Gone.
+// of its own; any other error of a detector is in its Check. A guest that boots, or
+// goes meanwhile, makes it Gone.
 func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 	l := newLook(v)
 	var r Result
+	if booting(l) {
+		return Result{Gone: true}
+	}
 	ids := make(map[string]bool)
 	began, _ := v.StillRuns(linux.Beat{})
-	broken := false
 	for _, d := range detectors {
 		if ctx.Err() != nil {
 			break
@@ -113,19 +118,17 @@ func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 			r.Findings = append(r.Findings, contradiction(d.Name(), c.Err))
 			c.Broken, c.Err = true, nil
 		}
-		if broken = broken || c.Broken || c.Err != nil; c.Broken && !v.Still() {
-			r.Gone = gone(ctx, l, began, false)
-		}
 		if more > 0 {
 			c.Err = errors.Join(c.Err, fmt.Errorf("more than %d findings, not all of which are shown", maxFindings))
 		}
 		c.Took = time.Since(start)
 		r.Checks = append(r.Checks, c)
-		if r.Gone {
+		if c.Broken && !v.Still() && gone(ctx, l, began, true) {
+			r.Gone = true
 			return r
 		}
 	}
-	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began, broken)
+	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began, false)
 	return r
 }
 

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"time"
 
+	"vmscope/ctype"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
 
-// What a guest's memory holds while it reboots is no kernel's: what firmware and
-// the next kernel write over the last one looks like tampering with it. So before
-// findings are believed, the kernel has to be in place; and where its structures
-// contradict themselves, to be seen running, for which there is goneWait. A guest
-// that is idle may show nothing for so long.
+// A kernel that boots, or is gone, is none that could have been tampered with: its
+// image is writable until it is up, and what firmware and the next kernel write
+// over the last one looks like anything. So nothing is looked at before the first
+// process runs a program, and before findings are believed the kernel has to be
+// seen running, for which there is goneWait. A guest that is idle may show
+// nothing for so long.
 const (
 	goneWait = 1200 * time.Millisecond // linux.Beat tells a clock that stands after one second
 	gonePoll = 20 * time.Millisecond
@@ -23,12 +25,45 @@ const (
 // counts: a guest must not get rid of an alarm by making its clock stand.
 const GoneTries = 3
 
-// errGone is what is known of a guest then.
-var errGone = errors.New("the guest rebooted while it was looked at")
+// ErrGone is why nothing is known of such a guest. It may pass.
+var ErrGone = errors.New("the guest boots, or went while it was looked at: try again when it is up")
+
+type firstLayout struct {
+	Tasks ctype.Field `c:"task_struct.tasks"` // include/linux/sched.h
+	PID   ctype.Field `c:"task_struct.pid"`
+	MM    ctype.Field `c:"task_struct.mm"`
+}
+
+// booting reports whether the kernel has not come to its first program yet
+// (kernel_init in init/main.c, which makes the image read-only before): the first
+// process of the list is that one, and has no memory of its own. A guest that
+// makes it look so takes its init's memory away.
+func booting(l *Look) bool {
+	f, err := bind[firstLayout](l)
+	if err != nil {
+		return false
+	}
+	idle, err := l.Symbol("init_task")
+	if err != nil {
+		return false
+	}
+	node, err := l.Mem.Pointer(f.Tasks.At(idle))
+	if err != nil || node == 0 {
+		return err == nil
+	}
+	first := node - mem.VA(f.Tasks.Offset)
+	if first == idle {
+		return true
+	}
+	pid, err := l.Mem.Uint32(f.PID.At(first))
+	mm, merr := l.Mem.Pointer(f.MM.At(first))
+	return err == nil && merr == nil && pid == 1 && mm == 0
+}
 
 // gone reports whether the kernel of a sweep was, at the end, not the one that
-// runs: began is its sign of life from the beginning.
-func gone(ctx context.Context, l *Look, began linux.Beat, broken bool) bool {
+// runs: began is its sign of life from the beginning. Unless quick, it must be
+// seen running.
+func gone(ctx context.Context, l *Look, began linux.Beat, quick bool) bool {
 	still := func() (linux.Beat, bool) {
 		if c, ok := l.Phys.(*mem.Cache); ok {
 			c.Forget()
@@ -36,7 +71,7 @@ func gone(ctx context.Context, l *Look, began linux.Beat, broken bool) bool {
 		return l.StillRuns(began)
 	}
 	last, ok := still()
-	if !ok || !broken {
+	if !ok || quick {
 		return !ok
 	}
 	for range goneWait / gonePoll {

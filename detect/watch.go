@@ -31,7 +31,7 @@ func Watch(ctx context.Context, g *vmscope.Guest, detectors []Detector, every ti
 			r = Sweep(ctx, v, detectors)
 			if tries++; r.Gone && tries < GoneTries {
 				r = Result{Gone: true}
-				return errGone
+				return ErrGone
 			}
 			tries = 0
 			return r.Err()

@@ -147,6 +147,13 @@ func (a *app) checkOnce(ctx context.Context, target string, only []string, keep 
 	var r detect.Result
 	var ref *detect.Reference
 	for try := 0; try == 0 || r.Gone && try < detect.GoneTries; try++ {
+		if try > 0 { // it may be up by then
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+			}
+		}
 		if err := g.View(ctx, func(v *vmscope.View) error {
 			if ref, err = keep.load(v); err != nil {
 				return err
