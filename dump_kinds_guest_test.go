@@ -57,13 +57,15 @@ func makedumpfile(t *testing.T, core, path, flags string) (string, error) {
 func testFiltered(t *testing.T, core string, want map[int]guestlab.Process) {
 	t.Helper()
 	path := filepath.Join(filepath.Dir(core), "filtered")
-	if out, err := makedumpfile(t, core, path, "-c -d 31"); err != nil {
+	out, err := makedumpfile(t, core, path, "-c -d 31")
+	defer os.Remove(path)
+	// Of a kernel that is newer than makedumpfile it says so, and may leave out pages of the kernel's own.
+	if err != nil || strings.Contains(out, "kernel version is not supported") {
 		t.Logf("this makedumpfile cannot filter this kernel's pages: %v: %s", err, out)
 		return
 	}
-	defer os.Remove(path)
 	var procs []kernel.Process
-	err := vmscope.Look(t.Context(), path, func(v *vmscope.View) (err error) {
+	err = vmscope.Look(t.Context(), path, func(v *vmscope.View) (err error) {
 		procs, err = v.Processes()
 		return err
 	})

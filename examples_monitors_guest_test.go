@@ -25,6 +25,7 @@ import (
 func testMonitors(t *testing.T, g *guestlab.Guest) {
 	dir := t.TempDir()
 	command(t, ".", "go", "build", "-o", dir+"/", "./examples/syscalls", "./examples/integrity")
+	defer g.Run(t.Context(), "rmmod dummy")
 	if _, err := g.Run(t.Context(), "modprobe dummy"); err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,6 @@ func testMonitors(t *testing.T, g *guestlab.Guest) {
 			cd /sys/kernel/tracing && echo :mod:dummy >set_ftrace_filter && echo function >current_tracer`},
 	} {
 		t.Run(strings.Trim(c.tells, ": ["), func(t *testing.T) {
-			t.Parallel() // what takes time is that monitors look once a second
 			x := &exchanged{T: t, g: g, place: c.place}
 			x.open()
 			lines := x.start(filepath.Join(dir, c.name), c.args...)

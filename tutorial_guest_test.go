@@ -197,7 +197,7 @@ func testWatch(t *testing.T, g *guestlab.Guest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	test := strings.Replace(readDoc(t, "docs/tutorial.md"), "len(names) != 11", fmt.Sprintf("len(names) != %d", len(before)), 1)
+	test := strings.Replace(readDoc(t, "docs/tutorial.md"), "len(names) != 11", fmt.Sprintf("len(names) != %d", len(modules())), 1)
 	for _, b := range blocks(test, "go") {
 		if strings.Contains(b, "func Test") {
 			put("main_test.go", b)
