@@ -468,6 +468,7 @@ func (c *cli) becomes(t *testing.T, state string, within time.Duration) {
 // testSignals ends the program while the guest is paused and it hangs in
 // writing: the guest must run on.
 func (c *cli) testSignals(t *testing.T) {
+	hearHangups(t)
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			cmd := vmscopeCmd("dump", c.g.Name(), "-", "--pause")

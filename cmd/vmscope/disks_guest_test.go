@@ -135,6 +135,7 @@ done`)
 			t.Logf("stderr: %q", stderr.String())
 		}
 	}
+	hearHangups(t)
 	for what, how := range map[string]func(c *exec.Cmd, r *os.File){
 		"a closed pipe": func(_ *exec.Cmd, r *os.File) { r.Close() },
 		"SIGINT":        func(c *exec.Cmd, _ *os.File) { c.Process.Signal(syscall.SIGINT) },

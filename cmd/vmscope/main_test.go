@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unicode"
@@ -39,6 +41,17 @@ func vmscopeCmd(args ...string) *exec.Cmd {
 	c := exec.Command("/proc/self/exe", args...)
 	c.Env = append(os.Environ(), asAnother+"="+program)
 	return c
+}
+
+// hearHangups lets programs that the test starts hear SIGHUP even where the test
+// itself was told to ignore it, as by nohup: they would inherit that.
+func hearHangups(t testing.TB) {
+	if !signal.Ignored(syscall.SIGHUP) {
+		return
+	}
+	c := make(chan os.Signal, 1) // what is caught here is at its default in children
+	signal.Notify(c, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Ignore(syscall.SIGHUP) })
 }
 
 // run runs one command line within the test.
