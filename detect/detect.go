@@ -123,12 +123,8 @@ func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 		}
 		c.Took = time.Since(start)
 		r.Checks = append(r.Checks, c)
-		if c.Broken && !v.Still() && gone(ctx, l, began, true) {
-			r.Gone = true
-			return r
-		}
 	}
-	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began, false)
+	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began)
 	return r
 }
 

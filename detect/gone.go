@@ -61,9 +61,8 @@ func booting(l *Look) bool {
 }
 
 // gone reports whether the kernel of a sweep was, at the end, not the one that
-// runs: began is its sign of life from the beginning. Unless quick, it must be
-// seen running.
-func gone(ctx context.Context, l *Look, began linux.Beat, quick bool) bool {
+// runs: began is its sign of life from the beginning.
+func gone(ctx context.Context, l *Look, began linux.Beat) bool {
 	still := func() (linux.Beat, bool) {
 		if c, ok := l.Phys.(*mem.Cache); ok {
 			c.Forget()
@@ -71,8 +70,8 @@ func gone(ctx context.Context, l *Look, began linux.Beat, quick bool) bool {
 		return l.StillRuns(began)
 	}
 	last, ok := still()
-	if !ok || quick {
-		return !ok
+	if !ok {
+		return true
 	}
 	for range goneWait / gonePoll {
 		if pause(ctx, gonePoll) != nil {

@@ -147,8 +147,11 @@ func (n *names) name(m *Match) {
 }
 
 // cached names the file that a page of RAM holds a part of, if it is in the page
-// cache.
+// cache. RAM may be searched without a kernel in it.
 func (n *names) cached(m *Match) {
+	if n.Kernel == nil {
+		return
+	}
 	if path, off, ok, _ := n.CachedFile(*m.PA); ok {
 		m.Area, m.Offset = "[page cache] "+path, &off
 	}
