@@ -90,12 +90,18 @@ const maxFindings = 1000
 // goes meanwhile, makes it Gone.
 func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 	l := newLook(v)
-	var r Result
 	if booting(l) {
 		return Result{Gone: true}
 	}
-	ids := make(map[string]bool)
 	began, _ := v.StillRuns(linux.Beat{})
+	r := sweep(ctx, l, detectors)
+	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began)
+	return r
+}
+
+// sweep is Sweep of a kernel that is up and goes on to be.
+func sweep(ctx context.Context, l *Look, detectors []Detector) (r Result) {
+	ids := make(map[string]bool)
 	for _, d := range detectors {
 		if ctx.Err() != nil {
 			break
@@ -124,7 +130,6 @@ func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 		c.Took = time.Since(start)
 		r.Checks = append(r.Checks, c)
 	}
-	r.Gone = !v.Still() && len(r.Tampered()) > 0 && gone(ctx, l, began)
 	return r
 }
 

@@ -214,7 +214,7 @@ func (s *scene) sweep(checks []Detector) (r Result) {
 	s.ram.reads, s.ram.most = 0, maxReads*max(s.reads, 1<<16)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	r = Sweep(s.Context(), s.view(), checks)
+	r = sweep(s.Context(), newLook(s.view()), checks)
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > maxAllocs {
 		s.Errorf("%d MiB allocated", n>>20)
