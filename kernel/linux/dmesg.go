@@ -88,7 +88,9 @@ func (v *View) logReader(l *logLayout, ring mem.VA) (*logReader, error) {
 const logChunk = 256
 
 // all reads the records from tail to head. Descriptors and infos come in chunks
-// that do not wrap.
+// that do not wrap. A chunk is read in the order of the kernel's prb_read:
+// descriptors, then infos and texts, then the descriptors again; a cache is
+// emptied in between, for what it kept would be of another moment.
 func (r *logReader) all() error {
 	n := (r.head-r.tail)&descIDMask + 1
 	if n > r.count {
@@ -101,22 +103,41 @@ func (r *logReader) all() error {
 		n = maxRecords
 	}
 	chunk := min(n, logChunk)
-	descs, infos := make([]byte, chunk*r.l.DescSize), make([]byte, chunk*r.l.InfoSize)
+	descs, again, infos := make([]byte, chunk*r.l.DescSize), make([]byte, chunk*r.l.DescSize), make([]byte, chunk*r.l.InfoSize)
+	recs := make([]logged, 0, chunk)
 	for id := r.tail; n > 0; {
 		i := id & (r.count - 1)
 		k := min(n, chunk, r.count-i)
-		d, in := descs[:k*r.l.DescSize], infos[:k*r.l.InfoSize]
+		d, a, in := descs[:k*r.l.DescSize], again[:k*r.l.DescSize], infos[:k*r.l.InfoSize]
+		r.v.forget()
 		if _, err := r.v.Mem.Read(d, r.descs+mem.VA(i*r.l.DescSize)); err != nil {
 			return fmt.Errorf("read the kernel's log: %w", err)
 		}
+		r.v.forget()
 		if _, err := r.v.Mem.Read(in, r.infos+mem.VA(i*r.l.InfoSize)); err != nil {
 			return fmt.Errorf("read the kernel's log: %w", err)
 		}
+		recs = recs[:0]
 		for j := range k {
 			desc := object{b: d[j*r.l.DescSize : (j+1)*r.l.DescSize], at: r.descs + mem.VA((i+j)*r.l.DescSize)}
 			info := object{b: in[j*r.l.InfoSize : (j+1)*r.l.InfoSize], at: r.infos + mem.VA((i+j)*r.l.InfoSize)}
-			if err := r.record((id+j)&descIDMask, &desc, &info); err != nil {
-				return err
+			rec, ok, err := r.record((id+j)&descIDMask, &desc, &info)
+			if ok || err != nil {
+				recs = append(recs, logged{j, rec, err})
+			}
+		}
+		r.v.forget()
+		if _, err := r.v.Mem.Read(a, r.descs+mem.VA(i*r.l.DescSize)); err != nil {
+			return fmt.Errorf("read the kernel's log: %w", err)
+		}
+		for _, g := range recs {
+			from, to := g.desc*r.l.DescSize, (g.desc+1)*r.l.DescSize
+			switch {
+			case !r.l.same(d[from:to], a[from:to]):
+			case g.err != nil:
+				return g.err
+			default:
+				r.out = append(r.out, g.rec)
 			}
 		}
 		id, n = (id+k)&descIDMask, n-k
@@ -124,26 +145,33 @@ func (r *logReader) all() error {
 	return cut
 }
 
-// record decodes one record. One that is not there (not finished, or already
-// reused) is skipped without error.
-func (r *logReader) record(id uint64, desc, info *object) error {
+// logged is what was read of the record of one descriptor of a chunk. It counts,
+// be it an error, only if the descriptor is the same afterwards.
+type logged struct {
+	desc uint64 // in the chunk
+	rec  kernel.LogRecord
+	err  error
+}
+
+// same reports whether a descriptor that was read twice is of the same record,
+// whose text may have become final: up to the length that was read it is the same.
+func (l *logLayout) same(was, is []byte) bool {
+	s, now := l.State.uint(was), l.State.uint(is)
+	return l.Begin.uint(was) == l.Begin.uint(is) && l.Next.uint(was) == l.Next.uint(is) &&
+		(s == now || s>>62 == descCommitted && now == s&descIDMask|descFinal<<62)
+}
+
+// record decodes one record. ok is false where it is not there: not finished, or
+// already reused.
+func (r *logReader) record(id uint64, desc, info *object) (rec kernel.LogRecord, ok bool, err error) {
 	l := r.l
 	state := l.State.uint(desc.b)
 	if s := state >> 62; state&descIDMask != id || s != descCommitted && s != descFinal {
-		return nil
+		return rec, false, nil
 	}
-	text, ok, terr := r.readText(id, l.Begin.uint(desc.b), l.Next.uint(desc.b), desc.at)
-	// What was copied counts if the record is still the same one.
-	now, err := r.v.Mem.Uint64(desc.at + mem.VA(l.State.off))
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the kernel's log: %w", err)
-	case now != state:
-		return nil
-	case terr != nil:
-		return terr
-	case !ok:
-		return nil
+	text, ok, err := r.readText(id, l.Begin.uint(desc.b), l.Next.uint(desc.b), desc.at)
+	if !ok || err != nil {
+		return rec, false, err
 	}
 	// Ids and sequence numbers go up together: record 0 has the id -count, in 32
 	// bits (DESC0_ID is the one before it), and both rise by count each time a
@@ -152,14 +180,14 @@ func (r *logReader) record(id uint64, desc, info *object) error {
 	switch ahead := uint32(seq) - uint32(id+r.count); {
 	case ahead == 0:
 	case int32(ahead) > 0 && uint64(ahead)&(r.count-1) == 0: // used again meanwhile
-		return nil
+		return rec, false, nil
 	default:
-		return errBroken("printk_info", info.at, fmt.Sprintf("record %#x has the number %d", id, seq))
+		return rec, false, errBroken("printk_info", info.at, fmt.Sprintf("record %#x has the number %d", id, seq))
 	}
 	if n := l.TextLen.uint(info.b); n < uint64(len(text)) {
 		text = text[:n]
 	}
-	r.out = append(r.out, kernel.LogRecord{
+	return kernel.LogRecord{
 		Seq:       seq,
 		Time:      time.Duration(l.Time.uint(info.b)),
 		Facility:  int(l.Facility.uint(info.b)),
@@ -168,8 +196,7 @@ func (r *logReader) record(id uint64, desc, info *object) error {
 		Text:      kernel.Text(text),
 		Subsystem: kernel.Text(cstr(l.Subsys.bytes(info.b))),
 		Device:    kernel.Text(cstr(l.Device.bytes(info.b))),
-	})
-	return nil
+	}, true, nil
 }
 
 // readText reads a text block: a word with the id of its descriptor, then the

@@ -140,6 +140,46 @@ func TestLogOdd(t *testing.T) {
 	}
 }
 
+// overwriting is memory in which something happens while the text is read.
+type overwriting struct {
+	mem.PhysReader
+	text mem.PA
+	then func()
+}
+
+func (o *overwriting) ReadPhys(p []byte, pa mem.PA) (int, error) {
+	if o.then != nil && pa <= o.text && o.text < pa+mem.PA(len(p)) {
+		o.then()
+		o.then = nil
+	}
+	return o.PhysReader.ReadPhys(p, pa)
+}
+
+// A record that is overwritten after its descriptor was read is not given, also
+// where a cache lies between; one that becomes final is.
+func TestLogOverwritten(t *testing.T) {
+	for _, cached := range []bool{false, true} {
+		r := newRing(t)
+		r.data = (r.next + mem.PageSize) &^ (mem.PageSize - 1) // on a page of its own
+		r.put(r.at, r.f.Data, uint64(r.data))
+		first := r.add("first", descFinal)
+		r.add("second", descCommitted)
+		last := r.id - 1
+		var phys mem.PhysReader = &overwriting{r.v.Phys, mem.PA(r.data), func() {
+			r.put(r.desc(first), r.f.State, first+ringDescs)
+			r.bytes(r.data+8, "fi\x00\x01x")
+			r.put(r.desc(last), r.f.State, last|descFinal<<62)
+		}}
+		if cached {
+			phys = mem.NewCache(phys, 16)
+		}
+		r.v = viewOf(r.v.Kernel, phys)
+		if got, err := r.read(); err != nil || fmt.Sprint(got) != "[1 second]" {
+			t.Errorf("cached %v: %q, %v", cached, got, err)
+		}
+	}
+}
+
 func TestLogInconsistent(t *testing.T) {
 	for name, spoil := range map[string]func(*ring){
 		"huge text":       func(r *ring) { r.put(r.at, r.f.SizeBits, 60) },
