@@ -20,19 +20,24 @@ type fastLook struct {
 // nameEdits are the names of a directory that came or went.
 type nameEdits struct {
 	names map[string]nameEdit
-	order []string // the names that came, once each
+	gone  map[goneName]bool // all that went: a name may go, lead elsewhere, and go again
+	order []string          // the names that came, once each
+}
+
+// goneName is a name that went, and what it led to.
+type goneName struct {
+	name string
+	ino  uint32
 }
 
 type nameEdit struct {
 	ino    uint32 // what the name leads to; 0: the name went
-	gone   uint32 // what the name that went led to
 	listed bool   // in order
 }
 
 // hides says whether an entry that lies in a block is no more, or another's.
 func (e *nameEdits) hides(d Dirent) bool {
-	edit, ok := e.names[string(d.Name)]
-	return ok && (edit.ino != 0 || edit.gone == d.Ino)
+	return e.names[string(d.Name)].ino != 0 || e.gone[goneName{string(d.Name), d.Ino}]
 }
 
 // replayFast takes the fast commits that follow the log, which ended with transaction last.
@@ -68,8 +73,12 @@ func (v *Volume) fastCommit(f *fastLook, ops []jbd2.FCOp) error {
 	}
 	told := map[uint32]bool{} // inodes that records tell, with the links that they have in the end
 	var counted []linkEdit
+	held := v.fastHeld(f, ops)
 	for i := range ops {
 		op := &ops[i]
+		if h := held[op.Ino]; h != nil && h.drops(op) {
+			continue
+		}
 		links, err := v.fastOp(f, op)
 		note(err)
 		if links.delta != 0 {
@@ -78,6 +87,10 @@ func (v *Volume) fastCommit(f *fastLook, ops []jbd2.FCOp) error {
 		if op.Tag == jbd2.FCInode {
 			told[op.Ino] = true
 		}
+	}
+	for ino, h := range held {
+		note(v.fastKeep(f, ino, h))
+		delete(told, ino)
 	}
 	for _, c := range counted {
 		raw, err := v.fastRaw(f, c.ino)
@@ -137,7 +150,7 @@ func (v *Volume) fastOp(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) 
 func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) {
 	e := f.names[op.Parent]
 	if e == nil {
-		e = &nameEdits{names: map[string]nameEdit{}}
+		e = &nameEdits{names: map[string]nameEdit{}, gone: map[goneName]bool{}}
 		f.names[op.Parent] = e
 	}
 	name := string(op.Name)
@@ -157,7 +170,8 @@ func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error
 			}
 			links.old, links.dir = true, le.Uint16(raw)&sIFMT == sIFDIR
 		}
-		edit.ino, edit.gone, links.delta = 0, op.Ino, -1
+		edit.ino, links.delta = 0, -1
+		e.gone[goneName{name, op.Ino}] = true
 	} else {
 		edit.ino = op.Ino
 		if !edit.listed {
@@ -208,7 +222,7 @@ func (v *Volume) fastInode(f *fastLook, op *jbd2.FCOp) error {
 	}
 	raw := slices.Clone(old)
 	n := copy(raw, op.Inode)
-	same := le.Uint32(old[100:]) == le.Uint32(raw[100:]) && le.Uint16(old)&sIFMT == le.Uint16(raw)&sIFMT && le.Uint16(old[26:]) != 0
+	same := sameFile(old, raw)
 	if !same {
 		clear(raw[n:])
 		delete(f.edits, op.Ino)
