@@ -25,6 +25,11 @@ const (
 // counts: a guest must not get rid of an alarm by making its clock stand.
 const GoneTries = 3
 
+// bootTicks is what jiffies are at most while a kernel boots: they begin 300 s
+// before 2^32 (INITIAL_JIFFIES in include/linux/jiffies.h), and 10 minutes have at
+// most so many ticks (CONFIG_HZ is 1000 at most; with 250 it is 45 minutes).
+const bootTicks = 1<<32 + 600*1000
+
 // ErrGone is why nothing is known of such a guest. It may pass.
 var ErrGone = errors.New("the guest boots, or went while it was looked at: try again when it is up")
 
@@ -36,9 +41,12 @@ type firstLayout struct {
 
 // booting reports whether the kernel has not come to its first program yet
 // (kernel_init in init/main.c, which makes the image read-only before): the first
-// process of the list is that one, and has no memory of its own. A guest that
-// makes it look so takes its init's memory away.
+// process of the list is that one, and has no memory of its own. A guest may put
+// a task there that looks so: it is believed only while its clock is young.
 func booting(l *Look) bool {
+	if j, err := l.Jiffies(); err == nil && j > bootTicks {
+		return false
+	}
 	f, err := bind[firstLayout](l)
 	if err != nil {
 		return false
