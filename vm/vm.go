@@ -58,6 +58,9 @@ type Registers struct {
 	GSBase, KernelGS    uint64
 	IDTBase, GDTBase    uint64
 	CS, SS              uint16
+	// LSTAR is where the SYSCALL instruction leads (MSR 0xc0000082, Intel SDM
+	// volume 4, table 2-2); 0: the source does not tell.
+	LSTAR uint64
 	// General are rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, as instructions number
 	// them.
 	General [16]uint64
