@@ -24,26 +24,26 @@ type (
 )
 
 // Mount mounts a disk's file system in the guest, with options as for mount(8). The device is a path in the guest.
-func (g *Guest) Mount(ctx context.Context, device, dir, fstype, options string) error {
-	_, err := g.call(ctx, &wire.Request{Mounting: &wire.Mounting{Device: device, Dir: dir, Type: fstype, Options: options}})
+func (a *Agent) Mount(ctx context.Context, device, dir, fstype, options string) error {
+	_, err := a.call(ctx, &wire.Request{Mounting: &wire.Mounting{Device: device, Dir: dir, Type: fstype, Options: options}})
 	return err
 }
 
 // Unmount unmounts what Mount did.
-func (g *Guest) Unmount(ctx context.Context, dir string) error {
-	_, err := g.call(ctx, &wire.Request{Mounting: &wire.Mounting{Dir: dir, Unmount: true}})
+func (a *Agent) Unmount(ctx context.Context, dir string) error {
+	_, err := a.call(ctx, &wire.Request{Mounting: &wire.Mounting{Dir: dir, Unmount: true}})
 	return err
 }
 
 // FSOps does random file operations and returns, if asked to tell, the list of them.
-func (g *Guest) FSOps(ctx context.Context, ops FSOps) (list string, err error) {
-	out, err := g.call(ctx, &wire.Request{FSOps: &ops})
+func (a *Agent) FSOps(ctx context.Context, ops FSOps) (list string, err error) {
+	out, err := a.call(ctx, &wire.Request{FSOps: &ops})
 	return string(out), err
 }
 
 // Load does a load and gives the time from its first system call to the end of its last, by the guest's own clock.
-func (g *Guest) Load(ctx context.Context, l Load) (time.Duration, error) {
-	out, err := g.call(ctx, &wire.Request{Load: &l})
+func (a *Agent) Load(ctx context.Context, l Load) (time.Duration, error) {
+	out, err := a.call(ctx, &wire.Request{Load: &l})
 	if err != nil {
 		return 0, err
 	}
@@ -54,8 +54,8 @@ func (g *Guest) Load(ctx context.Context, l Load) (time.Duration, error) {
 // FSTree tells all files below a directory, by the guest's own system calls: each directory before what is in it, names
 // in byte order, with the hash of each regular file's content. Locked takes the key of encrypted directories away for
 // that while, so that the names are those that the kernel makes up from the encrypted ones.
-func (g *Guest) FSTree(ctx context.Context, dir string, locked bool) ([]File, error) {
-	out, err := g.call(ctx, &wire.Request{FSTree: &wire.FSTree{Dir: []byte(dir), Content: true, Locked: locked}})
+func (a *Agent) FSTree(ctx context.Context, dir string, locked bool) ([]File, error) {
+	out, err := a.call(ctx, &wire.Request{FSTree: &wire.FSTree{Dir: []byte(dir), Content: true, Locked: locked}})
 	if err != nil {
 		return nil, err
 	}

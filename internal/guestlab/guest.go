@@ -29,13 +29,13 @@ const (
 
 // Guest is a running virtual machine. Its methods may be called from several goroutines.
 type Guest struct {
+	Agent
 	cfg      Config
 	kernel   *Kernel
 	dir      runDir
 	pid      int
 	exited   chan struct{} // closed when QEMU is gone and waited for
 	exitErr  error         // valid after exited
-	line     *line
 	bootTime time.Duration
 	close    sync.Once
 }
@@ -63,7 +63,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		if err != nil {
 			return nil, err
 		}
-		g := &Guest{cfg: cfg, kernel: kernel, dir: dir, exited: make(chan struct{})}
+		g := &Guest{Agent: Agent{name: cfg.Name}, cfg: cfg, kernel: kernel, dir: dir, exited: make(chan struct{})}
 		if err = g.start(ctx, rat); err == nil {
 			return g, nil
 		}
@@ -155,12 +155,6 @@ func (g *Guest) launch() error {
 		}
 	}()
 	return <-started
-}
-
-// WaitReady waits until the guest answers. Needed only after a reboot: Start returns a guest that does.
-func (g *Guest) WaitReady(ctx context.Context) error {
-	_, err := g.call(ctx, &wire.Request{Script: []byte(":")})
-	return err
 }
 
 // Close kills QEMU and removes the guest's files. It may be called more than once.

@@ -41,46 +41,46 @@ type Symbol struct {
 // A pid of 0 asks about all processes.
 
 // Processes tells the entries of /proc, by pid.
-func (g *Guest) Processes(ctx context.Context) ([]Process, error) {
-	return ask[Process](ctx, g, "ps", 0)
+func (a *Agent) Processes(ctx context.Context) ([]Process, error) {
+	return ask[Process](ctx, a, "ps", 0)
 }
 
 // Threads tells the threads of processes, that of the process itself included.
-func (g *Guest) Threads(ctx context.Context, pid int) ([]Thread, error) {
-	return ask[Thread](ctx, g, "threads", pid)
+func (a *Agent) Threads(ctx context.Context, pid int) ([]Thread, error) {
+	return ask[Thread](ctx, a, "threads", pid)
 }
 
 // Modules tells /proc/modules, newest first as the kernel lists them.
-func (g *Guest) Modules(ctx context.Context) ([]Module, error) {
-	return ask[Module](ctx, g, "lsmod", 0)
+func (a *Agent) Modules(ctx context.Context) ([]Module, error) {
+	return ask[Module](ctx, a, "lsmod", 0)
 }
 
 // Mounts tells the mounts of a process's namespace; with pid 0, the agent's.
-func (g *Guest) Mounts(ctx context.Context, pid int) ([]Mount, error) {
-	return ask[Mount](ctx, g, "mounts", pid)
+func (a *Agent) Mounts(ctx context.Context, pid int) ([]Mount, error) {
+	return ask[Mount](ctx, a, "mounts", pid)
 }
 
 // Sockets tells the sockets of all network namespaces that a process is in.
-func (g *Guest) Sockets(ctx context.Context) ([]Socket, error) {
-	return ask[Socket](ctx, g, "sockets", 0)
+func (a *Agent) Sockets(ctx context.Context) ([]Socket, error) {
+	return ask[Socket](ctx, a, "sockets", 0)
 }
 
 // FDs tells the open descriptors of processes.
-func (g *Guest) FDs(ctx context.Context, pid int) ([]FD, error) { return ask[FD](ctx, g, "fds", pid) }
+func (a *Agent) FDs(ctx context.Context, pid int) ([]FD, error) { return ask[FD](ctx, a, "fds", pid) }
 
 // Mappings tells the memory mappings of processes.
-func (g *Guest) Mappings(ctx context.Context, pid int) ([]Mapping, error) {
-	return ask[Mapping](ctx, g, "maps", pid)
+func (a *Agent) Mappings(ctx context.Context, pid int) ([]Mapping, error) {
+	return ask[Mapping](ctx, a, "maps", pid)
 }
 
 // Dmesg tells the kernel's log, oldest record first.
-func (g *Guest) Dmesg(ctx context.Context) ([]LogRecord, error) {
-	return ask[LogRecord](ctx, g, "dmesg", 0)
+func (a *Agent) Dmesg(ctx context.Context) ([]LogRecord, error) {
+	return ask[LogRecord](ctx, a, "dmesg", 0)
 }
 
 // System tells uname, the command line and the clocks.
-func (g *Guest) System(ctx context.Context) (System, error) {
-	list, err := ask[System](ctx, g, "system", 0)
+func (a *Agent) System(ctx context.Context) (System, error) {
+	list, err := ask[System](ctx, a, "system", 0)
 	if err != nil {
 		return System{}, err
 	}
@@ -88,8 +88,8 @@ func (g *Guest) System(ctx context.Context) (System, error) {
 }
 
 // Environ tells a process's environment, entry by entry.
-func (g *Guest) Environ(ctx context.Context, pid int) ([][]byte, error) {
-	raw, err := g.Ask(ctx, "environ", strconv.Itoa(pid))
+func (a *Agent) Environ(ctx context.Context, pid int) ([][]byte, error) {
+	raw, err := a.Ask(ctx, "environ", strconv.Itoa(pid))
 	raw = bytes.TrimSuffix(raw, []byte{0})
 	if err != nil || len(raw) == 0 {
 		return nil, err
@@ -98,8 +98,8 @@ func (g *Guest) Environ(ctx context.Context, pid int) ([][]byte, error) {
 }
 
 // Kallsyms tells all symbols of the kernel and its modules, in the kernel's order.
-func (g *Guest) Kallsyms(ctx context.Context) ([]Symbol, error) {
-	raw, err := g.Ask(ctx, "kallsyms")
+func (a *Agent) Kallsyms(ctx context.Context) ([]Symbol, error) {
+	raw, err := a.Ask(ctx, "kallsyms")
 	if err != nil {
 		return nil, err
 	}
@@ -128,12 +128,12 @@ func parseKallsyms(text string) ([]Symbol, error) {
 
 // Ask puts a question of "rat oracle" and returns the bare answer: JSON lines, or the bytes of a file (kallsyms,
 // iomem, environ PID, cmdline PID, auxv PID).
-func (g *Guest) Ask(ctx context.Context, question ...string) ([]byte, error) {
-	return g.call(ctx, &wire.Request{Oracle: question})
+func (a *Agent) Ask(ctx context.Context, question ...string) ([]byte, error) {
+	return a.call(ctx, &wire.Request{Oracle: question})
 }
 
-func ask[T any](ctx context.Context, g *Guest, question string, pid int) ([]T, error) {
-	raw, err := g.Ask(ctx, question, strconv.Itoa(pid))
+func ask[T any](ctx context.Context, a *Agent, question string, pid int) ([]T, error) {
+	raw, err := a.Ask(ctx, question, strconv.Itoa(pid))
 	if err != nil {
 		return nil, err
 	}
@@ -153,8 +153,8 @@ func ask[T any](ctx context.Context, g *Guest, question string, pid int) ([]T, e
 
 // Spawn starts a process in the guest and returns its pid there, once all that it shall hold exists. It lives until it
 // is killed (g.Run(ctx, "kill …")) or the guest ends.
-func (g *Guest) Spawn(ctx context.Context, s Spawn) (pid int, err error) {
-	out, err := g.call(ctx, &wire.Request{Spawn: &s})
+func (a *Agent) Spawn(ctx context.Context, s Spawn) (pid int, err error) {
+	out, err := a.call(ctx, &wire.Request{Spawn: &s})
 	if err != nil {
 		return 0, err
 	}

@@ -18,9 +18,9 @@ var library = regexp.MustCompile(`(/\S+) \(0x`)
 // PutPrograms copies programs of the host, with the libraries that they need, into a guest, which has none of its own. The
 // result is what a script there puts before a program's name: start+"mke2fs -q /dev/vda". A program that the host lacks
 // skips the test, or fails it if guests are demanded.
-func (g *Guest) PutPrograms(ctx context.Context, tb testing.TB, names ...string) (start string) {
+func (a *Agent) PutPrograms(ctx context.Context, tb testing.TB, names ...string) (start string) {
 	tb.Helper()
-	start, err := g.putPrograms(ctx, names)
+	start, err := a.putPrograms(ctx, names)
 	if errors.Is(err, exec.ErrNotFound) {
 		SkipOrFail(tb, err.Error()+": see scripts/deps")
 	}
@@ -30,8 +30,8 @@ func (g *Guest) PutPrograms(ctx context.Context, tb testing.TB, names ...string)
 	return start
 }
 
-func (g *Guest) putPrograms(ctx context.Context, names []string) (string, error) {
-	if _, err := g.Run(ctx, "mkdir -p /host/lib /host/bin"); err != nil {
+func (a *Agent) putPrograms(ctx context.Context, names []string) (string, error) {
+	if _, err := a.Run(ctx, "mkdir -p /host/lib /host/bin"); err != nil {
 		return "", err
 	}
 	put := func(from, to string) error {
@@ -39,7 +39,7 @@ func (g *Guest) putPrograms(ctx context.Context, names []string) (string, error)
 		if err != nil {
 			return err
 		}
-		return g.Put(ctx, to, data, 0o755)
+		return a.Put(ctx, to, data, 0o755)
 	}
 	loader, done := "", map[string]bool{}
 	for _, name := range names {
