@@ -34,6 +34,7 @@ func testDumps(t *testing.T, g *guestlab.Guest) {
 				t.Fatal(err)
 			}
 		}
+		all["qemu stream"] = streamDump(t, g, filepath.Join(dir, "stream"))
 	})
 	convertDumps(t, path, all)
 	testFiltered(t, path, w.procs)

@@ -1,15 +1,20 @@
 package vmscope_test
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"vmscope"
 	"vmscope/internal/guestlab"
 	"vmscope/kernel"
+	"vmscope/vm"
+	"vmscope/vm/dump"
+	"vmscope/vm/qemu"
 )
 
 // convertDumps has makedumpfile convert our own core, and looks at what comes
@@ -50,6 +55,52 @@ func makedumpfile(t *testing.T, core, path, flags string) (string, error) {
 	cmd.Stdout, cmd.Stderr = f, &words
 	err = cmd.Run()
 	return words.String(), err
+}
+
+// streamDump has QEMU migrate the guest into a file, and compares the registers
+// in that with those of QEMU's monitor. The guest goes on afterwards.
+func streamDump(t *testing.T, g *guestlab.Guest, path string) seen {
+	t.Helper()
+	live, err := qemu.Open(t.Context(), g.QMPSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	qmp(t, g.QMPSocket(), "stop", nil)
+	defer qmp(t, g.QMPSocket(), "cont", nil)
+	want, err := live.(vm.CPUs).CPUs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	qmp(t, g.QMPSocket(), "migrate", map[string]any{"uri": "exec:cat > '" + path + "'"})
+	for status := ""; status != "completed"; time.Sleep(50 * time.Millisecond) {
+		var is struct{ Status string }
+		if err := json.Unmarshal(qmp(t, g.QMPSocket(), "query-migrate", nil), &is); err != nil {
+			t.Fatal(err)
+		}
+		if status = is.Status; status == "failed" || t.Context().Err() != nil {
+			t.Fatalf("migration is %q", status)
+		}
+	}
+	m, err := dump.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	got, err := m.(vm.CPUs).CPUs(t.Context())
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("registers of %d CPUs in the stream, %v; the monitor has %d", len(got), err, len(want))
+	}
+	for i, r := range got {
+		// These the monitor does not tell.
+		if r.LSTAR>>47 != 1<<17-1 || r.KernelGS != 0 && r.KernelGS>>47 != 0 && r.KernelGS>>47 != 1<<17-1 {
+			t.Errorf("CPU %d: LSTAR %#x, kernel GS base %#x", i, r.LSTAR, r.KernelGS)
+		}
+		if r.LSTAR, r.KernelGS = want[i].LSTAR, want[i].KernelGS; r != want[i] {
+			t.Errorf("CPU %d:\nthe stream  %+v\nthe monitor %+v", i, r, want[i])
+		}
+	}
+	return look(t, path, vmscope.Registers())
 }
 
 // testFiltered looks at a dump without pages of user space: what remains is

@@ -66,12 +66,16 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		src.Close()
 		return nil, err
 	}
-	m.note = "of " + s.machine + "; the stream's registers are not read"
-	if !s.whole {
-		m.note += "; its end was not found"
+	m.note = "of " + s.machine
+	switch {
+	case !s.whole:
+		m.note += "; its end was not found, and so no registers"
+	case s.noRegs != nil:
+		m.note += "; registers cannot be read: " + s.noRegs.Error()
 	}
 	l := m.layouts[0]
 	m.lazy = newLazy(path, how, l.Name+" ("+m.note+"; to be proved)", m.in(l), src.Close)
+	m.regs = s.regs
 	return m, nil
 }
 
@@ -109,7 +113,7 @@ func (m *migration) In(l vm.Layout) (vm.Machine, error) {
 		return nil, fmt.Errorf("layout %q of %d bytes for %d bytes of RAM", l.Name, sum, m.block.size)
 	}
 	v := newLazy(m.info.Name, "", l.Name+" ("+m.note+"; tried)", m.in(l), func() error { return nil })
-	v.info.Name, v.info.Route, v.unpack = m.info.Name, m.info.Route, m.unpack
+	v.info.Name, v.info.Route, v.unpack, v.regs = m.info.Name, m.info.Route, m.unpack, m.regs
 	return v, nil
 }
 

@@ -89,12 +89,7 @@ func makeStream(data []byte) []byte {
 	})
 	b = append(b, secCommand, 0, 1, 0, 3, 1, 2, 3)
 	section(secEnd, func() { page("", 256, data[:4096]) }) // of the block of the section before
-	b = be.AppendUint32(append(b, secFull), 3)
-	name("timer")
-	b = append(b, make([]byte, 40)...)
-	b = append(b, 0, secDesc)
-	desc := `{"page_size":4096}`
-	return append(be.AppendUint32(b, uint32(len(desc))), desc...)
+	return append(b, makeStates()...)
 }
 
 // saved puts libvirt's header before a stream, byte by byte as its source
@@ -140,6 +135,7 @@ func TestStreamContract(t *testing.T) {
 			vmtest.Run(t, func(t *testing.T) vm.Machine { return open(t, path) }, vmtest.Want{
 				Ranges: []mem.Range{{Start: 0, Size: streamRAM}},
 				Bytes:  map[mem.PA][]byte{0: make([]byte, 1<<20), 1 << 20: data},
+				CPUs:   2,
 			})
 			m := open(t, path)
 			defer m.Close()
@@ -248,7 +244,7 @@ func TestQEMUStream(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	vmtest.Run(t, func(t *testing.T) vm.Machine { return open(t, path) }, vmtest.Want{
-		Ranges: []mem.Range{{Start: 0, Size: 64 << 20}}, Bytes: known,
+		Ranges: []mem.Range{{Start: 0, Size: 64 << 20}}, Bytes: known, CPUs: 2,
 	})
 	e, m := open(t, elf), open(t, path)
 	defer e.Close()

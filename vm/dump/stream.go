@@ -2,11 +2,12 @@ package dump
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"strings"
+
+	"vmscope/vm"
 )
 
 // QEMU's migration stream, as `migrate "exec:cat > FILE"` and libvirt's save
@@ -41,6 +42,8 @@ type stream struct {
 	blocks  []*ramBlock
 	last    *ramBlock // of the page before: it goes on across sections
 	whole   bool      // the end was found, behind the states of devices
+	regs    []vm.Registers
+	noRegs  error // why there are none
 }
 
 // ramBlock is a block of RAM: the guest's memory, a ROM, video memory.
@@ -103,8 +106,21 @@ func parseStream(src source, truncated bool) (*stream, error) {
 	if r.err != nil && (!truncated || len(s.blocks) == 0) {
 		return nil, fmt.Errorf("%w: migration stream: at offset %#x, before the RAM was complete: %w", ErrTruncated, r.off, r.err)
 	}
-	s.whole = done && endOfStream(src, r.off)
+	if done {
+		if r.peek() == secFooter {
+			r.skip(5)
+		}
+		s.readStates(src, r.off)
+	}
 	return s, nil
+}
+
+// readStates reads what follows the RAM.
+func (s *stream) readStates(src source, off uint64) {
+	desc := description(src, off)
+	if s.whole = desc != 0; s.whole {
+		s.regs, s.noRegs = states(src, off, desc)
+	}
 }
 
 // config reads the first section: the type of the machine.
@@ -238,26 +254,6 @@ func (s *stream) memory() (*ramBlock, error) {
 		return nil, fmt.Errorf("%w: migration stream of RAM in several blocks (NUMA nodes): how they lie is not known", ErrFormat)
 	}
 	return best, nil
-}
-
-// endOfStream tells whether the stream ends as it should: a mark, and the
-// description of the states of devices up to the last byte.
-func endOfStream(src source, from uint64) bool {
-	from = max(from, src.Size()-min(src.Size(), 16<<20))
-	b := make([]byte, src.Size()-from)
-	if err := readFull(src, b, from); err != nil {
-		return false
-	}
-	for i := 0; ; i++ {
-		k := bytes.Index(b[i:], []byte{0, secDesc})
-		if k < 0 {
-			return false
-		}
-		i += k
-		if rest := b[i+2:]; len(rest) > 4 && uint64(binary.BigEndian.Uint32(rest)) == uint64(len(rest)-4) && rest[4] == '{' {
-			return true
-		}
-	}
 }
 
 // streamReader reads numbers; after a failure zeros.

@@ -305,7 +305,7 @@ func TestCPUNotes(t *testing.T) {
 			n++
 		}
 		want[i].General[4] = want[i].RSP
-		want[i].EFER, want[i].Valid = 0, true // no note has EFER
+		want[i].EFER, want[i].LSTAR, want[i].Valid = 0, 0, true // no note has these
 	}
 	check := func(want []vm.Registers) {
 		m := open(t, write(t, CPUNotes(want), ram(0, pattern(1, 4096))))
