@@ -1,13 +1,12 @@
 package qemu
 
 import (
-	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"vmscope/internal/procram"
 )
 
 func TestParseArgs(t *testing.T) {
@@ -112,30 +111,9 @@ const someMaps = `55d0c0000000-55d0c0400000 r--p 00000000 08:01 123 /usr/bin/qem
 7f0050000000-7f0051000000 rw-s 00001000 00:1a 99 /dev/shm/my ram (deleted)
 `
 
-func TestParseMaps(t *testing.T) {
-	m, err := parseMaps(someMaps)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(m) != 5 {
-		t.Fatalf("%d mappings: %+v", len(m), m)
-	}
-	if v := m[1]; v.size() != 64<<20 || !v.memfd() || !v.shared() || v.inode != 77 || !slices.Equal(v.cuts, []uint64{0x7f0010000000, 0x7f0012000000}) {
-		t.Errorf("memfd in two pieces: %+v", v)
-	}
-	if v := m[4]; v.path != "/dev/shm/my ram (deleted)" || v.off != 0x1000 || v.dev != "00:1a" {
-		t.Errorf("file: %+v", v)
-	}
-	for _, bad := range []string{"x", "1-2", "2-1 rw-p 0 0:0 0", "1-2 rwp 0 0:0 0", "g-2 rw-p 0 0:0 0", "1-2 rw-p 0 0:0 99999999999999999999999"} {
-		if m, err := parseMaps(bad); err == nil {
-			t.Errorf("parseMaps(%q) = %+v", bad, m)
-		}
-	}
-}
-
 // TestCandidates: which mappings may be RAM of a given size.
 func TestCandidates(t *testing.T) {
-	maps, err := parseMaps(someMaps)
+	maps, err := procram.ParseMaps(someMaps)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +131,7 @@ func TestCandidates(t *testing.T) {
 	} {
 		var got []uint64
 		for _, b := range candidates(1, c.w, maps) {
-			got = append(got, b.hva)
+			got = append(got, b.HVA)
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
@@ -163,7 +141,7 @@ func TestCandidates(t *testing.T) {
 
 // TestAlike: backends of one size are told apart by when they were made.
 func TestAlike(t *testing.T) {
-	maps, err := parseMaps(`7f0000000000-7f0004000000 rw-p 00000000 00:00 0
+	maps, err := procram.ParseMaps(`7f0000000000-7f0004000000 rw-p 00000000 00:00 0
 7f0010000000-7f0014000000 rw-s 00000000 00:01 9 /memfd:memory-backend-memfd (deleted)
 7f0020000000-7f0024000000 rw-s 00000000 00:01 7 /memfd:memory-backend-memfd (deleted)
 7f0040000000-7f0044000000 rw-p 00000000 00:00 0
@@ -175,7 +153,7 @@ func TestAlike(t *testing.T) {
 		for first := range 2 { // node 0 has the first made, the second
 			c := config{backends: []backend{{id: "a", typ: typ, size: 64 << 20, made: first}, {id: "b", typ: typ, size: 64 << 20, made: 1 - first}}}
 			b, sure, err := findBlocks(0, &c, maps)
-			if err != nil || sure || len(b) != 2 || b[0].hva != made[first] || b[1].hva != made[1-first] {
+			if err != nil || sure || len(b) != 2 || b[0].HVA != made[first] || b[1].HVA != made[1-first] {
 				t.Errorf("%s: %+v, %t, %v", typ, b, sure, err)
 			}
 		}
@@ -185,36 +163,21 @@ func TestAlike(t *testing.T) {
 func FuzzMaps(f *testing.F) {
 	f.Add(someMaps, uint64(64<<20))
 	f.Fuzz(func(t *testing.T, s string, size uint64) {
-		maps, err := parseMaps(s)
+		maps, err := procram.ParseMaps(s)
 		if err != nil {
 			return
 		}
 		for _, v := range maps {
-			if v.end <= v.start {
+			if v.End <= v.Start {
 				t.Fatalf("%+v", v)
 			}
 		}
 		for _, b := range candidates(0, backend{typ: "ram", size: max(size%(1<<40), 1)}, maps) {
-			if b.hva < b.vma.start || b.hva+b.size > b.vma.end {
+			if b.HVA < b.Mapping.Start || b.HVA+b.Size > b.Mapping.End {
 				t.Fatalf("block %+v outside of its mapping", b)
 			}
 		}
 	})
-}
-
-func TestParseStat(t *testing.T) {
-	rest := " S 42 " + strings.Repeat("0 ", 17) + "12345 0 0"
-	for _, name := range []string{"qemu", "a) S 1 (b", "x\ny"} {
-		ppid, start, err := parseStat([]byte("7 (" + name + ")" + rest))
-		if ppid != 42 || start != 12345 || err != nil {
-			t.Errorf("%q: %d, %d, %v", name, ppid, start, err)
-		}
-	}
-	for _, bad := range []string{"", ")", "7 (x) S", "7 (x) Z 1 " + strings.Repeat("0 ", 20)} {
-		if _, _, err := parseStat([]byte(bad)); err == nil {
-			t.Errorf("%q is accepted", bad)
-		}
-	}
 }
 
 func TestDropForks(t *testing.T) {
@@ -224,40 +187,5 @@ func TestDropForks(t *testing.T) {
 	got := dropForks([]Process{p(10, "a"), p(11, "a"), p(12, "b"), p(13, "a")}, map[int]int{10: 1, 11: 10, 12: 10, 13: 1})
 	if len(got) != 3 || got[1].PID != 12 || got[2].PID != 13 {
 		t.Errorf("%+v", got)
-	}
-}
-
-// TestIsFile: a file of the right number and size on another device is not RAM.
-func TestIsFile(t *testing.T) {
-	f, err := os.CreateTemp(t.TempDir(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(8192); err != nil {
-		t.Fatal(err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		t.Fatal(err)
-	}
-	good := vma{start: 0x10000, end: 0x12000, inode: st.Ino, dev: device(&st), path: f.Name()}
-	for _, c := range []struct {
-		name string
-		edit func(v *vma)
-		want bool
-	}{
-		{"it is", func(*vma) {}, true},
-		{"mapped under another name", func(v *vma) { v.path = "/x" }, true},
-		{"devices told apart", func(v *vma) { v.dev = "ff:ff" }, true},
-		{"another device", func(v *vma) { v.dev, v.path = "ff:ff", "/x" }, false},
-		{"another inode", func(v *vma) { v.inode++ }, false},
-		{"behind its end", func(v *vma) { v.off = 4096 }, false},
-	} {
-		v := good
-		c.edit(&v)
-		if got := (block{hva: v.start, size: 8192, vma: v}).is(f); got != c.want {
-			t.Errorf("%s: %t", c.name, got)
-		}
 	}
 }

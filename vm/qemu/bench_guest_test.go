@@ -1,9 +1,7 @@
 package qemu
 
 import (
-	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 
 	"vmscope/mem"
@@ -92,19 +90,6 @@ func BenchmarkOpen(b *testing.B) {
 	b.Run("extents", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := mem.Extents(m); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("extents, old kernel", func(b *testing.B) {
-		blk := m.(*copied).blocks[0]
-		p, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", v.pid))
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer p.Close()
-		for b.Loop() {
-			if _, err := readPagemap(p, blk.hva, blk.hva+blk.size); err != nil {
 				b.Fatal(err)
 			}
 		}

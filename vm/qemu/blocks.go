@@ -4,24 +4,24 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"vmscope/internal/procram"
 
 	"golang.org/x/sys/unix"
 )
 
 // block is a run of guest RAM in the address space of its QEMU.
 type block struct {
-	id   string // of the memory backend; "" if not known
-	hva  uint64 // host-virtual address in QEMU
-	size uint64
-	vma  vma
+	procram.Block
+	id string // of the memory backend; "" if not known
 }
 
-// off is where the block starts in its file.
-func (b block) off() uint64 { return b.vma.off + b.hva - b.vma.start }
+func newBlock(hva, size uint64, m procram.Mapping) block {
+	return block{Block: procram.Block{HVA: hva, Size: size, Mapping: m}}
+}
 
 // errNoBlock says that no mapping looks like the RAM.
 var errNoBlock = errors.New("guest RAM not found among the mappings of the process")
@@ -31,7 +31,7 @@ const maxRAM = 1 << 52
 
 // findBlocks tells which mappings are main memory, in the order of its bytes.
 // sure is false if another mapping would have fitted as well.
-func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err error) {
+func findBlocks(pid int, c *config, maps []procram.Mapping) (blocks []block, sure bool, err error) {
 	want := c.backends
 	if len(want) == 0 {
 		b := backend{size: c.ram, typ: "ram"}
@@ -58,7 +58,7 @@ func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err 
 			return nil, false, fmt.Errorf("%w: memory backend %q of %d bytes", errNoBlock, w.id, w.size)
 		}
 		cand := candidates(pid, w, maps)
-		cand = slices.DeleteFunc(cand, func(b block) bool { return used[b.hva] })
+		cand = slices.DeleteFunc(cand, func(b block) bool { return used[b.HVA] })
 		if len(cand) == 0 {
 			return nil, false, fmt.Errorf("%w: none of %d MiB for backend %q (%s)", errNoBlock, w.size>>20, w.id, w.typ)
 		}
@@ -74,39 +74,39 @@ func findBlocks(pid int, c *config, maps []vma) (blocks []block, sure bool, err 
 		}
 		blocks[i] = cand[0]
 		blocks[i].id = w.id
-		used[cand[0].hva] = true
+		used[cand[0].HVA] = true
 	}
 	return blocks, sure, nil
 }
 
 // candidates lists the mappings that may be backend w.
-func candidates(pid int, w backend, maps []vma) []block {
+func candidates(pid int, w backend, maps []procram.Mapping) []block {
 	size := (w.size + 4095) &^ 4095
 	var named, exact, within []block
 	ino, dev := identity(pid, w.path)
 	for _, v := range maps {
-		if v.size() < size || !fits(w, v) {
+		if v.Size() < size || !fits(w, v) {
 			continue
 		}
 		// QEMU aligns RAM at its start and puts an inaccessible guard page
 		// behind it (util/mmap-alloc.c), so what the kernel joined to it lies
 		// before it.
-		tail := block{hva: v.end - size, size: size, vma: v}
+		tail := newBlock(v.End-size, size, v)
 		switch {
-		case !v.anon() && ino != 0 && v.inode == ino && (dev == v.dev || strings.HasSuffix(v.path, filepath.Base(w.path))):
-			if v.off != w.off { // another backend in the same file
+		case !v.Anonymous() && ino != 0 && v.Inode == ino && (dev == v.Dev || strings.HasSuffix(v.Path, filepath.Base(w.path))):
+			if v.Off != w.off { // another backend in the same file
 				continue
 			}
-			named = append(named, block{hva: v.start, size: size, vma: v})
-		case !v.anon() && strings.Contains(v.path, "/qemu_back_mem."+w.id+"."):
-			named = append(named, block{hva: v.start, size: size, vma: v})
-		case !v.anon():
-			if v.size() == size {
+			named = append(named, newBlock(v.Start, size, v))
+		case !v.Anonymous() && strings.Contains(v.Path, "/qemu_back_mem."+w.id+"."):
+			named = append(named, newBlock(v.Start, size, v))
+		case !v.Anonymous():
+			if v.Size() == size {
 				exact = append(exact, tail)
 			}
-		case slices.Contains(v.cuts, tail.hva):
+		case slices.Contains(v.Cuts, tail.HVA):
 			exact = append(exact, tail)
-		case tail.hva%(2<<20) == 0:
+		case tail.HVA%(2<<20) == 0:
 			within = append(within, tail)
 		}
 	}
@@ -120,15 +120,15 @@ func candidates(pid int, w backend, maps []vma) []block {
 }
 
 // fits tells whether a mapping is of the kind that the backend makes.
-func fits(w backend, v vma) bool {
+func fits(w backend, v procram.Mapping) bool {
 	switch w.typ {
 	case "file":
-		return !v.anon() && !v.memfd()
+		return !v.Anonymous() && !v.Memfd()
 	case "memfd":
-		return v.memfd()
+		return v.Memfd()
 	case "ram":
 		// share=on gives an unlinked file of the kernel's own.
-		return v.anon() || strings.HasPrefix(v.path, "/dev/zero") || strings.HasPrefix(v.path, "/anon_hugepage")
+		return v.Anonymous() || strings.HasPrefix(v.Path, "/dev/zero") || strings.HasPrefix(v.Path, "/anon_hugepage")
 	}
 	return true
 }
@@ -147,7 +147,7 @@ func identity(pid int, path string) (ino uint64, dev string) {
 	if unix.Stat(full, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return 0, ""
 	}
-	return st.Ino, device(&st)
+	return st.Ino, procram.Device(&st)
 }
 
 // best sorts candidates for a backend, of which alike ones are still to be
@@ -156,91 +156,18 @@ func identity(pid int, path string) (ino uint64, dev string) {
 // kernel places mappings downwards.
 func best(pid int, w backend, cand []block, alike int) []block {
 	if w.typ == "memfd" {
-		slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(a.vma.inode, b.vma.inode) })
+		slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(a.Mapping.Inode, b.Mapping.Inode) })
 		return cand
 	}
 	use := map[uint64]uint64{}
 	for _, b := range cand {
-		spans, _ := pagemapSpans(pid, b.hva, b.size)
+		spans, _ := procram.Touched(pid, b.HVA, b.Size)
 		for _, s := range spans {
-			use[b.hva] += s.size
+			use[b.HVA] += s.Size
 		}
 	}
-	slices.SortStableFunc(cand, func(a, b block) int { return cmp.Compare(use[b.hva], use[a.hva]) })
+	slices.SortStableFunc(cand, func(a, b block) int { return cmp.Compare(use[b.HVA], use[a.HVA]) })
 	cand = cand[:min(alike, len(cand))]
-	slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(b.hva, a.hva) })
+	slices.SortFunc(cand, func(a, b block) int { return cmp.Compare(b.HVA, a.HVA) })
 	return cand
-}
-
-// open opens the file behind a block: through a descriptor of the process, by
-// its mapping, or by its path.
-func (b block) open(pid int, writable bool) (*os.File, error) {
-	flag := os.O_RDONLY
-	if writable {
-		flag = os.O_RDWR
-	}
-	var first error
-	try := func(path string) *os.File {
-		f, err := os.OpenFile(path, flag, 0)
-		if err != nil {
-			if first == nil {
-				first = err
-			}
-			return nil
-		}
-		if b.is(f) {
-			return f
-		}
-		f.Close()
-		return nil
-	}
-	dir := fmt.Sprintf("/proc/%d/fd", pid)
-	fds, err := os.ReadDir(dir)
-	if err != nil {
-		first = err
-	}
-	for _, e := range fds {
-		p := dir + "/" + e.Name()
-		var st unix.Stat_t
-		if unix.Stat(p, &st) != nil || st.Ino != b.vma.inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
-			continue
-		}
-		if f := try(p); f != nil {
-			return f, nil
-		}
-	}
-	last := b.vma.end
-	if len(b.vma.cuts) > 1 {
-		last = b.vma.cuts[1]
-	}
-	if f := try(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, b.vma.start, last)); f != nil {
-		return f, nil
-	}
-	if strings.HasPrefix(b.vma.path, "/") && !b.vma.memfd() {
-		if f := try(fmt.Sprintf("/proc/%d/root%s", pid, b.vma.path)); f != nil {
-			return f, nil
-		}
-	}
-	if first == nil {
-		first = os.ErrNotExist
-	}
-	return nil, fmt.Errorf("open the file behind guest RAM, %q: %w", b.vma.path, first)
-}
-
-// is makes sure that f is the file that the process has mapped, and not, say, a
-// disk image of the same number on another file system. Where mappings and files
-// tell different devices (btrfs, overlayfs), their names must agree.
-func (b block) is(f *os.File) bool {
-	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil || st.Ino != b.vma.inode || st.Mode&unix.S_IFMT != unix.S_IFREG ||
-		uint64(st.Size) < b.off()+b.size {
-		return false
-	}
-	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	return device(&st) == b.vma.dev || err == nil && name == b.vma.path
-}
-
-// device is a file's device as /proc/PID/maps writes it.
-func device(st *unix.Stat_t) string {
-	return fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
 }

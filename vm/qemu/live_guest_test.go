@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/procram"
 	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
@@ -355,15 +356,15 @@ func memoryOf(t *testing.T, pid int) int64 {
 			}
 		}
 	}
-	maps, err := readMaps(pid)
+	maps, err := procram.Mappings(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, v := range maps {
-		if v.anon() || v.size() < 32<<20 {
+		if v.Anonymous() || v.Size() < 32<<20 {
 			continue
 		}
-		f, err := block{hva: v.start, size: v.size(), vma: v}.open(pid, false)
+		f, err := procram.Block{HVA: v.Start, Size: v.Size(), Mapping: v}.Open(pid, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -372,36 +373,6 @@ func memoryOf(t *testing.T, pid int) int64 {
 		f.Close()
 	}
 	return sum
-}
-
-// TestPagemap: both ways to ask for the touched pages agree.
-func TestPagemap(t *testing.T) {
-	v := start(t, "-S", "-m", "64M")
-	m := openVM(t, v.name, Force(VMRead))
-	defer m.Close()
-	b := m.(*copied).blocks[0]
-	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", v.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	slow, err := readPagemap(f, b.hva, b.hva+b.size)
-	if err != nil || len(slow) == 0 {
-		t.Fatal(slow, err)
-	}
-	fast, err := scanPagemap(f, b.hva, b.hva+b.size)
-	if err != nil {
-		t.Skipf("PAGEMAP_SCAN needs Linux 6.7: %v", err)
-	}
-	// The slow way cannot tell the zero page, which a read leaves behind.
-	for _, s := range fast {
-		if !slices.ContainsFunc(slow, func(x span) bool { return s.start >= x.start && s.start+s.size <= x.start+x.size }) {
-			t.Errorf("%#x is not in %#x", s, slow)
-		}
-	}
-	if len(fast) == 0 {
-		t.Error("nothing found")
-	}
 }
 
 func TestTargets(t *testing.T) {

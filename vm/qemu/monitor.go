@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"vmscope/internal/procram"
 	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
@@ -116,7 +117,7 @@ func (m *monitor) close() error {
 
 // ask asks where the RAM lies, in the guest's physical memory and in QEMU's
 // address space.
-func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []place, err error) {
+func (g *guest) ask(ctx context.Context, maps []procram.Mapping) (blocks []block, places []procram.Place, err error) {
 	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
 	err = g.mon.do(ctx, func(c *qmp.Client) error {
@@ -138,10 +139,10 @@ func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []p
 				}
 				i = len(blocks)
 				index[r.name] = i
-				blocks = append(blocks, block{id: r.name, hva: hva - r.off})
+				blocks = append(blocks, block{id: r.name, Block: procram.Block{HVA: hva - r.off}})
 			}
-			blocks[i].size = max(blocks[i].size, r.off+r.size)
-			places = append(places, place{r.pa, i, r.off, r.size})
+			blocks[i].Size = max(blocks[i].Size, r.off+r.size)
+			places = append(places, procram.Place{PA: r.pa, Block: i, Off: r.off, Size: r.size})
 		}
 		return nil
 	})
@@ -152,12 +153,12 @@ func (g *guest) ask(ctx context.Context, maps []vma) (blocks []block, places []p
 	for i := range blocks {
 		b := &blocks[i]
 		for _, v := range maps {
-			if b.hva >= v.start && b.hva < v.end && b.size <= v.end-b.hva {
-				b.vma = v
+			if b.HVA >= v.Start && b.HVA < v.End && b.Size <= v.End-b.HVA {
+				b.Mapping = v
 			}
 		}
-		if b.vma.end == 0 {
-			return nil, nil, fmt.Errorf("the monitor places RAM block %q at %#x, which is no memory of the process: %w", b.id, b.hva, mem.ErrInconsistent)
+		if b.Mapping.End == 0 {
+			return nil, nil, fmt.Errorf("the monitor places RAM block %q at %#x, which is no memory of the process: %w", b.id, b.HVA, mem.ErrInconsistent)
 		}
 	}
 	return blocks, places, nil

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/procram"
 	"vmscope/internal/qmp"
 	"vmscope/mem"
 	"vmscope/vm"
@@ -44,8 +45,8 @@ func (g *guest) attachQMP(ctx context.Context) (vm.Machine, error) {
 	err := g.mon.do(ctx, func(c *qmp.Client) error {
 		regions, err := ramRegions(ctx, c)
 		for i, r := range regions {
-			g.blocks = append(g.blocks, block{id: r.name, size: r.size})
-			g.exact = append(g.exact, place{pa: r.pa, block: i, size: r.size})
+			g.blocks = append(g.blocks, block{id: r.name, Block: procram.Block{Size: r.size}})
+			g.exact = append(g.exact, procram.Place{PA: r.pa, Block: i, Size: r.size})
 			l.Ranges = append(l.Ranges, mem.Range{Start: r.pa, Size: r.size})
 		}
 		return err

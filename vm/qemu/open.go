@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/procram"
 	"vmscope/internal/qmp"
 	"vmscope/vm"
 )
@@ -22,7 +22,7 @@ import (
 var (
 	ErrNoVM       = errors.New("no such VM")
 	ErrManyVMs    = errors.New("several VMs have this name")
-	ErrPermission = errors.New("not allowed to look into the VM's process")
+	ErrPermission = procram.ErrPermission
 	// ErrEncrypted says that the guest's memory is encrypted against its host.
 	ErrEncrypted = errors.New("guest memory is encrypted")
 )
@@ -184,21 +184,4 @@ func sameFile(a, b string) bool {
 	x, err1 := os.Stat(a)
 	y, err2 := os.Stat(b)
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
-}
-
-// denied explains an error of access to another process. Other errors stay as
-// they are.
-func denied(pid int, err error) error {
-	if !errors.Is(err, os.ErrPermission) {
-		return err
-	}
-	owner := "another user"
-	var st unix.Stat_t
-	if unix.Stat(fmt.Sprintf("/proc/%d", pid), &st) == nil {
-		owner = fmt.Sprintf("uid %d", st.Uid)
-		if u, uerr := user.LookupId(strconv.Itoa(int(st.Uid))); uerr == nil {
-			owner = fmt.Sprintf("user %q", u.Username)
-		}
-	}
-	return fmt.Errorf("%w %d of %s: run as root or with CAP_SYS_PTRACE (%w)", ErrPermission, pid, owner, err)
 }

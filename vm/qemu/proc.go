@@ -7,13 +7,14 @@
 package qemu
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"vmscope/internal/procram"
 )
 
 // Process is a QEMU that runs on this host. Names and paths are those of its
@@ -103,11 +104,7 @@ func inspect(pid int) (p Process, ppid int, ok bool) {
 	if !emulator(prog) {
 		return p, 0, false
 	}
-	stat, err := os.ReadFile(proc + "/stat")
-	if err != nil {
-		return p, 0, false
-	}
-	ppid, start, err := parseStat(stat)
+	ppid, start, err := procram.Stat(pid)
 	if err != nil {
 		return p, 0, false
 	}
@@ -148,25 +145,6 @@ func emulator(path string) bool {
 func wrapped(exe string) bool {
 	base := filepath.Base(exe)
 	return strings.HasPrefix(base, "ld-linux") || strings.HasPrefix(base, "ld-musl") || base == "ld.so"
-}
-
-// parseStat reads the parent and the start time from /proc/PID/stat. The
-// program's name is in parentheses and may hold any character.
-func parseStat(b []byte) (ppid int, start uint64, err error) {
-	i := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 20 {
-		return 0, 0, fmt.Errorf("process status of %d bytes is not understood", len(b))
-	}
-	if f[0] == "Z" || f[0] == "X" {
-		return 0, 0, errors.New("process has ended")
-	}
-	ppid, err = strconv.Atoi(f[1])
-	if err != nil {
-		return 0, 0, err
-	}
-	start, err = strconv.ParseUint(f[19], 10, 64) // field 22 of proc(5)
-	return ppid, start, err
 }
 
 // accel tells the accelerator by the open /dev/kvm, else by the command line.

@@ -1,4 +1,4 @@
-package qemu
+package procram
 
 import (
 	"cmp"
@@ -12,25 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// span is a run of host-virtual addresses of QEMU.
-type span struct{ start, size uint64 }
+// Span is a run of addresses of the process.
+type Span struct{ Start, Size uint64 }
 
-func addSpan(l []span, start, end uint64) []span {
-	if n := len(l); n > 0 && l[n-1].start+l[n-1].size == start {
-		l[n-1].size += end - start
+func addSpan(l []Span, start, end uint64) []Span {
+	if n := len(l); n > 0 && l[n-1].Start+l[n-1].Size == start {
+		l[n-1].Size += end - start
 		return l
 	}
-	return append(l, span{start, end - start})
+	return append(l, Span{start, end - start})
 }
 
 // joinSpans sorts spans and joins those that touch or overlap.
-func joinSpans(in []span) []span {
-	slices.SortFunc(in, func(a, b span) int { return cmp.Compare(a.start, b.start) })
+func joinSpans(in []Span) []Span {
+	slices.SortFunc(in, func(a, b Span) int { return cmp.Compare(a.Start, b.Start) })
 	out := in[:0]
 	for _, s := range in {
-		if n := len(out); n > 0 && s.start <= out[n-1].start+out[n-1].size {
+		if n := len(out); n > 0 && s.Start <= out[n-1].Start+out[n-1].Size {
 			l := &out[n-1]
-			l.size = max(l.size, s.start+s.size-l.start)
+			l.Size = max(l.Size, s.Start+s.Size-l.Start)
 			continue
 		}
 		out = append(out, s)
@@ -38,10 +38,10 @@ func joinSpans(in []span) []span {
 	return out
 }
 
-// pagemapSpans lists the pages of [hva, hva+size) that are in memory or in
+// Touched lists the pages of [hva, hva+size) that are in memory or in
 // swap: the others were never touched and read as zeros, or as the file behind
 // them.
-func pagemapSpans(pid int, hva, size uint64) ([]span, error) {
+func Touched(pid int, hva, size uint64) ([]Span, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
 	if err != nil {
 		return nil, err
@@ -71,8 +71,8 @@ type pageRegion struct{ start, end, categories uint64 }
 
 // scanPagemap asks the kernel for the touched pages at once (Linux 6.7 and
 // later), at a price that follows the data, not the size.
-func scanPagemap(f *os.File, start, end uint64) ([]span, error) {
-	var out []span
+func scanPagemap(f *os.File, start, end uint64) ([]Span, error) {
+	var out []Span
 	vec := make([]pageRegion, 1024)
 	// The kernel gets the address of vec inside a struct, where Go does not see
 	// it: on the stack, vec would move under the call when the stack grows.
@@ -106,8 +106,8 @@ func scanPagemap(f *os.File, start, end uint64) ([]span, error) {
 
 // readPagemap reads the word of every page (Linux
 // Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bit 62 swapped).
-func readPagemap(f *os.File, start, end uint64) ([]span, error) {
-	var out []span
+func readPagemap(f *os.File, start, end uint64) ([]Span, error) {
+	var out []Span
 	buf := make([]byte, 64<<10)
 	for start < end {
 		n := min(uint64(len(buf)), (end-start)/4096*8)

@@ -1,4 +1,4 @@
-package qemu
+package procram
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ import (
 	"vmscope/mem"
 )
 
-// seg is a run of guest-physical memory in QEMU's address space.
+// seg is a run of guest-physical memory in the process's address space.
 type seg struct {
 	pa   mem.PA
 	size uint64
@@ -29,9 +29,9 @@ type seg struct {
 
 func (s *seg) end() mem.PA { return s.pa + mem.PA(s.size) }
 
-// procMem reads guest RAM out of QEMU's address space by process_vm_readv. It
+// Copier reads guest RAM out of a process's address space by process_vm_readv. It
 // copies, never stops the process, and allocates nothing in it.
-type procMem struct {
+type Copier struct {
 	pid   int
 	alive *os.File // pidfd: makes sure that the PID is still ours
 	pages *os.File // /proc/PID/pagemap, where segs have files
@@ -42,7 +42,7 @@ type procMem struct {
 const maxVec = 1024
 
 // Ranges lists the RAM.
-func (m *procMem) Ranges() []mem.Range {
+func (m *Copier) Ranges() []mem.Range {
 	out := make([]mem.Range, len(m.segs))
 	for i, s := range m.segs {
 		out[i] = mem.Range{Start: s.pa, Size: s.size}
@@ -50,12 +50,12 @@ func (m *procMem) Ranges() []mem.Range {
 	return out
 }
 
-// Extents lists the pages that QEMU has in memory or in swap now.
-func (m *procMem) Extents() ([]mem.Range, error) {
+// Extents lists the pages that the process has in memory or in swap now.
+func (m *Copier) Extents() ([]mem.Range, error) {
 	var out []mem.Range
 	for i := range m.segs {
 		s := &m.segs[i]
-		spans, err := pagemapSpans(m.pid, s.hva, s.size)
+		spans, err := Touched(m.pid, s.hva, s.size)
 		if err != nil {
 			return nil, fmt.Errorf("%w: find the data in guest RAM: %w", mem.ErrUnreachable, err)
 		}
@@ -65,12 +65,12 @@ func (m *procMem) Extents() ([]mem.Range, error) {
 				return nil, err
 			}
 			for _, d := range data {
-				spans = append(spans, span{s.hva + d.Off - s.off, d.End - d.Off})
+				spans = append(spans, Span{s.hva + d.Off - s.off, d.End - d.Off})
 			}
 			spans = joinSpans(spans)
 		}
 		for _, x := range spans {
-			out = append(out, mem.Range{Start: s.pa + mem.PA(x.start-s.hva), Size: x.size})
+			out = append(out, mem.Range{Start: s.pa + mem.PA(x.Start-s.hva), Size: x.Size})
 		}
 	}
 	if err := m.check(); err != nil {
@@ -80,7 +80,7 @@ func (m *procMem) Extents() ([]mem.Range, error) {
 }
 
 // seg finds the run that holds pa.
-func (m *procMem) seg(pa mem.PA) *seg {
+func (m *Copier) seg(pa mem.PA) *seg {
 	i := sort.Search(len(m.segs), func(i int) bool { return m.segs[i].end() > pa })
 	if i == len(m.segs) || m.segs[i].pa > pa {
 		return nil
@@ -90,26 +90,7 @@ func (m *procMem) seg(pa mem.PA) *seg {
 
 // check fails if the process is gone: a PID that is used again reads as
 // somebody else's memory.
-func (m *procMem) check() error { return ended(m.alive, m.pid) }
-
-// ended is an error once the process of a pidfd is gone. Without a pidfd (a kernel
-// older than 5.3) it is never known.
-func ended(alive *os.File, pid int) error {
-	if alive == nil {
-		return nil
-	}
-	p := []unix.PollFd{{Fd: int32(alive.Fd()), Events: unix.POLLIN}}
-	for {
-		n, err := unix.Poll(p, 0)
-		if err == unix.EINTR {
-			continue
-		}
-		if n != 0 || err != nil {
-			return fmt.Errorf("%w: QEMU process %d has ended", mem.ErrUnreachable, pid)
-		}
-		return nil
-	}
-}
+func (m *Copier) check() error { return Ended(m.alive, m.pid) }
 
 // iov are the vectors of one call, reused.
 type iov struct {
@@ -120,7 +101,7 @@ type iov struct {
 var iovs = sync.Pool{New: func() any { return new(iov) }}
 
 // ReadPhys copies the bytes at pa.
-func (m *procMem) ReadPhys(p []byte, pa mem.PA) (n int, err error) {
+func (m *Copier) ReadPhys(p []byte, pa mem.PA) (n int, err error) {
 	v := [1]mem.Vec{{P: p, PA: pa}}
 	_, err = m.ReadPhysVec(v[:])
 	if err == nil {
@@ -134,7 +115,7 @@ func (m *procMem) ReadPhys(p []byte, pa mem.PA) (n int, err error) {
 }
 
 // ReadPhysVec copies all pieces, up to 1024 of them in a system call.
-func (m *procMem) ReadPhysVec(v []mem.Vec) (n int, err error) {
+func (m *Copier) ReadPhysVec(v []mem.Vec) (n int, err error) {
 	x := iovs.Get().(*iov)
 	defer func() {
 		clear(x.local[:cap(x.local)]) // do not keep p alive
@@ -216,7 +197,7 @@ func (m *procMem) ReadPhysVec(v []mem.Vec) (n int, err error) {
 }
 
 // gone says that nothing of v can be trusted.
-func (m *procMem) gone(v []mem.Vec, err error) error {
+func (m *Copier) gone(v []mem.Vec, err error) error {
 	return &mem.FaultError{Op: "read", Addr: uint64(v[0].PA), Err: err}
 }
 
@@ -233,7 +214,7 @@ func advance(v []mem.Vec, piece, at, n int) (int, int) {
 }
 
 // one reads a piece within a page and explains a failure.
-func (m *procMem) one(p []byte, pa mem.PA) (int, error) {
+func (m *Copier) one(p []byte, pa mem.PA) (int, error) {
 	s := m.seg(pa)
 	l := []unix.Iovec{{Base: &p[0]}}
 	l[0].SetLen(len(p))
@@ -242,9 +223,9 @@ func (m *procMem) one(p []byte, pa mem.PA) (int, error) {
 	case err == nil && n == len(p):
 		return n, nil
 	case errors.Is(err, unix.ESRCH):
-		return 0, fmt.Errorf("%w: QEMU process %d has ended", mem.ErrUnreachable, m.pid)
+		return 0, fmt.Errorf("%w: process %d has ended", mem.ErrUnreachable, m.pid)
 	case errors.Is(err, unix.EPERM):
-		return 0, fmt.Errorf("%w: %w", mem.ErrUnreachable, denied(m.pid, err))
+		return 0, fmt.Errorf("%w: %w", mem.ErrUnreachable, Denied(m.pid, err))
 	case err != nil:
 		if gone := m.check(); gone != nil {
 			return 0, gone
@@ -254,10 +235,10 @@ func (m *procMem) one(p []byte, pa mem.PA) (int, error) {
 	return max(n, 0), fmt.Errorf("%w: short read", mem.ErrUnreachable)
 }
 
-// inMemory tells whether QEMU has the page at off of a run in memory or swap.
+// inMemory tells whether the process has the page at off of a run in memory or swap.
 // Only then a read by its address space leaves the file alone: else it would
 // allocate a page of it.
-func (m *procMem) inMemory(s *seg, off uint64) bool {
+func (m *Copier) inMemory(s *seg, off uint64) bool {
 	if m.pages == nil {
 		return true
 	}
@@ -274,8 +255,8 @@ func (m *procMem) inMemory(s *seg, off uint64) bool {
 	return true
 }
 
-// write copies p to pa by process_vm_writev.
-func (m *procMem) write(p []byte, pa mem.PA) (n int, err error) {
+// Write copies p to pa by process_vm_writev.
+func (m *Copier) Write(p []byte, pa mem.PA) (n int, err error) {
 	for n < len(p) {
 		at := pa + mem.PA(n)
 		s := m.seg(at)
