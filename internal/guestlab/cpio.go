@@ -3,6 +3,7 @@ package guestlab
 import (
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"strings"
 )
@@ -48,6 +49,16 @@ func (c *cpioWriter) dir(name string, perm uint32) {
 func (c *cpioWriter) file(name string, perm uint32, data []byte) {
 	c.dir(path.Dir(path.Clean("/"+name)), 0o755)
 	c.entry(name, cpioFile|perm, 1, 0, 0, data)
+}
+
+// copy adds a file of this machine.
+func (c *cpioWriter) copy(name, from string, perm uint32) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	c.file(name, perm, data)
+	return c.err
 }
 
 func (c *cpioWriter) symlink(name, target string) {

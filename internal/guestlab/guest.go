@@ -8,10 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	"vmscope/internal/guestlab/wire"
@@ -30,12 +27,10 @@ const (
 // Guest is a running virtual machine. Its methods may be called from several goroutines.
 type Guest struct {
 	Agent
+	emulator
 	cfg      Config
 	kernel   *Kernel
 	dir      runDir
-	pid      int
-	exited   chan struct{} // closed when QEMU is gone and waited for
-	exitErr  error         // valid after exited
 	bootTime time.Duration
 	close    sync.Once
 }
@@ -63,7 +58,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		if err != nil {
 			return nil, err
 		}
-		g := &Guest{Agent: Agent{name: cfg.Name}, cfg: cfg, kernel: kernel, dir: dir, exited: make(chan struct{})}
+		g := &Guest{Agent: Agent{name: cfg.Name}, cfg: cfg, kernel: kernel, dir: dir, emulator: emulator{exited: make(chan struct{})}}
 		if err = g.start(ctx, rat); err == nil {
 			return g, nil
 		}
@@ -110,7 +105,7 @@ func (g *Guest) start(ctx context.Context, rat string) error {
 		}
 	}
 	began := time.Now()
-	launch := g.launch
+	launch := func() error { return g.launch(g.dir.qemuLog(), g.cfg.qemuArgs(g.kernel.Image(), g.dir)...) }
 	if g.cfg.Libvirt {
 		launch = func() error { return g.create(ctx) }
 	}
@@ -127,54 +122,21 @@ func (g *Guest) start(ctx context.Context, rat string) error {
 	return nil
 }
 
-// launch starts QEMU such that the kernel kills it when this process dies. That signal follows the death of the thread
-// that forked, so one thread is kept for it as long as QEMU lives.
-func (g *Guest) launch() error {
-	log, err := os.Create(g.dir.qemuLog())
-	if err != nil {
-		close(g.exited)
-		return err
-	}
-	defer log.Close()
-	cmd := exec.Command(qemu, g.cfg.qemuArgs(g.kernel.Image(), g.dir)...)
-	cmd.Stdout, cmd.Stderr = log, log
-	// A session of its own: Ctrl-C in a terminal is for the caller, who then closes the guest in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(g.exited)
-		err := cmd.Start()
-		if err == nil {
-			g.pid = cmd.Process.Pid
-		}
-		started <- err
-		if err == nil {
-			g.exitErr = cmd.Wait()
-		}
-	}()
-	return <-started
-}
-
 // Close kills QEMU and removes the guest's files. It may be called more than once.
 func (g *Guest) Close() error {
 	g.close.Do(func() {
 		if g.line != nil {
 			g.line.close()
 		}
-		if g.pid != 0 {
+		if g.pid != 0 && g.cfg.Libvirt {
 			select {
-			case <-g.exited: // and its pid may be another's by now
+			case <-g.exited:
 			default:
-				if g.cfg.Libvirt {
-					g.destroy()
-				} else {
-					syscall.Kill(g.pid, syscall.SIGKILL)
-				}
+				g.destroy()
 			}
+			<-g.exited
 		}
-		<-g.exited
+		g.kill()
 		g.dir.remove()
 	})
 	return nil

@@ -1,9 +1,9 @@
 package guestlab
 
 import (
+	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 )
@@ -47,17 +47,34 @@ const profile = `export PATH=/bin HOME=/root PS1='\h:\w# ' TERM=vt102
 cd /root
 `
 
-// writeInitramfs writes the guest's first and, disks aside, only root file system.
+// An initramfs is a system's first and, disks aside, only root file system.
+type initramfs struct {
+	kernel  *Kernel
+	rat     string   // path of the helper
+	name    string   // of the host
+	modules []string // to load at boot, beside the usual ones
+	inittab string
+	rc      string                    // more commands at boot, behind the usual ones
+	more    func(c *cpioWriter) error // more files; nil: none
+}
+
+// writeInitramfs writes a guest's.
 func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
+	modules := slices.Clone(cfg.Modules)
+	for i := range cfg.Disks {
+		modules = append(modules, cfg.Disks[i].modules()...)
+	}
+	root := initramfs{kernel: k, rat: rat, name: cfg.Name, modules: modules, inittab: inittab}
+	return root.write(w)
+}
+
+func (r *initramfs) write(w io.Writer) error {
+	k := r.kernel
 	tree, err := openModules(k.ModuleDir())
 	if err != nil {
 		return err
 	}
-	wanted := slices.Concat(bootModules, cfg.Modules)
-	for i := range cfg.Disks {
-		wanted = append(wanted, cfg.Disks[i].modules()...)
-	}
-	boot, err := tree.closure(wanted)
+	boot, err := tree.closure(slices.Concat(bootModules, r.modules))
 	if err != nil {
 		return err
 	}
@@ -73,19 +90,15 @@ func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
 	c.dir("root", 0o700)
 	c.charDevice("dev/console", 0o600, 5, 1) // init's stdin, stdout and stderr
 	c.charDevice("dev/null", 0o666, 1, 3)
-	for _, f := range []struct{ name, from string }{{"bin/busybox", k.Busybox()}, {"bin/rat", rat}} {
-		data, err := os.ReadFile(f.from)
-		if err != nil {
-			return err
-		}
-		c.file(f.name, 0o755, data)
+	if err := errors.Join(c.copy("bin/busybox", k.Busybox(), 0o755), c.copy("bin/rat", r.rat, 0o755)); err != nil {
+		return err
 	}
 	c.symlink("init", "bin/busybox")
 	c.symlink("bin/sh", "busybox")
-	c.file("etc/inittab", 0o644, []byte(inittab))
-	c.file("etc/rc", 0o755, []byte(rc))
+	c.file("etc/inittab", 0o644, []byte(r.inittab))
+	c.file("etc/rc", 0o755, []byte(rc+r.rc))
 	c.file("etc/profile", 0o644, []byte(profile))
-	c.file("etc/hostname", 0o644, []byte(cfg.Name+"\n"))
+	c.file("etc/hostname", 0o644, []byte(r.name+"\n"))
 	c.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000:Alice:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"))
 	c.file("etc/group", 0o644, []byte("root:x:0:\nalice:x:1000:\nnogroup:x:65534:\n"))
 	c.file("etc/modules", 0o644, []byte(strings.Join(names(boot), "\n")+"\n"))
@@ -103,6 +116,11 @@ func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
 		deps.WriteByte('\n')
 	}
 	c.file(dir+"modules.dep", 0o644, []byte(deps.String()))
+	if r.more != nil {
+		if err := r.more(c); err != nil {
+			return err
+		}
+	}
 	return c.close()
 }
 

@@ -94,7 +94,7 @@ func boot(ctx context.Context, args []string) error {
 	defer g.Close()
 	s := state{g.Name(), g.PID(), os.Getpid(), g.Kernel().Name, g.Kernel().Release, g.QMPSocket(), g.RAMFile(),
 		g.ConsoleSocket(), g.ConsoleLog(), filepath.Join(g.Dir(), "control.sock"), g.BootTime().Milliseconds()}
-	if err := serve(ctx, g, s.Control); err != nil {
+	if err := serve(ctx, &g.Agent, s.Control); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(g.Dir(), stateFile), s); err != nil {

@@ -27,7 +27,7 @@ type result struct {
 }
 
 // serve takes orders on a unix socket for as long as the process lives.
-func serve(ctx context.Context, g *guestlab.Guest, path string) error {
+func serve(ctx context.Context, g *guestlab.Agent, path string) error {
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func serve(ctx context.Context, g *guestlab.Guest, path string) error {
 	return nil
 }
 
-func answer(ctx context.Context, g *guestlab.Guest, conn net.Conn) {
+func answer(ctx context.Context, g *guestlab.Agent, conn net.Conn) {
 	defer conn.Close()
 	var o order
 	if json.NewDecoder(conn).Decode(&o) != nil {
@@ -93,7 +93,7 @@ func runIn(ctx context.Context, name, script string) error {
 // guests lists what lab processes keep running on this machine.
 func guests() []state {
 	var all []state
-	files, _ := filepath.Glob(filepath.Join(guestlab.RunDirs(), stateFile))
+	files, _ := filepath.Glob(filepath.Join(guestlab.RunDirs(), "*"+stateFile))
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if err != nil {

@@ -2,6 +2,7 @@
 //
 //	lab fetch [KERNEL…]            download kernels into the cache (default: all)
 //	lab boot KERNEL [FLAGS]        boot one, print where it is, stay until Ctrl-C
+//	lab xen [FLAGS]                boot a host that runs Xen, and domains on it
 //	lab run NAME [SCRIPT]          run a shell script (default: standard input) in a guest that lab booted
 //	lab list                       guests that lab booted
 //	lab stop NAME                  end one
@@ -42,7 +43,7 @@ type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
-var errUsage = errors.New("usage: lab fetch [KERNEL…] | boot KERNEL [FLAGS] | run NAME [SCRIPT] | list | stop NAME")
+var errUsage = errors.New("usage: lab fetch [KERNEL…] | boot KERNEL [FLAGS] | xen [FLAGS] | run NAME [SCRIPT] | list | stop NAME")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -53,6 +54,8 @@ func run(ctx context.Context, args []string) error {
 		return fetch(ctx, args)
 	case cmd == "boot" && len(args) > 0:
 		return boot(ctx, args)
+	case cmd == "xen":
+		return xen(ctx, args)
 	case cmd == "run" && len(args) == 2:
 		return runIn(ctx, args[0], args[1])
 	case cmd == "run" && len(args) == 1:

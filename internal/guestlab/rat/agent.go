@@ -53,17 +53,21 @@ func (p port) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-func openPort() (port, error) {
+// openPort opens the virtio-serial port of a name, or, where the name is a path, a terminal.
+func openPort(name string) (port, error) {
+	if strings.HasPrefix(name, "/") {
+		return openTerminal(name)
+	}
 	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	for _, name := range names {
-		text, err := os.ReadFile(name)
-		if err != nil || strings.TrimSpace(string(text)) != wire.PortName {
+	for _, file := range names {
+		text, err := os.ReadFile(file)
+		if err != nil || strings.TrimSpace(string(text)) != name {
 			continue
 		}
-		fd, err := syscall.Open("/dev/"+filepath.Base(filepath.Dir(name)), syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+		fd, err := syscall.Open("/dev/"+filepath.Base(filepath.Dir(file)), syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 		return port{fd}, err
 	}
-	return port{}, fmt.Errorf("no virtio-serial port named %q", wire.PortName)
+	return port{}, fmt.Errorf("no virtio-serial port named %q", name)
 }
 
 // server answers calls, several at a time.
@@ -80,10 +84,18 @@ type call struct {
 	canceled bool   // the host waits no more
 }
 
-func agent() error {
-	p, err := openPort()
+// agent serves the host on the port of the lab, or on another that is named.
+func agent(args []string) error {
+	name := wire.PortName
+	if len(args) > 0 {
+		name = args[0]
+	}
+	p, err := openPort(name)
 	if err != nil {
 		return err
+	}
+	if name[0] == '/' {
+		p.Write([]byte(wire.Listening)) // a terminal keeps nothing of what was sent before
 	}
 	s := &server{port: p, calls: map[uint64]*call{}}
 	r := bufio.NewReaderSize(p, 64<<10)

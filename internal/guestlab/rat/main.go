@@ -1,10 +1,11 @@
-// Command rat is the lab's helper inside a guest. As "rat agent" it serves the host on a virtio-serial port; it also
-// tells facts, holds state and makes load when run by hand:
+// Command rat is the lab's helper inside a guest. As "rat agent [PORT]" it serves the host on a virtio-serial port or a terminal; it
+// also tells facts, holds state and makes load when run by hand:
 //
 //	rat oracle QUESTION [ARG]   facts as JSON lines; "rat oracle" lists the questions
 //	rat storm N SECONDS         N loops that fork and exec
 //	rat modstorm SECONDS NAME…  load and unload modules in turn
 //	rat bpf SECONDS             programs of eBPF, attached in all ways that there are
+//	rat relay PORT TERMINAL     carry bytes between a virtio-serial port and a terminal, both ways
 //	rat fsync DIR               write files durably, print the number and the slowest, until DIR/stop is there
 //	rat spawn JSON              start a process (wire.Spawn) and print its pid
 //	rat kexec KERNEL INITRD CMD go over into another kernel
@@ -31,7 +32,9 @@ func main() {
 	var err error
 	switch args := os.Args[2:]; os.Args[1] {
 	case "agent":
-		err = agent()
+		err = agent(args)
+	case "relay":
+		err = relay(args)
 	case "oracle":
 		err = oracle(os.Stdout, args)
 	case "storm":
@@ -54,7 +57,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: rat agent | oracle | storm | modstorm | bpf | fsync | spawn | kexec")
+var errUsage = errors.New("usage: rat agent | relay | oracle | storm | modstorm | bpf | fsync | spawn | kexec")
 
 // spawnCommand is spawn for a shell. The process outlives this one and is then init's to reap.
 func spawnCommand(args []string) error {

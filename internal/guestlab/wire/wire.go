@@ -16,6 +16,9 @@ import (
 // PortName is the virtio-serial port's name on both sides.
 const PortName = "vmscope.lab"
 
+// Listening is what an agent on a terminal says first, once it hears all that is sent.
+const Listening = "\nvmscope.lab: the agent listens\n"
+
 // MaxPayload bounds a frame, so that a damaged length cannot make a reader allocate at will.
 const MaxPayload = 256 << 20
 

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"syscall"
+	"unsafe"
+)
+
+// openTerminal opens a terminal and makes it carry bytes as they are: a console of a Xen guest, say, or the other end of
+// one.
+func openTerminal(path string) (port, error) {
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return port{}, err
+	}
+	var t syscall.Termios
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TCGETS, uintptr(unsafe.Pointer(&t))); errno != 0 {
+		return port{}, errno
+	}
+	// cfmakeraw of termios(3).
+	t.Iflag &^= syscall.IGNBRK | syscall.BRKINT | syscall.PARMRK | syscall.ISTRIP | syscall.INLCR | syscall.IGNCR | syscall.ICRNL | syscall.IXON
+	t.Oflag &^= syscall.OPOST
+	t.Lflag &^= syscall.ECHO | syscall.ECHONL | syscall.ICANON | syscall.ISIG | syscall.IEXTEN
+	t.Cflag = t.Cflag&^(syscall.CSIZE|syscall.PARENB) | syscall.CS8
+	t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TCSETS, uintptr(unsafe.Pointer(&t))); errno != 0 {
+		return port{}, errno
+	}
+	return port{fd}, nil
+}
+
+// relay carries bytes between a virtio-serial port, whose other end the host holds, and a terminal, until one of them
+// ends.
+func relay(args []string) error {
+	if len(args) != 2 {
+		return errors.New("usage: rat relay PORT TERMINAL")
+	}
+	host, err := openPort(args[0])
+	if err != nil {
+		return err
+	}
+	terminal, err := openPort(args[1])
+	if err != nil {
+		return err
+	}
+	ended := make(chan error)
+	carry := func(to, from port) {
+		buf := make([]byte, 4096)
+		for {
+			n, err := from.Read(buf)
+			if err == nil {
+				_, err = to.Write(buf[:n])
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
+		}
+	}
+	go carry(host, terminal)
+	go carry(terminal, host)
+	return <-ended
+}

@@ -1,0 +1,182 @@
+package guestlab
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmscope/internal/guestlab/wire"
+)
+
+// XenDomain describes a domain. The zero value of every field but Name and Type is a good default.
+type XenDomain struct {
+	Name      string
+	Type      string   // "pv" or "pvh"
+	Kernel    string   // one of XenConfig.Kernels; default its first
+	MemoryMiB int      // default 192
+	VCPUs     int      // default 1
+	Append    string   // more kernel command line
+	Disks     []string // as in xl's disk list (xl-disk-configuration(5)), paths in dom0
+	Lines     []string // more lines of xl's configuration
+}
+
+// Domain is a running domain. Its Agent is that of the guest inside, which dom0 knows nothing of.
+type Domain struct {
+	Agent
+	ID   int // of the domain
+	host *XenHost
+	cfg  XenDomain
+	port int
+}
+
+// domainInittab has the agent on the domain's console, which dom0 carries to the host.
+const domainInittab = `::sysinit:/etc/rc
+::respawn:/bin/rat agent /dev/hvc0
+::ctrlaltdel:/bin/reboot
+`
+
+// domainRC keeps the kernel from talking between the agent's frames.
+const domainRC = "dmesg -n 1\n"
+
+// domainPatience is how long a domain's boot may take: a PVH domain's processor is emulated twice.
+const domainPatience = 5 * time.Minute
+
+// addKernel puts a kernel and a first file system for domains into dom0.
+func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel, rat string) error {
+	vmlinux, err := k.elfImage(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.copy(domainKernel(k.Name), vmlinux, 0o644); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(h.dir.path, "domain-")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w := bufio.NewWriterSize(f, 1<<20)
+	root := initramfs{
+		kernel: k, rat: rat, name: "domain", inittab: domainInittab, rc: domainRC,
+		modules: []string{"xen_blkfront"},
+	}
+	if err := errors.Join(root.write(w), w.Flush()); err != nil {
+		return err
+	}
+	return c.copy(domainInitramfs(k.Name), f.Name(), 0o644)
+}
+
+func domainKernel(name string) string    { return "/srv/" + name + "/vmlinux" }
+func domainInitramfs(name string) string { return "/srv/" + name + "/initrd" }
+
+// Configuration is xl's (xl.cfg(5)).
+func (d *XenDomain) configuration() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "name = %q\ntype = %q\nkernel = %q\nramdisk = %q\n", d.Name, d.Type, domainKernel(d.Kernel), domainInitramfs(d.Kernel))
+	fmt.Fprintf(&b, "extra = %q\n", strings.TrimSpace("console=hvc0 loglevel=4 panic=-1 "+d.Append))
+	fmt.Fprintf(&b, "memory = %d\nvcpus = %d\n", d.MemoryMiB, d.VCPUs)
+	b.WriteString("on_poweroff = \"destroy\"\non_reboot = \"restart\"\non_crash = \"preserve\"\n")
+	if len(d.Disks) > 0 {
+		fmt.Fprintf(&b, "disk = [ '%s' ]\n", strings.Join(d.Disks, "', '"))
+	}
+	for _, l := range d.Lines {
+		b.WriteString(l + "\n")
+	}
+	return b.String()
+}
+
+// Create starts a domain and returns when the guest in it answers.
+func (h *XenHost) Create(ctx context.Context, cfg XenDomain) (*Domain, error) {
+	if cfg.Kernel == "" {
+		cfg.Kernel = h.cfg.Kernels[0]
+	}
+	if cfg.MemoryMiB == 0 {
+		cfg.MemoryMiB = 192
+	}
+	if cfg.VCPUs == 0 {
+		cfg.VCPUs = 1
+	}
+	d := &Domain{Agent: Agent{name: "domain " + cfg.Name}, host: h, cfg: cfg}
+	if err := h.takePort(d); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, domainPatience)
+	defer cancel()
+	if err := d.create(ctx); err != nil {
+		log, _ := h.Run(context.WithoutCancel(ctx), "tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+cfg.Name+".log")
+		err = fmt.Errorf("guestlab: create domain %s: %w\n%s", cfg.Name, err, log)
+		d.Destroy(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	return d, nil
+}
+
+func (h *XenHost) takePort(d *Domain) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, other := range h.ports {
+		if other == nil {
+			h.ports[i], d.port = d, i
+			return nil
+		}
+	}
+	return fmt.Errorf("guestlab: more than %d domains", maxDomains)
+}
+
+func (d *Domain) create(ctx context.Context) error {
+	file := "/srv/" + d.cfg.Name + ".cfg"
+	if err := d.host.Put(ctx, file, []byte(d.cfg.configuration()), 0o644); err != nil {
+		return err
+	}
+	if _, err := d.host.Run(ctx, "rm -f "+d.consoleLog()+"; xl create -q "+file); err != nil {
+		return err
+	}
+	return d.connect(ctx)
+}
+
+// connect finds the domain's console and waits until the agent in the domain listens there; what is sent before is lost.
+func (d *Domain) connect(ctx context.Context) error {
+	script := fmt.Sprintf(`set -e
+id=$(xl domid %[1]s)
+until tty=$(xenstore-read /local/domain/$id/console/tty 2>/dev/null); do sleep 0.1; done
+until grep -qs %[2]q %[3]s; do sleep 0.2; xl domid %[1]s >/dev/null; done
+setsid rat relay %[4]s $tty </dev/null >/dev/null 2>&1 &
+echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domainPort(d.port))
+	out, err := d.host.Run(ctx, script)
+	if err != nil {
+		return err
+	}
+	if d.ID, err = strconv.Atoi(strings.TrimSpace(out)); err != nil {
+		return err
+	}
+	if d.line, err = dialLine(ctx, d.host.domainSocket(d.port), d.host.machine.exited); err != nil {
+		return err
+	}
+	return d.WaitReady(ctx)
+}
+
+// consoleLog is where dom0 logs the domain's console.
+func (d *Domain) consoleLog() string { return "/var/log/xen/console/guest-" + d.cfg.Name + ".log" }
+
+// Name is the domain's.
+func (d *Domain) Name() string { return d.cfg.Name }
+
+// Kernel is the kernel that the domain boots.
+func (d *Domain) Kernel() *Kernel { return d.host.kernels[d.cfg.Kernel] }
+
+// Destroy ends the domain as "xl destroy" does, without a word to the guest.
+func (d *Domain) Destroy(ctx context.Context) error {
+	_, err := d.host.Run(ctx, fmt.Sprintf("xl destroy %s; s=$?; pkill -f 'rat relay %s '; exit $s", d.cfg.Name, domainPort(d.port)))
+	if d.line != nil {
+		d.line.close()
+	}
+	d.host.mu.Lock()
+	d.host.ports[d.port] = nil
+	d.host.mu.Unlock()
+	return err
+}

@@ -1,0 +1,210 @@
+package guestlab
+
+import (
+	"compress/gzip"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A xenRelease is a Xen of a Debian suite: its packages, and the C libraries and few programs of the suite that Xen's
+// tools start. All are only unpacked.
+type xenRelease struct {
+	suite    string
+	version  string // as in the names of files
+	packages []string
+}
+
+var xenRelease417 = xenRelease{"bookworm", "4.17", []string{
+	"xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils", "libxenmisc4.17", "libxencall1",
+	"libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenstore4",
+	"libxentoolcore1", "libxentoollog1", "libargon2-1", "libbz2-1.0", "libc6", "libcom-err2", "libext2fs2", "libfdt1",
+	"libgcc-s1", "liblzma5", "liblzo2-2", "libncurses6", "libnl-3-200", "libnl-route-3-200", "libtinfo6", "libuuid1",
+	"libyajl2", "libzstd1", "zlib1g", "bash", "util-linux",
+}}
+
+// XenVersion is the version of the Xen that the lab boots, as in the names of Debian's packages.
+const XenVersion = "4.17"
+
+// xenTools is a Xen in the cache: the hypervisor, and the tree of files that its packages bring.
+type xenTools struct {
+	xenRelease
+	dir string
+}
+
+// hypervisor is the path of the hypervisor as a multiboot ELF file.
+func (x *xenTools) hypervisor() string { return filepath.Join(x.dir, "xen.elf") }
+
+func (x *xenTools) root() string { return filepath.Join(x.dir, "root") }
+
+// fetchXen returns the tools, downloading them first unless the cache has them: 12 MB.
+func fetchXen(ctx context.Context) (*xenTools, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	r := xenRelease417
+	x := &xenTools{r, filepath.Join(cache, "xen", r.version)}
+	if _, err := os.Stat(x.hypervisor()); err == nil {
+		return x, nil
+	}
+	unlock, err := lockFile(ctx, x.dir+".lock")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := os.Stat(x.hypervisor()); err == nil {
+		return x, nil
+	}
+	if err := require("apt-get", "apt-cache", "dpkg-deb"); err != nil {
+		return nil, err
+	}
+	removeLeftovers(x.dir + ".tmp-*")
+	tmp, err := os.MkdirTemp(filepath.Dir(x.dir), filepath.Base(x.dir)+".tmp-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), []string{r.suite, r.suite + "-security"})
+	if err != nil {
+		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", ErrMissing, err)
+	}
+	got := &xenTools{r, filepath.Join(tmp, "xen")}
+	if err := os.Mkdir(got.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := apt.unpack(ctx, got.root(), r.packages...); err != nil {
+		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", ErrMissing, err)
+	}
+	if err := gunzip(got.hypervisor(), filepath.Join(got.root(), "boot/xen-"+r.version+"-amd64.gz")); err != nil {
+		return nil, err
+	}
+	return x, os.Rename(got.dir, x.dir)
+}
+
+func gunzip(to, from string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := gzip.NewReader(f)
+	if err != nil {
+		return err
+	}
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o644)
+}
+
+// libraryDirs are where a tree of unpacked packages has its libraries.
+var libraryDirs = []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"}
+
+// addTo puts the tools into dom0's first file system: Xen's programs, what they start, and the libraries that all those
+// need, which their ELF files name.
+func (x *xenTools) addTo(c *cpioWriter) error {
+	bin := "usr/lib/xen-" + x.version + "/bin/"
+	own, err := os.ReadDir(filepath.Join(x.root(), bin))
+	if err != nil {
+		return err
+	}
+	programs := []string{"bin/bash", "usr/bin/flock"}
+	for _, d := range own {
+		programs = append(programs, bin+d.Name())
+	}
+	for _, pattern := range []string{"usr/bin/xenstore*"} {
+		found, _ := filepath.Glob(filepath.Join(x.root(), pattern))
+		for _, f := range found {
+			programs = append(programs, strings.TrimPrefix(f, x.root()+"/"))
+		}
+	}
+	libs := map[string]string{}
+	for _, p := range programs {
+		data, err := os.ReadFile(filepath.Join(x.root(), p))
+		if err != nil {
+			return err
+		}
+		script := strings.HasPrefix(string(data), "#!")
+		// A program that wants a library of no package here (ocaml's, python's) is left out.
+		if !script && x.libraries(filepath.Join(x.root(), p), libs) != nil {
+			continue
+		}
+		c.file(p, 0o755, data)
+		if strings.HasPrefix(p, bin) {
+			c.symlink("usr/bin/"+filepath.Base(p), "/"+p)
+		}
+	}
+	// pthread_cancel opens it by name; xl cancels threads.
+	if err := x.library("libgcc_s.so.1", libs); err != nil {
+		return err
+	}
+	for name, from := range libs {
+		if err := c.copy(libraryDirs[0]+"/"+name, from, 0o755); err != nil {
+			return err
+		}
+	}
+	c.symlink("lib64/ld-linux-x86-64.so.2", "/"+libraryDirs[0]+"/ld-linux-x86-64.so.2")
+	return x.addTree(c, "etc/xen")
+}
+
+// addTree adds all files below a directory.
+func (x *xenTools) addTree(c *cpioWriter, dir string) error {
+	return filepath.WalkDir(filepath.Join(x.root(), dir), func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name := strings.TrimPrefix(p, x.root()+"/")
+		if d.Type() == fs.ModeSymlink {
+			to, err := os.Readlink(p)
+			c.symlink(name, to)
+			return err
+		}
+		return c.copy(name, p, 0o755)
+	})
+}
+
+// libraries adds to libs (a name to its path here) what an ELF file needs, and what that needs.
+func (x *xenTools) libraries(file string, libs map[string]string) error {
+	f, err := elf.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	needed, err := f.ImportedLibraries()
+	if err != nil {
+		return err
+	}
+	for _, name := range needed {
+		if err := x.library(name, libs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (x *xenTools) library(name string, libs map[string]string) error {
+	if libs[name] != "" {
+		return nil
+	}
+	dirs := slices.Concat(libraryDirs, []string{"usr/lib/xen-" + x.version + "/" + libraryDirs[0]})
+	for _, dir := range dirs {
+		path := filepath.Join(x.root(), dir, name)
+		if _, err := os.Stat(path); err == nil {
+			if err := x.libraries(path, libs); err != nil {
+				return err
+			}
+			libs[name] = path
+			return nil
+		}
+	}
+	return fmt.Errorf("guestlab: library %s: %w", name, errors.ErrUnsupported)
+}
