@@ -366,8 +366,8 @@ func (f *FS) list(v *view, in *Inode) (names nameSet, err error) {
 const maxWork = 1 << 20
 
 // scan visits the names of a directory until visit returns false. Where wanted is given, only of inodes that it asks for: a
-// name is made a string, which costs more than all the rest. Where only one is wanted, its number is given too: few blocks
-// hold these four bytes.
+// name is made a string, which costs more than all the rest. It is asked once for each name that there is. Where only one is
+// wanted, its number is given too: few blocks hold these four bytes.
 func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, visit func(name string, d Dirent) bool) error {
 	fast := v.fc.edits(in.Number)
 	in, err := f.inBlocks(v, in)
@@ -376,14 +376,17 @@ func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, 
 	}
 	more := true
 	see := func(d Dirent) bool {
-		if d.IsDot() || wanted != nil && !wanted(d.Ino) {
+		if d.IsDot() {
 			return true
 		}
-		name := nameOf(in, d)
-		if _, ok := fast[name]; ok {
-			return true
+		if len(fast) > 0 {
+			if _, ok := fast[nameOf(in, d)]; ok {
+				return true
+			}
 		}
-		more = visit(name, d)
+		if wanted == nil || wanted(d.Ino) {
+			more = visit(nameOf(in, d), d)
+		}
 		return more
 	}
 	for name, e := range fast {

@@ -11,6 +11,7 @@ import (
 	"vmscope/block"
 	"vmscope/event"
 	"vmscope/fsinfer"
+	"vmscope/fsinfer/ext4/jbd2"
 )
 
 // linked makes a file system where the file /a/x is /b/y too, attaches to it, and tells inodes by path.
@@ -133,5 +134,22 @@ func TestUntold(t *testing.T) {
 	}
 	if fs.parents.next <= fs.parents.total {
 		t.Error("the crawl was not brought to its end first")
+	}
+}
+
+// TestCrawlBehindFastCommit takes one of two names of a file away, by a fast commit: the crawl that comes then is not to count
+// the entry that is in the directory's block still.
+func TestCrawlBehindFastCommit(t *testing.T) {
+	fs, ino := linked(t, nil)
+	file := ino["/a/x"]
+	fc := &jbd2.FastCommit{TID: 1, Ops: []jbd2.FCOp{unlink(ino["/a"], file, "x")}}
+	if events, err := fs.applyFast(fc, time.Time{}); err != nil || len(events) != 1 || events[0].Op != event.RmFile || events[0].Path != "/a/x" {
+		t.Fatal(events, err)
+	}
+	if err := fs.CrawlAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if dir, more := fs.parents.of(file), fs.parents.more[file]; dir != ino["/b"] || len(more) > 0 {
+		t.Errorf("the file is in directories %d %d, want %d", dir, more, ino["/b"])
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,20 +22,32 @@ import (
 
 // TestAttachAnywhere begins in the middle of recordings, where transactions are half written and the journal is full, with
 // the tree that looking at the disk there gives. From then on events must lead to what the guest said later.
+//
+// VMSCOPE_SEED and VMSCOPE_RUNS repeat a run; VMSCOPE_RUNS=all begins at every entry instead of a few at random. VMSCOPE_STREAMS
+// names a directory with more recordings, as the lab's recorder makes them.
 func TestAttachAnywhere(t *testing.T) {
 	paths, err := filepath.Glob("../../fsinfer/ext4/testdata/streams/*" + fsoracle.Extension)
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no recordings, %v", err)
 	}
-	seed := uint64(time.Now().UnixNano())
-	rng := rand.New(rand.NewPCG(seed, 0))
+	if dir := os.Getenv("VMSCOPE_STREAMS"); dir != "" {
+		more, _ := filepath.Glob(filepath.Join(dir, "*", "truth.json"))
+		for _, path := range more {
+			paths = append(paths, filepath.Dir(path))
+		}
+	}
+	seed := freshSeed(t)
 	for _, path := range paths {
-		name := strings.TrimSuffix(filepath.Base(path), fsoracle.Extension)
+		name, packed := strings.CutSuffix(filepath.Base(path), fsoracle.Extension)
 		if strings.HasPrefix(name, "ext2") || name == "no-journal" {
 			continue // no moment is better than another there, and none is right
 		}
 		t.Run(name, func(t *testing.T) {
-			r, err := fsoracle.Open(path)
+			open := fsoracle.ReadDir
+			if packed {
+				open = fsoracle.Open
+			}
+			r, err := open(path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -44,25 +55,14 @@ func TestAttachAnywhere(t *testing.T) {
 			if strings.HasPrefix(name, "power-loss") {
 				last = r.Points[1].Entries
 			}
-			for range runs(t, 2) {
-				at := first + rng.Uint64N(last-first)
+			defer onceMore(t, seed, 2)
+			for at := range entries(t, first, last, seed, 2) {
 				if err := attachAt(t, r, at, rand.New(rand.NewPCG(seed, at))); err != nil {
-					t.Errorf("seed %d, entry %d: %v", seed, at, err)
+					t.Errorf("entry %d: %v", at, err)
 				}
 			}
 		})
 	}
-}
-
-// runs is how often to try: so many times, unless VMSCOPE_RUNS says otherwise.
-func runs(t *testing.T, n int) int {
-	if text := os.Getenv("VMSCOPE_RUNS"); text != "" {
-		var err error
-		if n, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return n
 }
 
 func attachAt(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) error {
@@ -84,8 +84,16 @@ func attachAt(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) er
 		return fmt.Errorf("attach: %w", err)
 	}
 	defer fs.Close()
-	// The crawl goes on beside the writes, slowly, or not at all: names are then found when they are needed.
-	pace := rng.IntN(40)
+	// The crawl is over, goes on beside the writes, or does not begin: names are then found when they are needed.
+	pace := 0
+	switch rng.IntN(3) {
+	case 0:
+		if err := fs.CrawlAll(t.Context()); err != nil {
+			return fmt.Errorf("crawl: %w", err)
+		}
+	case 1:
+		pace = 1 + rng.IntN(40)
+	}
 	replayer, err := fsoracle.New(start)
 	if err != nil {
 		return err

@@ -3,13 +3,11 @@ package fsoracle_test
 import (
 	"bytes"
 	"errors"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"vmscope/fsinfer/ext4"
 	"vmscope/internal/fsoracle"
@@ -28,23 +26,22 @@ func TestRecoveryAsE2fsckDoesIt(t *testing.T) {
 	}
 	// Not with fast commits: e2fsck 1.47.0 replays them and then stumbles over its own superblock. recover-fast-commit has
 	// what a kernel makes of them.
-	seed := uint64(time.Now().UnixNano())
-	rng := rand.New(rand.NewPCG(seed, 0))
+	seed := freshSeed(t)
 	for _, name := range []string{"ext4", "ext4-1k", "small-journal", "data-journal", "ext3", "async-commit-v1", "csum-seed-orphan-file", "no-64bit", "large-dir"} {
 		t.Run(name, func(t *testing.T) {
 			r, err := fsoracle.Open(filepath.Join("../../fsinfer/ext4/testdata/streams", name+fsoracle.Extension))
 			if err != nil {
 				t.Fatal(err)
 			}
-			for range runs(t, 1) {
-				at := r.Points[0].Entries + rng.Uint64N(r.Points[3].Entries-r.Points[0].Entries)
+			defer onceMore(t, seed, 1)
+			for at := range entries(t, r.Points[0].Entries, r.Points[3].Entries, seed, 1) {
 				image, err := r.Image(at)
 				if err != nil {
 					t.Fatal(err)
 				}
 				ours, err := look(disk{bytes.NewReader(image)})
 				if err != nil {
-					t.Fatalf("seed %d, entry %d: %v", seed, at, err)
+					t.Fatalf("entry %d: %v", at, err)
 				}
 				path := filepath.Join(t.TempDir(), "image")
 				if err := os.WriteFile(path, image, 0o644); err != nil {
@@ -68,10 +65,10 @@ func TestRecoveryAsE2fsckDoesIt(t *testing.T) {
 				}
 				replayer, err := fsoracle.New(ours)
 				if err != nil {
-					t.Fatalf("seed %d, entry %d: %v", seed, at, err)
+					t.Fatalf("entry %d: %v", at, err)
 				}
 				if lines := replayer.Compare(truth); len(lines) > 0 {
-					t.Errorf("seed %d, entry %d: %s\ne2fsck said: %s", seed, at, strings.Join(lines[:min(len(lines), 10)], "\n"), out)
+					t.Errorf("entry %d: %s\ne2fsck said: %s", at, strings.Join(lines[:min(len(lines), 10)], "\n"), out)
 				}
 			}
 		})
