@@ -17,7 +17,7 @@ var layers = []string{
 	"internal/hot", // below all: how to make a system call
 	"mem block event pattern docs/*",
 	"internal/*",
-	"arch/* ksym ctype fsinfer",
+	"arch/* ksym ctype fsinfer internal/procram", // by internal/ramfile
 	"vm kernel",
 	"vm/* kernel/* block/* fsinfer/*",
 	"block/tap", // receives by block/nbd and block/vhostuser
