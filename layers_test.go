@@ -16,7 +16,7 @@ import (
 var layers = []string{
 	"internal/hot", // below all: how to make a system call
 	"mem block event pattern docs/*",
-	"internal/*",
+	"internal/* arch",
 	"arch/* ksym ctype fsinfer internal/procram", // by internal/ramfile
 	"vm kernel",
 	"vm/* kernel/* block/* fsinfer/*",

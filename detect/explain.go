@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"vmscope"
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
@@ -146,7 +146,7 @@ func (l *Look) kernelPlace(p *Place) {
 
 // mapping tells how the page tables of a space lead to a place.
 func (p *Place) mapping(s *mem.Space) error {
-	paging, ok := s.Tr.(*x86.Paging)
+	paging, ok := s.Tr.(arch.Paging)
 	if !ok {
 		return fmt.Errorf("page tables of %s: %w", s.Name, errors.ErrUnsupported)
 	}

@@ -9,7 +9,7 @@ import (
 	"sync"
 
 	"vmscope"
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
@@ -23,7 +23,7 @@ type Look struct {
 	list    func() ([]kernel.Code, error)
 	code    func() (Code, error)
 	allCode func() (Code, error)
-	pages   func() ([]x86.Region, error)
+	pages   func() ([]arch.Region, error)
 	symbols func() (*linux.Resolver, error)
 }
 
@@ -44,7 +44,7 @@ func newLook(v *vmscope.View) *Look {
 			}
 			return flatten(slices.Clone(list)), err
 		}),
-		pages:   sync.OnceValues(func() ([]x86.Region, error) { return executable(v) }),
+		pages:   sync.OnceValues(func() ([]arch.Region, error) { return executable(v) }),
 		symbols: sync.OnceValues(v.Resolver),
 	}
 }
@@ -196,8 +196,8 @@ func (l *Look) Name(va mem.VA) string {
 	return name
 }
 
-// kernelHalf is where the kernel's half of the address space begins, at most
-// (5-level paging; arch/x86: Documentation/arch/x86/x86_64/mm.rst).
+// kernelHalf is where the kernel's half of an address space of 64 bits begins, at
+// most (Documentation/arch/x86/x86_64/mm.rst, 5-level paging).
 const kernelHalf mem.VA = 0xff00000000000000
 
 // maxRegions bounds what is kept of executable memory: a kernel with a page for
@@ -208,10 +208,10 @@ const maxRegions = 1 << 16
 // executable lists what the kernel's page tables let it execute in its half. A
 // table that lies outside of RAM is a contradiction, beside what else there is:
 // nothing but a table leads there, and the CPU would fault.
-func executable(v *vmscope.View) ([]x86.Region, error) {
-	var out []x86.Region
+func executable(v *vmscope.View) ([]arch.Region, error) {
+	var out []arch.Region
 	var bad error
-	for r, err := range x86.NewPaging(v.Phys, v.Root, v.Mode).Mappings(kernelHalf, ^mem.VA(0)) {
+	for r, err := range v.Mode.Kernel(v.Phys, v.Root).Mappings(kernelHalf, ^mem.VA(0)) {
 		switch {
 		case errors.Is(err, mem.ErrNoRAM):
 			if bad == nil {

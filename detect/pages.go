@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/kernel"
 	"vmscope/mem"
 )
@@ -97,7 +97,7 @@ func withoutInit(l *Look, code Code) Code {
 }
 
 // unowned are the runs of a region that are not filler and not in c.
-func unowned(ctx context.Context, l *Look, c Code, r x86.Region, budget *int) ([]span, error) {
+func unowned(ctx context.Context, l *Look, c Code, r arch.Region, budget *int) ([]span, error) {
 	var out []span
 	for _, gap := range c.gaps(r.VA, r.VA+mem.VA(r.Size-1)) {
 		if err := ctx.Err(); err != nil {
@@ -172,7 +172,7 @@ func nobodys(l *Look, s span, perm mem.Perm) Finding {
 	return f
 }
 
-func writable(l *Look, c Code, r x86.Region) Finding {
+func writable(l *Look, c Code, r arch.Region) Finding {
 	f := Finding{
 		Check: "pages", Severity: High, Confidence: Proved,
 		Summary:  fmt.Sprintf("%d bytes of kernel memory at %#x are writable and executable", r.Size, uint64(r.VA)),
@@ -189,7 +189,7 @@ func writable(l *Look, c Code, r x86.Region) Finding {
 // images reports whether all of a region is code that calls programs of eBPF:
 // older kernels keep it writable, so as to change it in place
 // (bpf_jit_alloc_exec_page, kernel/bpf/trampoline.c).
-func images(c Code, r x86.Region) bool {
+func images(c Code, r arch.Region) bool {
 	end := r.VA + mem.VA(r.Size)
 	for at := r.VA; at < end; {
 		o, ok := c.Owner(at)

@@ -19,8 +19,9 @@ func (v *victim) entry(t linux.Task, va mem.VA) (at mem.VA, e uint64) {
 		v.Fatal(err)
 	}
 	direct := v.pointer(v.symbol("page_offset_base"))
-	table := space.Tr.(*x86.Paging).Root()
-	for level := v.tx.Mode.Levels(); ; level-- {
+	tables := space.Tr.(*x86.Paging)
+	table := tables.Root()
+	for level := tables.Mode().Levels(); ; level-- {
 		at = direct + mem.VA(table) + va>>(3+9*level)&511*8
 		if e = uint64(v.pointer(at)); e&1 == 0 || level > 1 && e&0x80 != 0 {
 			v.Fatalf("process %d: entry %#x at level %d for %#x", t.PID, e, level, uint64(va))

@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/ctype"
 	"vmscope/kernel/linux"
 	"vmscope/ksym"
@@ -107,7 +107,7 @@ func (w *injectionWalk) changed(ctx context.Context, t linux.Task, areas []linux
 	if err != nil {
 		return nil // it ended
 	}
-	paging, ok := space.Tr.(*x86.Paging)
+	paging, ok := space.Tr.(arch.Paging)
 	if !ok {
 		return fmt.Errorf("page tables of process %d: %w", t.PID, errors.ErrUnsupported)
 	}
@@ -137,7 +137,7 @@ func (w *injectionWalk) changed(ctx context.Context, t linux.Task, areas []linux
 // comparison is an area of code beside what it should be.
 type comparison struct {
 	space  *mem.Space
-	paging *x86.Paging
+	paging arch.Paging
 	areas  []linux.CodeArea // of the process
 	// want is where page i of the area should lie; ok is false if that is not in
 	// memory. Sure says that what is there is what the file holds.
@@ -183,7 +183,7 @@ func (w *textWalk) file(a linux.CodeArea) (*comparison, error) {
 
 // vdsoOf prepares a comparison with the image that most of the area's pages are
 // of; nil: it is none that is known.
-func (w *textWalk) vdsoOf(p *x86.Paging, a linux.CodeArea) *comparison {
+func (w *textWalk) vdsoOf(p arch.Paging, a linux.CodeArea) *comparison {
 	var best []mem.PA
 	most := -1
 	for _, image := range w.vdso {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"vmscope"
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
@@ -166,8 +166,8 @@ func (s *search) user() (out []linux.Task, err error) {
 	return out, err
 }
 
-// Where the halves of the address space end and begin, whatever the paging
-// (Documentation/arch/x86/x86_64/mm.rst).
+// Where the halves of the address space end and begin, whatever the paging of 64
+// bits (Documentation/arch/x86/x86_64/mm.rst, arch/arm64/memory.rst).
 const (
 	userEnd     mem.VA = 0x00ffffffffffffff
 	kernelStart mem.VA = 0xff00000000000000
@@ -183,7 +183,7 @@ func (s *search) process(t linux.Task) error {
 		return err
 	}
 	s.begin(&unit{kind: "process", task: t, what: fmt.Sprintf("process %d (%s)", t.PID, t.Comm()), space: space})
-	err = s.walk(space, 0, userEnd, func(x86.Region) bool { return true }, false)
+	err = s.walk(space, 0, userEnd, func(arch.Region) bool { return true }, false)
 	return errors.Join(s.end(), err)
 }
 
@@ -201,13 +201,13 @@ func (s *search) kernel() error {
 		}
 	}
 	s.begin(&unit{kind: "kernel", what: "the kernel", space: s.Mem})
-	direct := s.directMap()
+	direct := s.Halves().Direct
 	// What never held data is not worth a look, and there is much of it.
 	if extents, err := mem.Extents(s.phys); err == nil {
 		s.frames.pass(extents)
 	}
 	for _, rest := range []bool{false, true} {
-		err := s.walk(s.Mem, kernelStart, ^mem.VA(0), func(r x86.Region) bool { return direct.holds(r) == rest }, rest)
+		err := s.walk(s.Mem, kernelStart, ^mem.VA(0), func(r arch.Region) bool { return direct.Holds(r.VA) == rest }, rest)
 		if err != nil {
 			return errors.Join(s.end(), err)
 		}
@@ -221,7 +221,7 @@ func (s *search) own(t linux.Task) error {
 	if err != nil {
 		return nil // it ended
 	}
-	for r, err := range space.Tr.(*x86.Paging).Mappings(0, userEnd) {
+	for r, err := range space.Tr.(arch.Paging).Mappings(0, userEnd) {
 		if err != nil {
 			if errors.Is(err, mem.ErrUnreachable) {
 				return err
@@ -247,7 +247,7 @@ func (s *search) physical() error {
 	s.frames = newFrames(s.phys) // all pages are to be told by their physical addresses, too
 	s.begin(&unit{kind: "physical", what: "RAM", space: mem.NewSpace("physical", s.phys, mem.Identity{})})
 	for _, r := range extents {
-		err := s.feed(x86.Region{VA: mem.VA(r.Start), PA: r.Start, Size: r.Size}, false)
+		err := s.feed(arch.Region{VA: mem.VA(r.Start), PA: r.Start, Size: r.Size}, false)
 		if err == nil {
 			err = s.flush(false)
 		}

@@ -132,7 +132,7 @@ func (n *names) name(m *Match) {
 		m.Offset = &off
 	case "kernel":
 		m.Area = n.kernelPart(m.VA)
-		if n.symbols != nil && m.VA >= imageStart {
+		if n.symbols != nil && m.Area == "[image]" {
 			if sym, off, err := n.symbols.Nearest(m.VA); err == nil && off < mem.PageSize {
 				m.Area, m.Offset = kernel.Text(sym.String()), &off
 			}

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"time"
 
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/mem"
 	"vmscope/pattern"
 )
@@ -28,8 +28,8 @@ func (p page) frame() uint64 { return uint64(p.pa) / mem.PageSize }
 const chunkPages = 64
 
 // walk searches what a space maps from first to last, where want says so.
-func (s *search) walk(space *mem.Space, first, last mem.VA, want func(x86.Region) bool, fresh bool) error {
-	paging, ok := space.Tr.(*x86.Paging)
+func (s *search) walk(space *mem.Space, first, last mem.VA, want func(arch.Region) bool, fresh bool) error {
+	paging, ok := space.Tr.(arch.Paging)
 	if !ok {
 		return errors.ErrUnsupported
 	}
@@ -55,7 +55,7 @@ func (s *search) walk(space *mem.Space, first, last mem.VA, want func(x86.Region
 }
 
 // feed adds the pages of a region behind those that are there.
-func (s *search) feed(r x86.Region, fresh bool) error {
+func (s *search) feed(r arch.Region, fresh bool) error {
 	for at := uint64(0); at < r.Size; at += mem.PageSize {
 		s.pages = append(s.pages, page{va: r.VA + mem.VA(at), pa: r.PA + mem.PA(at)})
 		if len(s.pages) < chunkPages+2 {

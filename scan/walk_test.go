@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vmscope"
+	"vmscope/arch"
 	"vmscope/arch/x86"
 	"vmscope/internal/memtest"
 	"vmscope/kernel/linux"
@@ -44,7 +45,7 @@ func TestWalk(t *testing.T) {
 		next := uint64(pages * mem.PageSize)
 		for n := range 4 {
 			tb := memtest.NewTables(data, 0, next, 4)
-			var mapped []x86.Region
+			var mapped []arch.Region
 			for va := mem.VA(0x400000); va < 0x400000+200*mem.PageSize; va += mem.PageSize {
 				if r.IntN(20) > 0 {
 					frame := r.IntN(pages)
@@ -52,7 +53,7 @@ func TestWalk(t *testing.T) {
 						frame = int(va/mem.PageSize) % pages
 					}
 					tb.Map(va, mem.PA(frame)*mem.PageSize, mem.PageSize, 1, memtest.U)
-					mapped = append(mapped, x86.Region{VA: va, PA: mem.PA(frame) * mem.PageSize, Size: mem.PageSize})
+					mapped = append(mapped, arch.Region{VA: va, PA: mem.PA(frame) * mem.PageSize, Size: mem.PageSize})
 				}
 			}
 			space := mem.NewSpace("test", phys, x86.NewPaging(phys, tb.Root, x86.Level4))
@@ -65,7 +66,7 @@ func TestWalk(t *testing.T) {
 				return nil
 			}
 			s.begin(&unit{kind: "test", space: space})
-			if err := s.walk(space, 0, userEnd, func(x86.Region) bool { return true }, false); err != nil {
+			if err := s.walk(space, 0, userEnd, func(arch.Region) bool { return true }, false); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.end(); err != nil {

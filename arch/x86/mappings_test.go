@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"vmscope/arch"
 	"vmscope/arch/x86"
 	"vmscope/internal/memtest"
 	"vmscope/mem"
@@ -21,17 +22,17 @@ func TestMappings(t *testing.T) {
 		tb.Map(0xffff888000000000, 0, 2<<30, 3, w|nx)
 		tb.Map(0xffffffff81000000, 0x1000000, 4<<20, 2, 0)
 		tb.Map(^mem.VA(0xfff), 0x8000, 4096, 1, w) // the last page
-		want := []x86.Region{
-			{0x400000, 0x10000, 0x3000, 4096, mem.User | mem.Exec},
-			{0x403000, 0x13000, 0x1000, 4096, mem.User | mem.Write},
-			{0x404000, 0x30000, 0x1000, 4096, mem.User | mem.Write},
-			{0xffff888000000000, 0, 2 << 30, 1 << 30, mem.Write},
-			{0xffffffff81000000, 0x1000000, 4 << 20, 2 << 20, mem.Exec},
-			{^mem.VA(0xfff), 0x8000, 4096, 4096, mem.Write | mem.Exec},
+		want := []arch.Region{
+			{VA: 0x400000, PA: 0x10000, Size: 0x3000, Page: 4096, Perm: mem.User | mem.Exec},
+			{VA: 0x403000, PA: 0x13000, Size: 0x1000, Page: 4096, Perm: mem.User | mem.Write},
+			{VA: 0x404000, PA: 0x30000, Size: 0x1000, Page: 4096, Perm: mem.User | mem.Write},
+			{VA: 0xffff888000000000, PA: 0, Size: 2 << 30, Page: 1 << 30, Perm: mem.Write},
+			{VA: 0xffffffff81000000, PA: 0x1000000, Size: 4 << 20, Page: 2 << 20, Perm: mem.Exec},
+			{VA: ^mem.VA(0xfff), PA: 0x8000, Size: 4096, Page: 4096, Perm: mem.Write | mem.Exec},
 		}
 		both(t, data, func(t *testing.T, phys mem.PhysReader) {
 			p := x86.NewPaging(phys, tb.Root, mode)
-			list := func(first, last mem.VA) (out []x86.Region) {
+			list := func(first, last mem.VA) (out []arch.Region) {
 				for r, err := range p.Mappings(first, last) {
 					if err != nil {
 						t.Errorf("%+v: %v", r, err)
@@ -61,7 +62,7 @@ func TestMappingsPAE(t *testing.T) {
 	tb := memtest.NewTables(data, base, 0, 3)
 	tb.Map(0xffe00000, 0x200000, 2<<20, 2, w)
 	for r, err := range x86.NewPaging(&memtest.Bytes{Base: base, Data: data}, tb.Root, x86.PAE).Mappings(0, ^mem.VA(0)) {
-		if want := (x86.Region{0xffe00000, 0x200000, 2 << 20, 2 << 20, mem.Write | mem.Exec}); r != want || err != nil {
+		if want := (arch.Region{VA: 0xffe00000, PA: 0x200000, Size: 2 << 20, Page: 2 << 20, Perm: mem.Write | mem.Exec}); r != want || err != nil {
 			t.Errorf("%+v, %v", r, err)
 		}
 	}
@@ -102,7 +103,7 @@ func TestMappingsSelfReference(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if last == nil || phys.Reads() > x86.MaxTables {
+	if last == nil || phys.Reads() > arch.MaxTables {
 		t.Errorf("%d reads, last error %v", phys.Reads(), last)
 	}
 }

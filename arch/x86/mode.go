@@ -1,6 +1,9 @@
 package x86
 
-import "vmscope/mem"
+import (
+	"vmscope/arch"
+	"vmscope/mem"
+)
 
 // Mode is a way in which the processor translates addresses.
 type Mode uint8
@@ -33,6 +36,26 @@ var shapes = [...]shape{
 	PAE:    {"PAE", 3, 32, 1<<32 - 1<<5},
 	Level4: {"4-level", 4, 48, physMask},
 	Level5: {"5-level", 5, 57, physMask},
+}
+
+// Kernel spans the address space of a kernel's root.
+func (m Mode) Kernel(phys mem.PhysReader, root mem.PA) arch.Paging { return NewPaging(phys, root, m) }
+
+// Process spans the address space of a process: the root that the kernel uses
+// for it maps the kernel as well.
+func (m Mode) Process(phys mem.PhysReader, user, _ mem.PA) arch.Paging {
+	return NewPaging(phys, user, m)
+}
+
+// PageSize is 4 KiB on all x86.
+func (m Mode) PageSize() uint64 { return mem.PageSize }
+
+// RootSize is the size of the topmost table, bytes.
+func (m Mode) RootSize() uint64 {
+	if m == PAE {
+		return 4 * 8
+	}
+	return mem.PageSize
 }
 
 // String names the mode.

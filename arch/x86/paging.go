@@ -25,8 +25,7 @@ var (
 // Paging is an address space as a page-table root spans it. It keeps nothing of
 // the guest: each Translate walks the tables as they are at that moment.
 //
-// It is safe for concurrent use. Where the memory is mapped into this process,
-// Translate must run inside mem.Guard.
+// It is an arch.Paging.
 type Paging struct {
 	win    *mem.Window // of ram
 	ram    *mem.RAM    // of phys, for the fast path; empty where it does not apply

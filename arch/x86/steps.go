@@ -1,52 +1,59 @@
 package x86
 
 import (
-	"errors"
-	"fmt"
-
+	"vmscope/arch"
 	"vmscope/mem"
 )
 
-// Step is one entry on the way from a page-table root to a page.
-type Step struct {
-	Level   uint8  // of the table; 1 is the lowest
-	At      mem.PA // where the entry stands
-	Entry   uint64
-	Present bool
-	Perm    mem.Perm // what this entry alone permits, if it is present
-}
-
-// Steps are the entries that Translate goes by for va, the root's first, for
-// people to look at. An entry that is not present is the last one, and beside
-// the error of Translate's kind. Tables of 32-bit paging are
-// errors.ErrUnsupported.
-func (p *Paging) Steps(va mem.VA) ([]Step, error) {
+// Steps are the entries that Translate goes by for va; see arch.Paging.
+func (p *Paging) Steps(va mem.VA) ([]arch.Step, error) {
 	switch {
-	case p.mode != Level4 && p.mode != Level5:
-		return nil, fmt.Errorf("steps of %v paging: %w", p.mode, errors.ErrUnsupported)
+	case p.mode == None:
+		return nil, absent(va, 0, 0, errPaging)
 	case !p.mode.Canonical(va):
 		return nil, absent(va, 0, 0, errCanonical)
 	}
-	var out []Step
-	pa, entry := p.root, uint64(p.root)
-	for level, shift := p.top, 3+9*uint(p.top); ; level, shift = level-1, shift-9 {
-		s := Step{Level: level, At: pa + index(va, shift)}
-		var err error
-		if s.Entry, err = p.load(s.At); err != nil {
+	var out []arch.Step
+	entry := uint64(p.root)
+	for level := p.top; ; level-- {
+		at, e, err := p.entry(va, entry, level)
+		if err != nil {
 			return out, unreadable(va, level, entry, err)
 		}
-		if s.Present = s.Entry&present != 0; s.Present {
-			s.Perm = perm(s.Entry, s.Entry)
+		s := arch.Step{Level: level, At: at, Entry: e, Present: e&present != 0}
+		pointer := p.mode == PAE && level == 3 // without permissions
+		switch {
+		case !s.Present:
+		case pointer:
+			s.Perm = mem.Exec | mem.Write | mem.User
+		case p.mode == Bits32:
+			s.Perm = perm(e, 0)
+		default:
+			s.Perm = perm(e, e)
 		}
 		out = append(out, s)
 		switch {
 		case !s.Present:
-			return out, absent(va, level, s.Entry, mem.ErrNotMapped)
-		case level == 1 || level <= 3 && s.Entry&large != 0:
+			return out, absent(va, level, e, mem.ErrNotMapped)
+		case level == 1 || e&large != 0 && level <= 3 && !pointer:
 			return out, nil
-		case s.Entry&large != 0:
-			return out, absent(va, level, s.Entry, errReserved)
+		case e&large != 0 && !pointer:
+			return out, absent(va, level, e, errReserved)
 		}
-		pa, entry = table(s.Entry), s.Entry
+		entry = e
 	}
+}
+
+// entry loads the entry of va in the table of a level, to which an entry led.
+func (p *Paging) entry(va mem.VA, led uint64, level uint8) (at mem.PA, e uint64, err error) {
+	switch {
+	case p.mode == Bits32:
+		return p.load32(mem.PA(led&0xfffff000), va, level)
+	case level == p.top: // the root of PAE is no page
+		at = p.root + index(va, 3+9*uint(level))
+	default:
+		at = table(led) + index(va, 3+9*uint(level))
+	}
+	e, err = p.load(at)
+	return at, e, err
 }

@@ -1,7 +1,6 @@
 package x86_test
 
 import (
-	"errors"
 	"testing"
 
 	"vmscope/arch/x86"
@@ -14,12 +13,6 @@ import (
 func checkSteps(t *testing.T, p *x86.Paging, va mem.VA, m mem.Mapping, translated error) {
 	t.Helper()
 	steps, err := p.Steps(va)
-	if errors.Is(err, errors.ErrUnsupported) {
-		if p.Mode() == x86.Level4 || p.Mode() == x86.Level5 {
-			t.Fatal(err)
-		}
-		return
-	}
 	if (err == nil) != (translated == nil) || err != nil && err.Error() != translated.Error() {
 		t.Fatalf("steps end with %v, Translate with %v", err, translated)
 	}

@@ -37,13 +37,12 @@ func (v *View) CachedFile(pa mem.PA) (path kernel.Text, offset uint64, ok bool, 
 	if err != nil {
 		return "", 0, false, err
 	}
-	vmem := p.fixed
-	if p.base != 0 {
-		if vmem, err = v.Mem.Pointer(p.base); err != nil {
-			return "", 0, false, err
-		}
+	vmem, err := v.port.vmemmap(v)
+	if err != nil {
+		return "", 0, false, err
 	}
-	pfn := uint64(pa) / mem.PageSize
+	size := v.Mode.PageSize()
+	pfn := uint64(pa) / size
 	page := vmem + mem.VA(pfn*p.Page.Size())
 	w := loadsOf(v.Mem)
 	if head := w.ptr(l.Head.At(page)); head&1 != 0 { // a page of a folio that begins with another
@@ -61,12 +60,12 @@ func (v *View) CachedFile(pa mem.PA) (path kernel.Text, offset uint64, ok bool, 
 	if w.err != nil || inode == 0 || w.ptr(l.Cache.At(inode)) != mapping {
 		return "", 0, false, notMapped(w.err)
 	}
-	index := first + uint64(pa)/mem.PageSize - pfn
+	index := first + uint64(pa)/size - pfn
 	cache, err := v.PageCache(mapping)
 	if err != nil {
 		return "", 0, false, err
 	}
-	if at, ok, err := cache.Frame(index); err != nil || !ok || at != pa&^(mem.PageSize-1) {
+	if at, ok, err := cache.Frame(index); err != nil || !ok || at != pa&^mem.PA(size-1) {
 		return "", 0, false, notMapped(err)
 	}
 	if name := w.ptr(l.Names.At(inode)); name != 0 {
@@ -76,7 +75,7 @@ func (v *View) CachedFile(pa mem.PA) (path kernel.Text, offset uint64, ok bool, 
 		}
 		err = errors.Join(perr, err)
 	}
-	return path, index*mem.PageSize + uint64(pa)%mem.PageSize, true, errors.Join(w.err, err)
+	return path, index*size + uint64(pa)%size, true, errors.Join(w.err, err)
 }
 
 // notMapped is nil for errors that say that what was taken for an address is

@@ -9,20 +9,16 @@ import (
 	"vmscope/mem"
 )
 
-// DirectMap is the virtual address at which the kernel maps physical address 0
-// (page_offset_base; Documentation/arch/x86/x86_64/mm.rst).
+// DirectMap is the virtual address at which the kernel's map of all RAM has
+// physical address 0, or would have it if there were RAM.
 func (v *View) DirectMap() (mem.VA, error) {
-	at, err := v.Symbol("page_offset_base")
-	if err != nil {
-		return 0, err
-	}
-	base, err := v.Mem.Pointer(at)
+	base, err := v.port.directMap(v)
 	if err != nil {
 		return 0, err
 	}
 	// The image is RAM too, so the map must show it.
 	if err := leads(v.Mem, base+mem.VA(v.Kernel.Phys), v.Kernel.Phys); err != nil {
-		return 0, fmt.Errorf("page_offset_base %#x: %w", uint64(base), err)
+		return 0, fmt.Errorf("map of all RAM at %#x: %w", uint64(base), err)
 	}
 	return base, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmscope/arch"
 	"vmscope/arch/x86"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -151,7 +152,8 @@ type claim struct {
 	text    mem.VA // _stext
 	delta   uint64 // virtual minus physical address of the image
 	root    mem.VA // init_top_pgt
-	modes   []x86.Mode
+	port    port
+	modes   []arch.Mode
 	info    *ksym.CoreInfo
 	// symbols gives the symbol table, once page tables are known.
 	symbols func(s *mem.Space) (*ksym.Table, string, error)
@@ -162,7 +164,7 @@ func (c *claim) phys(va mem.VA) mem.PA { return mem.PA(uint64(va) - c.delta) }
 // fromCoreInfo reads the claim of a VMCOREINFO text
 // (kernel/vmcore_info.c and arch/x86/kernel/vmcore_info_64.c).
 func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
-	c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), modes: []x86.Mode{x86.Level4, x86.Level5}}
+	c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), port: amd64{}, modes: []arch.Mode{x86.Level4, x86.Level5}}
 	fail := func(what string) (*claim, error) {
 		return nil, fmt.Errorf("VMCOREINFO at %#x: %s: %w", uint64(info.Places[0]), what, mem.ErrInconsistent)
 	}
@@ -181,7 +183,7 @@ func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
 	}
 	c.delta = kernelMap - uint64(base)
 	if n, ok := info.Number("pgtable_l5_enabled"); ok && n != 0 {
-		c.modes = []x86.Mode{x86.Level5, x86.Level4}
+		c.modes = []arch.Mode{x86.Level5, x86.Level4}
 	}
 	c.symbols = func(s *mem.Space) (*ksym.Table, string, error) {
 		if places, ok := info.Kallsyms(); ok {
@@ -280,7 +282,8 @@ func fromTable(t ksym.Found) ([]*claim, error) {
 	add := func(delta uint64, virt uint64, table *ksym.Table) {
 		out = append(out, &claim{
 			source: "kallsyms", text: mem.VA(text + virt), root: mem.VA(root + virt), delta: delta,
-			modes: []x86.Mode{x86.Level4, x86.Level5},
+			port:  amd64{},
+			modes: []arch.Mode{x86.Level4, x86.Level5},
 			symbols: func(*mem.Space) (*ksym.Table, string, error) {
 				return table, "kallsyms found in RAM", nil
 			},

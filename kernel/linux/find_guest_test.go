@@ -181,7 +181,7 @@ func checkRoots(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel) 
 			root mem.PA
 			text bool // of the kernel is mapped
 		}{"kernel": {p.Root, true}, "user": {x86.UserRoot(p.Root), false}} {
-			s := mem.NewSpace(name, m, x86.NewPaging(m, c.root, k.Mode))
+			s := mem.NewSpace(name, m, k.Mode.Kernel(m, c.root))
 			b := make([]byte, 4)
 			if _, err := s.Read(b, areas[0].Start); err != nil || string(b) != "\x7fELF" {
 				t.Errorf("%s root: the program begins with %q, %v", name, b, err)

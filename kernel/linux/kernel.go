@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/ctype"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -25,14 +25,14 @@ import (
 type Kernel struct {
 	Release string // as uname -r prints it
 	Banner  string // as /proc/version prints it
-	Arch    string // "x86_64"
+	Arch    string // as uname -m prints it
 
 	Text  mem.VA // of _stext
 	Phys  mem.PA // where Text lies
 	Slide uint64 // KASLR: distance from the address the kernel was linked for, bytes
 
-	Root mem.PA   // page-table root that maps the kernel: init_top_pgt
-	Mode x86.Mode // 4-level or 5-level
+	Root mem.PA    // page-table root that maps the kernel: init_top_pgt
+	Mode arch.Mode // how the processor walks them
 
 	Symbols *ksym.Table
 	Types   *ctype.Types // nil: the kernel carries no BTF; TypesErr says why
@@ -41,6 +41,7 @@ type Kernel struct {
 
 	Report Report
 
+	port    port
 	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
 	layouts sync.Map       // reflect.Type of what was derived from it -> *bound
 }
@@ -129,7 +130,7 @@ func (k *Kernel) firstSymbol(names ...string) (addr mem.VA, name string, err err
 // View looks at the kernel through phys. What is cached lives in phys, so a
 // View is as fresh as its reader.
 func (k *Kernel) View(phys mem.PhysReader) *View {
-	tr := x86.NewPaging(phys, k.Root, k.Mode)
+	tr := k.Mode.Kernel(phys, k.Root)
 	return &View{Kernel: k, Phys: phys, Mem: mem.NewSpace("kernel", phys, tr)}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"vmscope/arch/x86"
 	"vmscope/ctype"
 	"vmscope/mem"
 )
@@ -21,13 +20,6 @@ type pageCacheLayout struct {
 	UpToDate int64 `c:"enum(PG_uptodate)"`
 }
 
-// Where the kernel maps its array of struct page if it does not choose the place
-// when it boots (arch/x86/include/asm/pgtable_64_types.h).
-const (
-	vmemmap4 = 0xffffea0000000000
-	vmemmap5 = 0xffd4000000000000
-)
-
 // maxFolio bounds the pages of one folio: those of a 1 GiB page.
 const maxFolio = 1 << 18
 
@@ -35,10 +27,9 @@ const maxFolio = 1 << 18
 type pageCachePlan struct {
 	pageCacheLayout
 	xa    xarrayLayout
+	bytes uint64 // of a page
 	node  int    // bytes of an xa_node to read
 	slots uint64 // of a node
-	base  mem.VA // of vmemmap_base; 0: the array's place is fixed
-	fixed mem.VA
 }
 
 func newPageCachePlan(k *Kernel) (*pageCachePlan, error) {
@@ -50,11 +41,7 @@ func newPageCachePlan(k *Kernel) (*pageCachePlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pageCachePlan{pageCacheLayout: *l, xa: *xa, slots: uint64(xa.Slots.Type.Len()), fixed: vmemmap4}
-	if k.Mode == x86.Level5 {
-		p.fixed = vmemmap5
-	}
-	p.base, _ = k.Symbol("vmemmap_base")
+	p := &pageCachePlan{pageCacheLayout: *l, xa: *xa, bytes: k.Mode.PageSize(), slots: uint64(xa.Slots.Type.Len())}
 	if p.slots == 0 || p.slots&(p.slots-1) != 0 || l.Page.Size() == 0 {
 		return nil, fmt.Errorf("XArray nodes of %d slots, struct page of %d bytes: %w", p.slots, l.Page.Size(), errors.ErrUnsupported)
 	}
@@ -81,10 +68,8 @@ func (v *View) PageCache(cache mem.VA) (*PageCache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &PageCache{pageCachePlan: p, v: v, at: cache, vmem: p.fixed}
-	if p.base != 0 {
-		c.vmem, err = v.Mem.Pointer(p.base)
-	}
+	c := &PageCache{pageCachePlan: p, v: v, at: cache}
+	c.vmem, err = v.port.vmemmap(v)
 	c.Forget()
 	return c, err
 }
@@ -200,5 +185,5 @@ func (c *PageCache) frame(folio mem.VA, index uint64) (mem.PA, bool, error) {
 	if folio < c.vmem || n%size != 0 || index < first || index-first >= maxFolio {
 		return 0, false, errBroken("page cache", folio, fmt.Sprintf("page %d of a file is said to be in a folio that begins with page %d", index, first))
 	}
-	return mem.PA((n/size + index - first) * mem.PageSize), true, nil
+	return mem.PA((n/size + index - first) * c.bytes), true, nil
 }

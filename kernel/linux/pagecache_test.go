@@ -16,6 +16,14 @@ type cacheWorld struct {
 	vmem  mem.VA
 }
 
+// pagesAt is a port whose array of struct page lies at vmem.
+type pagesAt struct {
+	amd64
+	vmem mem.VA
+}
+
+func (p pagesAt) vmemmap(*View) (mem.VA, error) { return p.vmem, nil }
+
 func newCacheWorld(t testing.TB) *cacheWorld {
 	w := newWorld(t)
 	p, err := newPageCachePlan(w.v.Kernel)
@@ -24,7 +32,7 @@ func newCacheWorld(t testing.TB) *cacheWorld {
 	}
 	// The array of struct page lies at the upper end of the world's memory.
 	c := &cacheWorld{world: w, p: p, vmem: 1 << 20}
-	p.fixed = c.vmem
+	w.v.Kernel.port = pagesAt{vmem: c.vmem}
 	if _, err := derived(w.v.Kernel, func(*Kernel) (*pageCachePlan, error) { return p, nil }); err != nil {
 		t.Fatal(err)
 	}

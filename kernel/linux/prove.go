@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"vmscope/arch/x86"
+	"vmscope/arch"
 	"vmscope/ctype"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -31,11 +31,11 @@ func (f *finder) prove(c *claim) (*Kernel, error) {
 
 // proveIn checks a claim in one paging mode: every step is a way in which a
 // stale, foreign or forged candidate fails.
-func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
+func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%s, release %q: %w: %s", c.source, c.release, mem.ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	k := &Kernel{Arch: "x86_64", Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
+	k := &Kernel{Arch: c.port.arch(), port: c.port, Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
 	v := k.View(f.phys)
 
 	// The page tables lead where the image is said to lie.
@@ -58,7 +58,9 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 		return nil, bad("its symbol table says init_top_pgt = %#x, it says %#x", uint64(s), uint64(c.root))
 	}
 	k.describe(v, c)
-	k.Slide = uint64(c.text) - linkedText
+	if linked := c.port.linkedText(); linked != 0 {
+		k.Slide = uint64(c.text - linked)
+	}
 	k.Report.Findings = []Finding{
 		{"kernel", k.Release, "linux_banner", "proved"},
 		{"image", fmt.Sprintf("_stext %#x at physical %#x", uint64(k.Text), uint64(k.Phys)), c.source, "proved"},
@@ -68,10 +70,6 @@ func (f *finder) proveIn(c *claim, mode x86.Mode) (*Kernel, error) {
 	}
 	return k, nil
 }
-
-// linkedText is where _stext lies without KASLR: __START_KERNEL_map +
-// CONFIG_PHYSICAL_START, 16 MiB on every distribution's kernel.
-const linkedText = kernelMap + 16<<20
 
 // imageInPlace checks that the page tables lead to the image all over it, to
 // its variables above all. The image of a kernel that ended may be whole, but

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"vmscope/arch/x86"
 	"vmscope/ctype"
 	"vmscope/kernel"
 	"vmscope/mem"
@@ -86,10 +85,10 @@ func (v *View) spaceOf(l *spaceLayout, mm mem.VA, pid int) (*mem.Space, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page-table root of process %d: %w", pid, err)
 	}
-	if root.PA%mem.PageSize != 0 {
-		return nil, errBroken("mm_struct", mm, fmt.Sprintf("its page-table root %#x is no page", uint64(pgd)))
+	if uint64(root.PA)%v.Mode.RootSize() != 0 {
+		return nil, errBroken("mm_struct", mm, fmt.Sprintf("its page-table root %#x is no place of one", uint64(pgd)))
 	}
-	return mem.NewSpace(fmt.Sprintf("process %d", pid), v.Phys, x86.NewPaging(v.Phys, root.PA, v.Mode)), nil
+	return mem.NewSpace(fmt.Sprintf("process %d", pid), v.Phys, v.Mode.Process(v.Phys, root.PA, v.Root)), nil
 }
 
 // maxEnv bounds what Environ reads: the most that execve(2) passes is 6 MiB,

@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"vmscope/arch/x86"
 	"vmscope/ctype"
 	"vmscope/internal/memtest"
 	"vmscope/mem"
@@ -44,7 +45,7 @@ func stockKernel(t testing.TB) *Kernel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Kernel{Types: types}
+	return &Kernel{Types: types, Mode: x86.Level4, port: amd64{}}
 }
 
 func viewOf(k *Kernel, phys mem.PhysReader) *View {

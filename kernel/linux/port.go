@@ -1,0 +1,37 @@
+package linux
+
+import "vmscope/mem"
+
+// port is what of Linux differs between architectures, as far as it is not told
+// by the kernel's symbols and types. There is one for each in a file of its own.
+type port interface {
+	// arch is the architecture as uname -m prints it.
+	arch() string
+	// wordSize is that of a pointer and of a long, bytes.
+	wordSize() int
+	// linkedText is where _stext lies without KASLR; 0: not known.
+	linkedText() mem.VA
+	// directMap is where physical address 0 is, or would be, in the map of all RAM.
+	directMap(v *View) (mem.VA, error)
+	// vmemmap is where the struct page of frame 0 is, or would be.
+	vmemmap(v *View) (mem.VA, error)
+	// halves are the parts of the kernel's half of the address space.
+	halves(v *View) Halves
+}
+
+// Span is the addresses from Start up to End.
+type Span struct{ Start, End mem.VA }
+
+// Holds reports whether va lies in the span.
+func (s Span) Holds(va mem.VA) bool { return va >= s.Start && va < s.End }
+
+// Halves says what lies where in the kernel's half of the address space. A span
+// that is not known is empty.
+type Halves struct {
+	Image   Span // the kernel's image and its modules
+	Direct  Span // the map of all RAM
+	Vmalloc Span // what the kernel allocates by pages; Image goes before it
+}
+
+// Halves says what lies where in the kernel's half of the address space.
+func (v *View) Halves() Halves { return v.port.halves(v) }
