@@ -16,7 +16,9 @@ import (
 
 // order and result are what "lab run" and the lab process that keeps a guest say to each other, one of each a connection.
 type order struct {
-	Script string `json:"script"`
+	Script string `json:"script,omitempty"`
+	Put    string `json:"put,omitempty"` // instead: a path in the guest, for Data
+	Data   []byte `json:"data,omitempty"`
 }
 
 type result struct {
@@ -50,7 +52,13 @@ func answer(ctx context.Context, g *guestlab.Agent, conn net.Conn) {
 	if json.NewDecoder(conn).Decode(&o) != nil {
 		return
 	}
-	out, err := g.Run(ctx, o.Script)
+	var out string
+	var err error
+	if o.Put != "" {
+		err = g.Put(ctx, o.Put, o.Data, 0o755)
+	} else {
+		out, err = g.Run(ctx, o.Script)
+	}
 	r := result{Stdout: []byte(out)}
 	var exit *guestlab.ExitError
 	if errors.As(err, &exit) {
@@ -62,6 +70,19 @@ func answer(ctx context.Context, g *guestlab.Agent, conn net.Conn) {
 }
 
 func runIn(ctx context.Context, name, script string) error {
+	return send(ctx, name, order{Script: script})
+}
+
+// putIn copies a file into a guest, to be run there.
+func putIn(ctx context.Context, name, from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return send(ctx, name, order{Put: to, Data: data})
+}
+
+func send(ctx context.Context, name string, o order) error {
 	s, err := find(name)
 	if err != nil {
 		return err
@@ -72,7 +93,7 @@ func runIn(ctx context.Context, name, script string) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })() // a guest may never answer
-	if err := json.NewEncoder(conn).Encode(order{script}); err != nil {
+	if err := json.NewEncoder(conn).Encode(o); err != nil {
 		return err
 	}
 	var r result

@@ -4,6 +4,7 @@
 //	lab boot KERNEL [FLAGS]        boot one, print where it is, stay until Ctrl-C
 //	lab xen [FLAGS]                boot a host that runs Xen, and domains on it
 //	lab run NAME [SCRIPT]          run a shell script (default: standard input) in a guest that lab booted
+//	lab put NAME FILE PATH         copy a file into one
 //	lab list                       guests that lab booted
 //	lab stop NAME                  end one
 package main
@@ -43,7 +44,7 @@ type exitStatus int
 
 func (s exitStatus) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
-var errUsage = errors.New("usage: lab fetch [KERNEL…] | boot KERNEL [FLAGS] | xen [FLAGS] | run NAME [SCRIPT] | list | stop NAME")
+var errUsage = errors.New("usage: lab fetch [KERNEL…] | boot KERNEL [FLAGS] | xen [FLAGS] | run NAME [SCRIPT] | put NAME FILE PATH | list | stop NAME")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -64,6 +65,8 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return runIn(ctx, args[0], string(script))
+	case cmd == "put" && len(args) == 3:
+		return putIn(ctx, args[0], args[1], args[2])
 	case cmd == "list" && len(args) == 0:
 		return list()
 	case cmd == "stop" && len(args) == 1:
