@@ -76,19 +76,29 @@ func eventLine(e *event.Event) string {
 		b.WriteString(kernel.Text(e.Detail).String())
 		return b.String()
 	case e.Op == event.Rename:
-		fmt.Fprintf(&b, "%s -> %s", kernel.Text(e.OldPath), kernel.Text(e.Path))
+		fmt.Fprintf(&b, "%s -> %s", told(e.OldPath), told(e.Path))
 	case e.Op == event.Symlink:
-		fmt.Fprintf(&b, "%s -> %s", kernel.Text(e.Path), kernel.Text(e.Target))
+		fmt.Fprintf(&b, "%s -> %s", told(e.Path), told(e.Target))
 	case e.Op == event.Write && e.Length > 0:
-		fmt.Fprintf(&b, "%s (%d bytes at %d)", kernel.Text(e.Path), e.Length, e.Offset)
+		fmt.Fprintf(&b, "%s (%d bytes at %d)", told(e.Path), e.Length, e.Offset)
 	case e.Op == event.Chmod && e.Attr != nil:
-		fmt.Fprintf(&b, "%s (%04o)", kernel.Text(e.Path), e.Attr.Mode)
+		fmt.Fprintf(&b, "%s (%04o)", told(e.Path), e.Attr.Mode)
 	case e.Op == event.Chown && e.Attr != nil:
-		fmt.Fprintf(&b, "%s (%d:%d)", kernel.Text(e.Path), e.Attr.UID, e.Attr.GID)
+		fmt.Fprintf(&b, "%s (%d:%d)", told(e.Path), e.Attr.UID, e.Attr.GID)
 	case e.Op == event.Truncate && e.Attr != nil:
-		fmt.Fprintf(&b, "%s (%d bytes)", kernel.Text(e.Path), e.Attr.Size)
+		fmt.Fprintf(&b, "%s (%d bytes)", told(e.Path), e.Attr.Size)
 	default:
-		b.WriteString(kernel.Text(e.Path).String())
+		b.WriteString(told(e.Path))
 	}
 	return b.String()
+}
+
+// told is a name as it stands in an event's line: in quotes if it could be taken for more than the name, as that of a file called
+// "a -> b" could.
+func told(s string) string {
+	text := kernel.Text(s).String()
+	if strings.HasPrefix(text, `"`) || text != strings.TrimSpace(text) || strings.Contains(text, " ") && strings.ContainsAny(text, `>(:`) {
+		return `"` + strings.ReplaceAll(text, `"`, `\"`) + `"`
+	}
+	return text
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -61,7 +62,10 @@ func boot(ctx context.Context, args []string) error {
 	fl.StringVar(&cfg.Machine, "machine", "", "q35 or pc")
 	fl.StringVar(&ram, "ram", "shared", "how QEMU holds the RAM: shared, memfd or anon")
 	fl.StringVar(&cfg.Append, "append", "", "more kernel command line")
-	fl.StringVar(&cfg.Disk, "disk", "", "raw image to attach")
+	fl.Func("disk", "raw `image` to attach; may be given for several", func(path string) error {
+		cfg.Disks = append(cfg.Disks, guestlab.Disk{Path: path})
+		return nil
+	})
 	fl.BoolVar(&cfg.NoQMP, "no-qmp", false, "no QMP socket")
 	fl.BoolVar(&cfg.Libvirt, "libvirt", false, "have libvirt start QEMU")
 	fl.BoolVar(&cfg.AllowReboot, "reboot", false, "let the guest reboot")
@@ -71,6 +75,10 @@ func boot(ctx context.Context, args []string) error {
 	fl.BoolVar(&background, "background", false, "return when the guest is up; `lab stop NAME` ends it")
 	fl.StringVar(&pidfile, "pidfile", "", "write the pid of the keeping lab process here")
 	fl.BoolVar(&child, "child", false, "internal: report on a pipe")
+	if strings.HasPrefix(args[0], "-") {
+		fl.Usage()
+		return errUsage
+	}
 	if err := fl.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -81,8 +89,8 @@ func boot(ctx context.Context, args []string) error {
 	if cfg.RAM, err = guestlab.ParseRAM(ram); err != nil {
 		return err
 	}
-	if cfg.Libvirt && cfg.Disk != "" {
-		cfg.Disk, cfg.Disks = "", []guestlab.Disk{{Path: cfg.Disk}}
+	if !cfg.Libvirt && len(cfg.Disks) > 0 { // the first by QEMU's old -drive, as many people's machines have it
+		cfg.Disk, cfg.Disks = cfg.Disks[0].Path, cfg.Disks[1:]
 	}
 	if background && !child {
 		return detach(args)
