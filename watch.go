@@ -47,7 +47,8 @@ func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Even
 		return err
 	}
 	if !o.DiskPaths && o.Mounted == nil {
-		m := &mountPoints{ctx: ctx, target: target}
+		m := &mountPoints{target: target}
+		m.ctx, m.cancel = context.WithCancel(ctx)
 		o.Mounted = m.of
 		defer m.close()
 	}
@@ -81,6 +82,7 @@ func tapTarget(target string) (string, error) {
 // mountPoints asks the guest's memory where file systems are mounted.
 type mountPoints struct {
 	ctx    context.Context
+	cancel context.CancelFunc
 	target string
 	mu     sync.Mutex
 	guest  *Guest
@@ -121,6 +123,7 @@ func (m *mountPoints) of(_ string, fs *ext4.Super) (string, error) {
 }
 
 func (m *mountPoints) close() {
+	m.cancel()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.guest != nil {

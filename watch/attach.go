@@ -161,7 +161,7 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 	for _, v := range live {
 		s := v.fs.Super()
 		v.label, v.crawl = fsLabel(v.name, s), true
-		w.place(v, true)
+		w.place(v, nil)
 		w.volumes = append(w.volumes, v)
 		if v.then = w.held[v.label]; v.then == nil {
 			if err := w.attached(v); err != nil {

@@ -65,7 +65,8 @@ type Options struct {
 	// Mounted tells where the guest has a file system mounted, so that its paths are the guest's; nil, or "": they are
 	// those of the file system. It is asked when a file system is attached or mounted, and now and then before events are
 	// told: the mount comes after what it writes to the disk, and a root file system is moved from where the boot mounted
-	// it. After an error what it told before stands.
+	// it. After an error what it told before stands. It is called from other goroutines, for several file systems at once.
+	// Events wait for it at most two seconds: what it says later is of those that come later.
 	Mounted func(volume string, fs *ext4.Super) (string, error)
 	// Progress is told how far the crawl of a file system is, in inodes.
 	Progress func(fs string, done, total uint64)

@@ -182,25 +182,27 @@ func matches(w, p string) bool {
 	return matchParts(strings.Split(w[1:], "/"), strings.Split(strings.TrimPrefix(p, "/"), "/"))
 }
 
-// matchParts matches names one by one. All below what matches, matches.
+// matchParts matches names one by one. All below what matches, matches. It takes at most as many steps as there are pairs of
+// a part and a name: the guest makes as many names as it likes.
 func matchParts(w, p []string) bool {
-	for len(w) > 0 {
-		if w[0] == "**" {
-			// The fewest names that ** can stand for come first: the rest is tried at each place once.
-			for i := 0; i <= len(p); i++ {
-				if matchParts(w[1:], p[i:]) {
-					return true
-				}
+	star, from := -1, 0 // the last ** and how many names lie before what follows it
+	for i, j := 0, 0; i < len(w); {
+		if w[i] == "**" {
+			star, from = i, j
+			i++
+			continue
+		}
+		if j < len(p) {
+			if ok, _ := path.Match(w[i], p[j]); ok {
+				i, j = i+1, j+1
+				continue
 			}
+		}
+		if star < 0 || j >= len(p) {
 			return false
 		}
-		if len(p) == 0 {
-			return false
-		}
-		if ok, _ := path.Match(w[0], p[0]); !ok {
-			return false
-		}
-		w, p = w[1:], p[1:]
+		from++ // that ** stands for one name more
+		i, j = star+1, from
 	}
 	return true
 }

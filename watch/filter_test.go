@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"strings"
 	"testing"
 
 	"vmscope/event"
@@ -33,6 +34,11 @@ func TestMatches(t *testing.T) {
 		{"/home/**/x/**/y", "/home/x/y", true},
 		{"/home/**/x/**/y", "/home/a/x/b/c/y/z", true},
 		{"/home/**/x/**/y", "/home/a/y/b/x", false},
+		{"/**/a/b", "/a/a/b", true},
+		{"/**/a/b/**/a/c", "/a/b/a/a/b/a/c/d", true},
+		{"/**/a/b/**/a/c", "/a/c/a/b", false},
+		{"/**/**", "/", true},
+		{"/a/**/b", "/a", false},
 		{`/a\*`, "/a*", true},
 		{`/a\*`, "/ab", false},
 		{"/\xff*", "/\xff\xfe", true}, // names are bytes
@@ -51,6 +57,17 @@ func TestMatches(t *testing.T) {
 		if _, err := newFilter([]string{p}, nil); err == nil {
 			t.Errorf("%q is taken", p)
 		}
+	}
+}
+
+// TestDeepPaths: the time that a path takes does not depend on what a guest calls its directories.
+func TestDeepPaths(t *testing.T) {
+	f, err := newFilter([]string{"/**/a/**/a/**/a/**/a/**/a/**/a/**/b"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if deep := strings.Repeat("/a", 1<<13); f.watched(deep) || !f.watched(deep+"/b") {
+		t.Error("matched wrongly")
 	}
 }
 

@@ -3,28 +3,104 @@ package watch
 import (
 	"strings"
 	"time"
+
+	"vmscope/event"
+	"vmscope/fsinfer/ext4"
 )
 
-// placeAfter is how long it is taken for granted where a file system is mounted.
-const placeAfter = 250 * time.Millisecond
+const (
+	// placeAfter is how long it is taken for granted where a file system is mounted.
+	placeAfter = 250 * time.Millisecond
+	// placeWait is how long events wait for the answer. It is read from a guest, which may make that take as long as it likes.
+	placeWait = 2 * time.Second
+	// mountTime is how long a mount may take from its first write to when the guest's programs see it.
+	mountTime = 10 * time.Second
+)
 
-// place asks where the guest has a file system mounted; now, or if the last answer is old. While it is mounted nowhere, that
-// may change at any moment: it is asked as often as takes a tenth of the time.
-func (w *Watch) place(v *volume, now bool) {
-	begin := w.opt.Clock()
-	if w.opt.Mounted == nil || !now && begin.Before(v.placed) {
+// place is where the guest has a file system mounted.
+type place struct {
+	at      string
+	mounted time.Time // when MOUNT was told last
+	until   time.Time // at is taken for granted
+	asked   chan answer
+	began   time.Time // when that was asked
+	slow    bool      // the last answer took longer than events wait
+}
+
+type answer struct {
+	at  string
+	err error
+}
+
+// place asks where the guest has a file system mounted, for the events that come next; now if one is MOUNT, or if the last answer
+// is old. While it is mounted nowhere, that may change at any moment: it is asked as often as takes a tenth of the time, and
+// for each event just behind a MOUNT.
+func (w *Watch) place(v *volume, events []event.Event) {
+	if w.opt.Mounted == nil {
 		return
 	}
-	at, err := w.opt.Mounted(v.name, v.fs.Super())
-	if err == nil {
-		v.at = mountPoint(at)
+	p, now := &v.place, w.opt.Clock()
+	fresh := p.asked == nil
+	for i := range events {
+		if events[i].Op == event.Mount {
+			p.mounted, p.until, fresh = now, time.Time{}, true // what was asked before does not count
+		}
 	}
-	end := w.opt.Clock()
-	wait := 9 * end.Sub(begin)
-	if err == nil && at != "" {
+	if fresh {
+		if now.Before(p.until) {
+			return
+		}
+		p.asked, p.began = make(chan answer, 1), now
+		go func(to chan<- answer, name string, super ext4.Super) {
+			at, err := w.opt.Mounted(name, &super)
+			to <- answer{at, err}
+		}(p.asked, v.name, *v.fs.Super())
+	}
+	wait := placeWait
+	if !fresh || p.slow {
+		wait = 0
+	}
+	if a, ok := p.wait(wait); ok {
+		p.slow = !fresh
+		p.take(a, w.opt.Clock())
+	} else {
+		p.slow = true
+	}
+}
+
+// wait waits so long for the answer.
+func (p *place) wait(long time.Duration) (a answer, ok bool) {
+	select {
+	case a = <-p.asked:
+		return a, true
+	default:
+	}
+	late := time.NewTimer(long)
+	defer late.Stop()
+	select {
+	case a = <-p.asked:
+		return a, true
+	case <-late.C:
+		return a, false
+	}
+}
+
+func (p *place) take(a answer, now time.Time) {
+	p.asked = nil
+	took := now.Sub(p.began)
+	wait := max(min(9*took, time.Second), took)
+	switch {
+	case a.err != nil:
+	case a.at != "":
+		p.at = mountPoint(a.at)
 		wait = max(wait, placeAfter)
+	default:
+		p.at = ""
+		if now.Sub(p.mounted) < mountTime {
+			wait = 0
+		}
 	}
-	v.placed = end.Add(min(wait, time.Second))
+	p.until = now.Add(wait)
 }
 
 // mountPoint cleans what Options.Mounted said.

@@ -26,7 +26,7 @@ type volume struct {
 	dev   block.Device
 	joint *tap.Joint // what dev is, if the volume lies on several disks that are tapped
 	fs    *ext4.FS
-	at    string    // where the guest has it mounted
+	place
 	since time.Time // writes up to then may be in the model already
 	crawl bool      // the crawl is not at its end
 	told  uint64    // inodes of progress
@@ -34,7 +34,6 @@ type volume struct {
 	then  *tree     // what had been told when writes were lost: the difference is to be told when all is caught up
 
 	touched time.Time // of the last write
-	placed  time.Time // until then at is taken for granted
 }
 
 // known says whether there is a reader for what lies in a volume.

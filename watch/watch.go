@@ -309,7 +309,7 @@ func (w *Watch) tell(v *volume, events []event.Event, err error) error {
 		}
 	}
 	if len(events) > 0 {
-		w.place(v, slices.ContainsFunc(events, func(e event.Event) bool { return e.Op == event.Mount }))
+		w.place(v, events)
 	}
 	look := sync.OnceValue(v.fs.Look)
 	for i := range events {
