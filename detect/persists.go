@@ -34,7 +34,7 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 	looked := false
 	for i := range persistLooks {
 		if i > 0 {
-			if err := errors.Join(grace(ctx, l), pause(ctx, persistPause<<i)); err != nil {
+			if err := errors.Join(grace(ctx, l), ran(ctx, l), pause(ctx, persistPause<<i)); err != nil {
 				return err
 			}
 			if c, ok := l.Phys.(*mem.Cache); ok {

@@ -48,11 +48,8 @@ type taskLayout struct {
 	Of   ctype.Field `c:"pid.tasks"`
 }
 
-// Bounds of what is walked: CPUs are 8192 at most (NR_CPUS), pids 2^22.
-const (
-	maxCPUs  = 8192
-	maxTasks = 1 << 22
-)
+// maxTasks bounds what is walked: pids are 2^22 at most.
+const maxTasks = 1 << 22
 
 // Inspect implements Detector.
 func (d Processes) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
@@ -131,28 +128,13 @@ func (Processes) running(l *Look, f *taskLayout, idles map[mem.VA]bool, each fun
 	if err != nil {
 		return err
 	}
-	offsets, err := l.Symbol("__per_cpu_offset")
+	offsets, err := perCPU(l)
 	if err != nil {
 		return err
-	}
-	at, err := l.Symbol("nr_cpu_ids")
-	if err != nil {
-		return err
-	}
-	n, err := l.Mem.Uint32(at)
-	if err != nil {
-		return err
-	}
-	if n == 0 || n > maxCPUs {
-		return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: %d CPUs", mem.ErrInconsistent, n)}
 	}
 	prios := mem.VA(f.Queue.Type.Len())
-	for cpu := range mem.VA(n) {
-		off, err := l.Mem.Uint64(offsets + 8*cpu)
-		if err != nil {
-			return err
-		}
-		rq := rqs.Addr + mem.VA(off)
+	for _, off := range offsets {
+		rq := rqs.Addr + off
 		curr, err := l.Mem.Pointer(f.Curr.At(rq))
 		if errors.Is(err, mem.ErrNotMapped) {
 			continue // a CPU that can not be

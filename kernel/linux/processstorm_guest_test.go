@@ -45,7 +45,8 @@ while :; do mkdir -p /sys/fs/cgroup/storm/lxc.payload.x; sh -c 'echo $$ >/sys/fs
 	}()
 	cached := v.Kernel.View(mem.NewCache(noRAM{m}, 4096))
 	looks, others, missing, leaves, inGroup := 0, 0, 0, 0, 0
-	for ; looks < 400 && !t.Failed(); looks++ {
+	// A guest that starves takes its time to execute anything.
+	for ; (looks < 400 || leaves == 0 && looks < 40000) && !t.Failed(); looks++ {
 		view := v
 		if looks%8 == 7 {
 			view = cached // by a source that copies, with what it keeps
