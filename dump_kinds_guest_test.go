@@ -32,9 +32,15 @@ func convertDumps(t *testing.T, core string, all map[string]seen) {
 		}
 		all["makedumpfile "+flags] = look(t, path)
 	}
+	// Pieces, of which any opens all.
+	path, second := filepath.Join(filepath.Dir(core), "split1"), filepath.Join(filepath.Dir(core), "split2")
+	if out, err := makedumpfile(t, core, path, "--split -l -d 1", second); err != nil {
+		t.Fatalf("makedumpfile --split: %v: %s", err, out)
+	}
+	all["makedumpfile --split"] = look(t, second)
 }
 
-func makedumpfile(t *testing.T, core, path, flags string) (string, error) {
+func makedumpfile(t *testing.T, core, path, flags string, more ...string) (string, error) {
 	t.Helper()
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
@@ -42,7 +48,7 @@ func makedumpfile(t *testing.T, core, path, flags string) (string, error) {
 	args := append(strings.Fields(flags), core)
 	cmd := exec.CommandContext(t.Context(), "makedumpfile", args...)
 	if !strings.Contains(flags, "-F") {
-		cmd.Args = append(cmd.Args, path)
+		cmd.Args = append(append(cmd.Args, path), more...)
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}

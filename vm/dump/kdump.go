@@ -26,6 +26,7 @@ const (
 	kdSubBlocks   = 432
 	kdBitmap      = 436 // blocks, both bitmaps
 	kdMaxFrame    = 440 // 32 bits of it
+	kdHeader      = 464
 	kdSubLevel    = 8
 	kdSubSplit    = 12
 	kdSubNote     = 48
@@ -78,7 +79,7 @@ func parseKdump(src source, truncated bool) (*kdump, error) {
 	cut := func(what string, end uint64) error {
 		return fmt.Errorf("%w: kdump-compressed dump: %s end at byte %d, the file has %d", ErrTruncated, what, end, src.Size())
 	}
-	var h [464]byte
+	var h [kdHeader]byte
 	if err := readFull(src, h[:], 0); err != nil {
 		return nil, cut("its headers", uint64(len(h)))
 	}
@@ -308,7 +309,16 @@ func openKdump(path string, f *os.File, flattened bool, o options) (vm.Machine, 
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	m := newLazy(path, how+", unpacked as it is read:", k.layout(), k, file.Close)
+	var in store = k
+	layout, done := k.layout(), file.Close
+	if k.split {
+		s, err := k.join(o.truncated)
+		if err != nil {
+			return nil, errors.Join(err, file.Close())
+		}
+		in, layout, done = s, layout+s.missing(), func() error { return errors.Join(s.close(), file.Close()) }
+	}
+	m := newLazy(path, how+", unpacked as it is read:", layout, in, done)
 	if k.machine == "x86_64" {
 		c := core{machine: emX86}
 		m.regs = c.registers(notes(k.notes))
@@ -321,9 +331,6 @@ func (k *kdump) layout() string {
 	s := "the dump's bitmap of RAM"
 	if k.status&kdIncomplete != 0 {
 		s += "; incomplete"
-	}
-	if k.split {
-		s += fmt.Sprintf("; a piece of a split dump, %#x to %#x", k.first*k.page, k.end*k.page)
 	}
 	all, here := k.ram.below(k.ram.bits), k.dumped.below(k.dumped.bits)
 	if all > here {
