@@ -196,6 +196,9 @@ func (g *Guest) find(ctx context.Context) error {
 		g.kernel, g.phys = second.kernel, second.phys
 		return nil
 	}
+	if s := infoOf(g.machine).System; s != "" {
+		return fmt.Errorf("%s: it is of %s, and vmscope reads Linux: %w", g.target, s, errors.Join(errs...))
+	}
 	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
 }
 

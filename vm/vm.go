@@ -29,6 +29,9 @@ type Info struct {
 	Route string // how its memory is read, e.g. "mmap /dev/shm/x", "process_vm_readv"
 	// Layout says where RAM lies in guest-physical space and how that is known.
 	Layout string
+	// System is the operating system that the source says it is of, if that is not
+	// Linux, e.g. "Windows (kernel version 15, build 19041)".
+	System string
 }
 
 // Describer is the capability to describe the machine.

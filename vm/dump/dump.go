@@ -1,7 +1,9 @@
 // Package dump opens files that hold a guest's memory: raw RAM (a live one's
-// file too), the ELF cores that QEMU's dump-guest-memory and libvirt's
-// `virsh dump --memory-only` write, kdump-compressed dumps, those of LiME and AVML, QEMU's migration
-// streams and libvirt's save images, and bundles, which are compressed cores of some pages. Other formats are recognised and refused by name.
+// file too), the ELF cores of QEMU, libvirt and VirtualBox, kdump-compressed dumps, those
+// of LiME and AVML, QEMU's migration streams and libvirt's save images, VMware's
+// suspended machines and snapshots, cores of Xen domains, crash dumps of Windows,
+// and bundles, which are compressed cores of some pages. Other formats are recognised
+// and refused by name.
 //
 // A dump was written by the guest, or by somebody who sends one: nothing in its
 // headers is believed beyond what the file's size allows.
@@ -101,18 +103,38 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 	}
 	var m vm.Machine
 	switch {
+	case !raw && bytes.HasPrefix(head, []byte(elfMagic)) && isXenCore(head):
+		m, err = openXenCore(path, file)
 	case !raw && bytes.HasPrefix(head, []byte(elfMagic)):
 		m, err = openELF(path, file, o)
 	case !raw && bytes.HasPrefix(head, []byte(limeMagic)):
 		m, err = openLime(path, file, o)
+	case !raw && isVMware(head):
+		m, err = openVMware(path, file, o)
+	case !raw && isWindows(head):
+		m, err = openWindows(path, file, o)
 	default:
-		m, err = openRaw(path, file, o)
+		m, err = openPlain(path, file, o)
 	}
 	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
 	return m, nil
+}
+
+// openPlain opens RAM, of which a file beside it may tell how it lies.
+func openPlain(path string, file *ramfile.File, o options) (vm.Machine, error) {
+	if o.layout == "" {
+		s, name, err := besideVMem(path)
+		if err != nil {
+			return nil, err
+		}
+		if s != nil {
+			return s.open(path, file, 0, file.Size(), "told by "+name, o)
+		}
+	}
+	return openRaw(path, file, o)
 }
 
 // openPacked opens the formats whose memory has to be searched for in the file;

@@ -324,6 +324,9 @@ func openELF(path string, file *ramfile.File, o options) (vm.Machine, error) {
 	}
 	list := c.notes(file)
 	m.regs = c.registers(list)
+	if is, regs, how := isVBox(list); is {
+		m.regs, m.info.Layout = regs, how
+	}
 	if b, err := bundleOf(path, m, list); b != nil || err != nil {
 		return b, err
 	}

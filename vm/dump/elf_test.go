@@ -250,6 +250,9 @@ func TestRefusals(t *testing.T) {
 func FuzzELF(f *testing.F) {
 	f.Add(makeELF([]load{{paddr: 0x1000, memsz: 0x2000, data: pattern(1, 4096)}, {paddr: 0x800, memsz: 0x900, data: pattern(2, 0x900)}}, makeNote("QEMU", 0, cpuStateNote()), false))
 	f.Add(makeELF([]load{{paddr: 0x1000, memsz: 4096, data: pattern(1, 4096)}, {paddr: 0x5000, memsz: 0x123}, {paddr: 0x1000, memsz: 0x3000}}, nil, true))
+	f.Add(makeVBox(0x10006, stateCPUs()[:1], map[mem.PA][]byte{0x1000: pattern(1, 4096)}, 0x1000))
+	f.Add(makeXenCore(xenMagicHVM, []uint64{3, 1, 2}, pattern(1, 3<<12)))
+	f.Add(makeXenCore(xenMagicPV, []uint64{3, 1, 2}, pattern(1, 3<<12)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		fd, err := unix.MemfdCreate("dump", unix.MFD_CLOEXEC)
 		if err != nil {

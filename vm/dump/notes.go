@@ -16,7 +16,7 @@ const maxCPUs = 4096
 const maxNote = 4 * maxCPUs
 
 // noteNames are the names of notes that are read.
-var noteNames = []string{"CORE", "QEMU", noteBundle}
+var noteNames = []string{"CORE", "QEMU", noteBundle, noteVBox, noteVBoxCPU}
 
 // notes reads those of all PT_NOTE segments that have one of noteNames.
 func (c *core) notes(file *ramfile.File) []note {
