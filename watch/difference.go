@@ -2,6 +2,7 @@ package watch
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"vmscope/event"
 	"vmscope/fsinfer"
 	"vmscope/fsinfer/ext4"
+	"vmscope/mem"
 )
 
 // difference tells what makes one tree another, in an order in which each event is possible: files that went, renames,
@@ -20,7 +22,8 @@ type difference struct {
 	look     fsinfer.Look
 	tid      uint64
 	tell     func(event.Event) error
-	err      error // of tell
+	err      error // of tell, or errTangled
+	long     bool  // some paths were too long to be told
 
 	gone  map[uint32][]name // names of files that stayed, which they have no longer
 	come  map[uint32][]name // and such as they have got
@@ -39,8 +42,12 @@ type move struct {
 	from, to name
 }
 
+// errTangled says that finding paths takes longer than trees of their size may, as where thousands of names lie thousands of
+// directories deep.
+var errTangled = errors.New("the directories are too deep")
+
 // tellDifference tells by which events old becomes now; old is void then. The look is at now. It ends with the first error
-// of tell.
+// of tell, or with errTangled.
 func tellDifference(old, now *tree, look fsinfer.Look, tid uint64, tell func(event.Event) error) error {
 	d := &difference{old: old, now: now, look: look, tid: tid, tell: tell, gone: map[uint32][]name{}, come: map[uint32][]name{}, away: map[name]name{}}
 	d.remove(d.compare())
@@ -52,7 +59,28 @@ func tellDifference(old, now *tree, look fsinfer.Look, tid uint64, tell func(eve
 	d.stop()
 	d.removeDirs()
 	d.add()
+	if d.long {
+		now.complain(fmt.Errorf("what changed below paths longer than %d bytes is not told: %w", maxPath, mem.ErrInconsistent))
+	}
 	return d.err
+}
+
+// path is where a name is to be told; "" if that cannot be.
+func (d *difference) path(n name) string {
+	p, ok := d.old.join(n.dir, n.name)
+	if ok = ok && len(p) <= maxPath; !ok {
+		d.long = true
+		return ""
+	}
+	return p
+}
+
+// tired ends it if it takes too long.
+func (d *difference) tired() bool {
+	if d.err == nil && (d.old.tired() || d.now.tired()) {
+		d.err = errTangled
+	}
+	return d.err != nil
 }
 
 // rounds bounds how often renames are tried that were in the way of each other.
@@ -107,7 +135,7 @@ func byName(a, b name) int { return cmp.Or(cmp.Compare(a.dir, b.dir), cmp.Compar
 
 // send tells an event of the file that an inode is, or was.
 func (d *difference) send(op event.Op, ino uint32, e event.Event) {
-	if d.err != nil {
+	if d.tired() || e.Path == "" || op == event.Rename && e.OldPath == "" {
 		return
 	}
 	e.Op, e.Inode, e.TID, e.Source = op, uint64(ino), d.tid, event.Resync
@@ -143,7 +171,7 @@ func (d *difference) same(op event.Op, ino uint32, f *fsinfer.File) bool {
 func (d *difference) remove(names []name) {
 	for _, n := range names {
 		ino := d.old.dirs[n.dir].names[n.name]
-		d.send(event.RmFile, ino, event.Event{Path: d.old.join(n.dir, n.name)})
+		d.send(event.RmFile, ino, event.Event{Path: d.path(n)})
 		d.drop(n)
 		if f := d.old.files[ino]; f.names == 0 {
 			delete(d.old.files, ino)
@@ -162,7 +190,7 @@ func (d *difference) drop(n name) {
 
 // rename renames, and tells it.
 func (d *difference) rename(m move, detail string) {
-	d.send(event.Rename, m.ino, event.Event{OldPath: d.old.join(m.from.dir, m.from.name), Path: d.old.join(m.to.dir, m.to.name), Detail: detail})
+	d.send(event.Rename, m.ino, event.Event{OldPath: d.path(m.from), Path: d.path(m.to), Detail: detail})
 	delete(d.old.dirs[m.from.dir].names, m.from.name)
 	d.old.dirs[m.to.dir].names[m.to.name] = m.ino
 	if x := d.old.dirs[m.ino]; x != nil {
@@ -174,6 +202,9 @@ func (d *difference) rename(m move, detail string) {
 func (d *difference) move() (some bool) {
 	rest := d.moves[:0]
 	for _, m := range d.moves {
+		if d.tired() {
+			return false
+		}
 		if d.possible(m) {
 			d.rename(m, "")
 			some = true
@@ -193,10 +224,14 @@ func (d *difference) possible(m move) bool {
 	if _, taken := d.old.dirs[m.to.dir].names[m.to.name]; taken {
 		return false
 	}
-	for at := m.to.dir; at != ext4.RootInode; at = d.old.dirs[at].up {
+	if d.old.dirs[m.ino] == nil {
+		return true
+	}
+	for at := m.to.dir; at != ext4.RootInode && !d.tired(); at = d.old.dirs[at].up {
 		if at == m.ino {
 			return false
 		}
+		d.old.steps += stepCost
 	}
 	return true
 }
@@ -231,7 +266,7 @@ func (d *difference) removeDirs() (some bool) {
 		n := list[0]
 		list = list[1:]
 		ino := d.old.dirs[n.dir].names[n.name]
-		d.send(event.RmDir, ino, event.Event{Path: d.old.join(n.dir, n.name)})
+		d.send(event.RmDir, ino, event.Event{Path: d.path(n)})
 		d.drop(n)
 		delete(d.old.files, ino)
 		delete(d.old.dirs, ino)
@@ -247,24 +282,25 @@ func (d *difference) removeDirs() (some bool) {
 func (d *difference) add() {
 	type changed struct {
 		ino  uint32
-		path string
+		in   string // the path of its directory, which many share
+		name string
 	}
 	var changes []changed
 	seen := map[uint32]bool{} // of files with several names
-	visit := func(ino uint32, path string) {
+	visit := func(ino uint32, in, name string) {
 		if d.stays(ino) && !seen[ino] && d.differs(ino) {
-			changes = append(changes, changed{ino, path})
+			changes = append(changes, changed{ino, in, name})
 		}
 		if d.now.files[ino].names > 1 {
 			seen[ino] = true
 		}
 	}
-	visit(ext4.RootInode, "/")
-	for queue := []uint32{ext4.RootInode}; len(queue) > 0 && d.err == nil; {
+	visit(ext4.RootInode, "", "")
+	for queue := []uint32{ext4.RootInode}; len(queue) > 0 && !d.tired(); {
 		at := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
 		here, old := d.now.dirs[at], d.old.dirs[at]
-		prefix := strings.TrimSuffix(d.now.path(at), "/") + "/"
+		in, ok := d.now.path(at)
 		for _, s := range slices.Sorted(maps.Keys(here.names)) {
 			n, ino := name{at, s}, here.names[s]
 			if stop, ok := d.away[n]; ok {
@@ -272,14 +308,22 @@ func (d *difference) add() {
 			} else if _, there := old.names[s]; !there {
 				d.create(n, ino, d.stays(ino) || seen[ino])
 			}
-			visit(ino, prefix+s)
+			if ok && len(in)+1+len(s) <= maxPath {
+				visit(ino, strings.TrimSuffix(in, "/"), s)
+			} else {
+				d.long = true
+			}
 			if d.now.dirs[ino] != nil {
 				queue = append(queue, ino)
 			}
 		}
 	}
 	for _, c := range changes {
-		d.change(c.ino, c.path)
+		if d.tired() {
+			return
+		}
+		d.now.steps += int64(len(c.in))
+		d.change(c.ino, c.in+"/"+c.name)
 	}
 }
 
@@ -299,7 +343,7 @@ func (d *difference) create(n name, ino uint32, more bool) {
 	if more {
 		op = event.Link
 	}
-	d.send(op, ino, event.Event{Path: d.old.join(n.dir, n.name)})
+	d.send(op, ino, event.Event{Path: d.path(n)})
 	d.old.dirs[n.dir].names[n.name] = ino
 }
 

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -115,24 +116,24 @@ func (w *Watch) caughtUp(ctx context.Context, v *volume) error {
 		return nil
 	}
 	v.tree = now
-	if old.other(now.turn, now.at) || !now.whole() {
-		why := "what is watched is another than before"
-		switch {
-		case now.full:
-			why = "what is watched is too much to be held"
-		case now.err != nil:
-			why = now.err.Error()
+	why := errors.New("what is watched is another than before")
+	switch {
+	case now.full:
+		why = errors.New("what is watched is too much to be held")
+	case now.err != nil:
+		why = now.err
+	case now.whole() && !old.other(now.turn, now.at):
+		why = tellDifference(old, now, look, uint64(v.fs.Last()), func(e event.Event) error { return w.pass(v, &e) })
+		if why != nil && why != errTangled {
+			return why
 		}
-		e := event.Event{Op: event.Lost, Path: "/", Detail: "the difference is not told: " + why}
+	}
+	if why != nil {
+		e := event.Event{Op: event.Lost, Path: "/", Detail: "the difference is not told: " + why.Error()}
 		v.finish(&e)
 		if err := w.send(e); err != nil {
 			return err
 		}
-		return w.attached(v)
-	}
-	err := tellDifference(old, now, look, uint64(v.fs.Last()), func(e event.Event) error { return w.pass(v, &e) })
-	if err != nil {
-		return err
 	}
 	return w.attached(v)
 }

@@ -22,6 +22,7 @@ type tree struct {
 	queue []uint32        // directories to be read
 	size  int64           // bytes, roughly
 	limit int64
+	steps int64 // bytes of paths that were made of it, and what it takes to find them
 	full  bool  // it does not fit: nothing is held
 	err   error // it could not be read: what is held is not all
 	scope func(path string) scope
@@ -34,6 +35,7 @@ type tree struct {
 
 type dir struct {
 	up    uint32 // the directory that names it
+	long  int    // bytes of its path when it came
 	name  string
 	names map[string]uint32
 	scope scope
@@ -81,7 +83,7 @@ func newTree(limit int64, turn uint64, at string, scope func(string) scope, warn
 
 // reset begins anew: the tree is read from its root on.
 func (t *tree) reset() {
-	t.dirs, t.files, t.queue, t.ring, t.size = map[uint32]*dir{}, map[uint32]file{}, nil, nil, 0
+	t.dirs, t.files, t.queue, t.ring, t.size, t.steps = map[uint32]*dir{}, map[uint32]file{}, nil, nil, 0, 0
 	if !t.full {
 		t.dirs[ext4.RootInode] = &dir{names: map[string]uint32{}, scope: t.scope("/")}
 		t.queue = append(t.queue, ext4.RootInode)
@@ -142,8 +144,18 @@ func (t *tree) readDir(look fsinfer.Look, ino uint32, d *dir) int {
 	}
 	var list []entry
 	prefix, size := "", int64(0)
+	if d.long > maxPath { // of what is in it no event can tell
+		t.complain(errLong(ino))
+		return 0
+	}
 	if d.scope != inside {
-		prefix = strings.TrimSuffix(t.path(ino), "/") + "/"
+		prefix, _ = t.path(ino)
+		prefix = strings.TrimSuffix(prefix, "/") + "/"
+		if t.tired() {
+			t.full = true
+			t.reset()
+			return 0
+		}
 	}
 	err := look.Names(uint64(ino), func(name string, child uint64) bool {
 		if d.scope == inside || t.scope(prefix+name) != outside {
@@ -221,31 +233,49 @@ func (t *tree) putDir(up uint32, name string, ino uint32, s scope, fresh bool) b
 	if !t.grow(dirCost) {
 		return false
 	}
-	t.dirs[ino] = &dir{up: up, name: name, names: map[string]uint32{}, scope: s, read: fresh}
+	t.dirs[ino] = &dir{up: up, long: t.dirs[up].long + 1 + len(name), name: name, names: map[string]uint32{}, scope: s, read: fresh}
 	if !fresh {
 		t.queue = append(t.queue, ino)
 	}
 	return true
 }
 
-// path is where a directory stands.
-func (t *tree) path(ino uint32) string {
+// maxPath is how long a path may be to be told, as for package ext4: a guest makes trees as deep as it likes. What was moved may
+// have become deeper than it was when it came.
+const maxPath = 1 << 16
+
+func errLong(ino uint32) error {
+	return fmt.Errorf("directory inode %d: its path is longer than %d bytes: %w", ino, maxPath, mem.ErrInconsistent)
+}
+
+// stepCost is what a step towards the root counts, in bytes.
+const stepCost = 16
+
+// tired says whether more paths were asked for than a tree that fits has any use for.
+func (t *tree) tired() bool { return t.steps > 4*max(t.limit, 1<<24) }
+
+// path is where a directory stands; not ok if that is longer than may be told.
+func (t *tree) path(ino uint32) (path string, ok bool) {
 	var parts []string
-	for ino != ext4.RootInode {
+	for size := 0; ino != ext4.RootInode; {
 		d := t.dirs[ino]
 		parts = append(parts, d.name)
+		t.steps += int64(2*len(d.name) + stepCost)
+		if size += len(d.name) + 1; size > maxPath {
+			return "", false
+		}
 		ino = d.up
 	}
 	slices.Reverse(parts)
-	return "/" + strings.Join(parts, "/")
+	return "/" + strings.Join(parts, "/"), true
 }
 
 // join is the path of a name in a directory.
-func (t *tree) join(at uint32, name string) string {
-	if at == ext4.RootInode {
-		return "/" + name
+func (t *tree) join(at uint32, name string) (path string, ok bool) {
+	if path, ok = t.path(at); at != ext4.RootInode {
+		path += "/"
 	}
-	return t.path(at) + "/" + name
+	return path + name, ok
 }
 
 // find gives the directory that a path's last name is in; nil if it is not held, or was not read.
@@ -451,7 +481,7 @@ func (t *tree) rename(look fsinfer.Look) bool {
 		switch {
 		case moved == nil:
 		case moved.scope == inside && s == inside:
-			moved.up, moved.name = at, name
+			moved.up, moved.name, moved.long = at, name, d.long+1+len(name)
 		default: // other names in it are watched now
 			for _, child := range t.empty(m.ino) {
 				t.release(child)
