@@ -165,22 +165,6 @@ func (c Code) OwnerName(va mem.VA) string {
 	return fmt.Sprintf("%s %s", o.Kind, o.Name)
 }
 
-// Symbol is where the kernel's symbol of a name is. Of several, as names of
-// static variables may be, which is meant is not known: that is an error, and no
-// reason to take any.
-func (l *Look) Symbol(name string) (mem.VA, error) {
-	at, err := l.View.Symbol(name)
-	if err != nil {
-		return 0, err
-	}
-	for _, s := range l.Symbols.LookupAll(name) {
-		if s.Addr != at {
-			return 0, fmt.Errorf("symbol %s: it is at %#x and at %#x: %w", name, uint64(at), uint64(s.Addr), errors.ErrUnsupported)
-		}
-	}
-	return at, nil
-}
-
 // Name names an address by the nearest symbol below it: "do_exit+0x10",
 // "probe [bridge]+0x4"; "" if there is none within 1 MiB.
 func (l *Look) Name(va mem.VA) string {

@@ -30,6 +30,21 @@ ffffffff82000000 B _end
 	if s := l.LookupAll("twice"); len(s) != 2 || s[1].Addr != 0xffffffff81001000 {
 		t.Errorf("twice: %+v", s)
 	}
+	for name, want := range map[string]string{
+		"twice": `look up symbol "twice": it is at 0xffffffff81000040, 0xffffffff81001000: which is meant is not known`,
+		"_text": "", "none": `look up symbol "none": no such symbol`,
+	} {
+		s, err := Only(name, l.LookupAll(name))
+		if (err == nil) != (want == "") || err != nil && err.Error() != want || err == nil && s.Name != name {
+			t.Errorf("only %s: %+v, %v", name, s, err)
+		}
+		if errors.Is(err, errors.ErrUnsupported) != (name == "twice") {
+			t.Errorf("only %s: %v", name, err)
+		}
+	}
+	if _, err := Only("x", make([]Symbol, 1000)); err != nil {
+		t.Error(err) // all in one place
+	}
 	if s, err := l.Lookup("cpu_number"); err != nil || !s.PerCPU || !s.Absolute || s.Size != 0x11000 {
 		t.Errorf("cpu_number: %+v, %v", s, err)
 	}

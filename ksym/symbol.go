@@ -3,6 +3,7 @@ package ksym
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"vmscope/mem"
 )
@@ -10,6 +11,56 @@ import (
 // ErrNoSymbol says that a sound table has no symbol of that name, or none at or
 // below that address.
 var ErrNoSymbol = errors.New("no such symbol")
+
+// AmbiguousError says that symbols of one name lie at several addresses, as
+// static ones of several source files may, and that which is meant is not known.
+// It is an errors.ErrUnsupported.
+type AmbiguousError struct {
+	Name  string
+	Addrs []mem.VA // by address, each once
+}
+
+// maxNamed bounds the addresses that an error names: some names that compilers
+// make up have thousands.
+const maxNamed = 8
+
+// Error implements error.
+func (e *AmbiguousError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "look up symbol %q: it is at", e.Name)
+	for i, va := range e.Addrs[:min(len(e.Addrs), maxNamed)] {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, " %#x", uint64(va))
+	}
+	if n := len(e.Addrs) - maxNamed; n > 0 {
+		fmt.Fprintf(&b, " and %d more", n)
+	}
+	b.WriteString(": which is meant is not known")
+	return b.String()
+}
+
+// Is implements the interface of errors.Is.
+func (e *AmbiguousError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+// Only is the first of symbols of one name, which are by address, if all of them
+// lie where it does; an AmbiguousError if not, and an ErrNoSymbol if there is none.
+func Only(name string, all []Symbol) (Symbol, error) {
+	if len(all) == 0 {
+		return Symbol{}, noName(name)
+	}
+	if last := len(all) - 1; all[0].Addr == all[last].Addr {
+		return all[0], nil
+	}
+	e := &AmbiguousError{Name: name}
+	for _, s := range all {
+		if n := len(e.Addrs); n == 0 || e.Addrs[n-1] != s.Addr {
+			e.Addrs = append(e.Addrs, s.Addr)
+		}
+	}
+	return Symbol{}, e
+}
 
 // Symbol is one name of the kernel. Name and everything else were written by
 // the guest: Name may hold any bytes but NUL.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"vmscope"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -50,6 +52,9 @@ func (p *place) find(v *vmscope.View) (target, error) {
 	case p.sym != "":
 		name, off, _ := strings.Cut(p.sym, "+")
 		s, err := v.LookupSymbol(name)
+		if several := (*ksym.AmbiguousError)(nil); errors.As(err, &several) {
+			return target{}, fmt.Errorf("%w: give one of them by --va", err)
+		}
 		if err != nil {
 			return target{}, err
 		}

@@ -39,9 +39,10 @@ func (a *app) symCmd() *cobra.Command {
 			}
 			return failed
 		})
-	c.Long = `Look up symbols of the kernel and its modules. A NAME gives its address, an
-ADDRESS (0x…) the symbol that it lies in. Without either all symbols are listed,
-as /proc/kallsyms does.`
+	c.Long = `Look up symbols of the kernel and its modules. A NAME gives its address, or all
+of them if several symbols bear it; "name [module]" and "module:name" are those
+of a module. An ADDRESS (0x…) gives the symbol that it lies in. Without either
+all symbols are listed, as /proc/kallsyms does.`
 	c.Example = `  vmscope sym web1 init_task sys_call_table
   vmscope sym web1 0xffffffffa2c01234
   vmscope sym web1 | grep ext4`
@@ -62,21 +63,17 @@ func (a *app) oneSymbol(v *vmscope.View, name string) error {
 		r.Offset = &off
 		return a.printSymbol(r)
 	}
-	// A static function may have several namesakes.
-	all := v.Symbols.LookupAll(name)
-	for _, s := range all {
-		if err := a.printSymbol(row(s, "")); err != nil {
+	r, err := v.Resolver()
+	all, lerr := r.LookupAll(name)
+	if len(all) == 0 {
+		return errors.Join(lerr, err)
+	}
+	for _, s := range all { // a static function may have several namesakes
+		if err := a.printSymbol(row(s.Symbol, s.Module)); err != nil {
 			return err
 		}
 	}
-	if len(all) > 0 {
-		return nil
-	}
-	s, err := v.LookupSymbol(name)
-	if err != nil {
-		return err
-	}
-	return a.printSymbol(row(s.Symbol, s.Module))
+	return lerr
 }
 
 func (a *app) printSymbol(r symbolRow) error {

@@ -85,17 +85,14 @@ func layout[T any](k *Kernel) (*T, error) {
 	})
 }
 
-// Symbol returns the address of a kernel symbol, which must be the only one of
-// its name.
+// Symbol returns the address of a kernel symbol. Where several of its name lie at
+// different addresses, that is a ksym.AmbiguousError.
 func (k *Kernel) Symbol(name string) (mem.VA, error) {
 	if k.Symbols == nil {
 		return 0, fmt.Errorf("symbol %s: the symbols of this kernel are not known: %w", name, errors.ErrUnsupported)
 	}
-	s, err := k.Symbols.Lookup(name)
-	if err != nil {
-		return 0, err
-	}
-	return s.Addr, nil
+	s, err := ksym.Only(name, k.Symbols.LookupAll(name))
+	return s.Addr, err
 }
 
 // CoreInfo is the text of VMCOREINFO by which the kernel was found, "" if it was

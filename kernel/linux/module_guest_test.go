@@ -3,6 +3,7 @@ package linux_test
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -13,6 +14,7 @@ import (
 	"vmscope/ctype"
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -135,6 +137,32 @@ func (s *state) testModuleSymbols(t *testing.T) {
 			if sym.Module != "" && (string(sym.Module) != m || sym.Addr != mods[0].Addr) {
 				t.Errorf("%q is %v at %#x, the module lies at %#x", name, sym, uint64(sym.Addr), uint64(mods[0].Addr))
 			}
+		}
+		// Of several of one name none is taken, and all are told.
+		same := make(map[string][]mem.VA)
+		for _, k := range all {
+			if k.Module == "" && !slices.Contains(same[k.Name], mem.VA(k.Addr)) {
+				same[k.Name] = append(same[k.Name], mem.VA(k.Addr))
+			}
+		}
+		var several *ksym.AmbiguousError
+		tried := 0
+		for name, want := range same {
+			if len(want) < 2 || tried == 100 {
+				continue
+			}
+			tried++
+			slices.Sort(want)
+			_, err := v.LookupSymbol(name)
+			if _, serr := v.Symbol(name); !errors.As(serr, &several) || !errors.As(err, &several) || !slices.Equal(several.Addrs, want) {
+				t.Errorf("%s is at %#x by the guest: %v; %v", name, want, err, serr)
+			}
+		}
+		if tried == 0 {
+			t.Error("no two symbols of the kernel bear one name")
+		}
+		if _, err := v.LookupSymbol("__this_module"); len(mods) > 1 && (!errors.As(err, &several) || len(several.Addrs) != len(mods)) {
+			t.Errorf("which __this_module of %d: %v", len(mods), err)
 		}
 		near, off, err := v.Nearest(s.k.Text + 1)
 		if err != nil || near.Module != "" || off != 1 {

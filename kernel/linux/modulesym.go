@@ -1,8 +1,10 @@
 package linux
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"vmscope/ctype"
@@ -168,13 +170,36 @@ func (r *Resolver) table(i int) (*ksym.List, error) {
 
 // Lookup finds a symbol by its name, the kernel's before those of modules.
 // "name [module]", as the kernel prints it, and "module:name", as its tracing
-// files take it, look into that module only.
+// files take it, look into that module only. Where several are left that lie at
+// different addresses, that is a ksym.AmbiguousError.
 func (r *Resolver) Lookup(name string) (Symbol, error) {
-	module, name := splitName(name)
+	all, err := r.LookupAll(name)
+	bare := make([]ksym.Symbol, len(all))
+	for i, s := range all {
+		bare[i] = s.Symbol
+	}
+	s, oerr := ksym.Only(name, bare)
+	switch {
+	case len(all) == 0:
+		return Symbol{}, err
+	case oerr != nil:
+		return Symbol{}, oerr
+	}
+	return Symbol{s, all[0].Module}, nil
+}
+
+// LookupAll finds what Lookup chooses from, by address. None is a
+// ksym.ErrNoSymbol. With others there may be an error as well: of modules whose
+// symbols could not be read.
+func (r *Resolver) LookupAll(name string) ([]Symbol, error) {
+	module, bare := splitName(name)
+	var out []Symbol
 	if module == "" {
-		s, err := r.v.Symbols.Lookup(name)
-		if err == nil || !errors.Is(err, ksym.ErrNoSymbol) {
-			return Symbol{Symbol: s}, err
+		for _, s := range r.v.Symbols.LookupAll(bare) {
+			out = append(out, Symbol{Symbol: s})
+		}
+		if len(out) > 0 {
+			return out, nil
 		}
 	}
 	var errs []error
@@ -189,14 +214,19 @@ func (r *Resolver) Lookup(name string) (Symbol, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if s, err := t.Lookup(name); err == nil {
-			return Symbol{s, m.Name}, nil
+		for _, s := range t.LookupAll(bare) {
+			out = append(out, Symbol{s, m.Name})
 		}
 	}
-	if module != "" && !known {
-		return Symbol{}, fmt.Errorf("look up symbol %q: %w %q", name, ErrNoModule, module)
+	switch {
+	case len(out) > 0:
+		slices.SortStableFunc(out, func(a, b Symbol) int { return cmp.Compare(a.Addr, b.Addr) })
+	case module != "" && !known:
+		return nil, fmt.Errorf("look up symbol %q: %w %q", bare, ErrNoModule, module)
+	default:
+		errs = append([]error{fmt.Errorf("look up symbol %q: %w", bare, ksym.ErrNoSymbol)}, errs...)
 	}
-	return Symbol{}, errors.Join(append([]error{fmt.Errorf("look up symbol %q: %w", name, ksym.ErrNoSymbol)}, errs...)...)
+	return out, errors.Join(errs...)
 }
 
 // splitName parts "name [module]" and "module:name". C++-like names with "::"
@@ -246,9 +276,10 @@ func (v *View) Nearest(va mem.VA) (Symbol, uint64, error) {
 // LookupSymbol finds a symbol of the kernel or, if it has none, of a module; see
 // Resolver.Lookup. For many names make a Resolver.
 func (v *View) LookupSymbol(name string) (Symbol, error) {
-	if module, name := splitName(name); module == "" {
-		if s, err := v.Symbols.Lookup(name); err == nil {
-			return Symbol{Symbol: s}, nil
+	if module, bare := splitName(name); module == "" {
+		if all := v.Symbols.LookupAll(bare); len(all) > 0 { // without a look at modules
+			s, err := ksym.Only(bare, all)
+			return Symbol{Symbol: s}, err
 		}
 	}
 	r, err := v.Resolver()
