@@ -81,8 +81,9 @@ func unpack(b []byte, limit int64) ([]byte, error) {
 	case bytes.HasPrefix(b, []byte("\x5d\x00\x00")):
 		name = "lzma"
 		r, err = lzma.ReaderConfig{DictCap: maxWindow}.NewReader(bytes.NewReader(b))
-	case bytes.HasPrefix(b, []byte("\x89LZO")):
-		return nil, fmt.Errorf("%w: packed with LZO, which is not known here; unpack it first (extract-vmlinux keeps no relocations: give the ELF file with them)", ErrFormat)
+	case bytes.HasPrefix(b, []byte(lzopMagic)):
+		name = "lzo"
+		r, err = newLZOP(b)
 	default:
 		return nil, errFormat("packed in a way that is not known, beginning with % x", b[:min(len(b), 8)])
 	}
