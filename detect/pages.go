@@ -168,7 +168,7 @@ func nobodys(l *Look, s span, perm mem.Perm) Finding {
 		Evidence: []Evidence{{What: fmt.Sprintf("executable memory, %d bytes, %s", size, perms(perm)), Addr: s.first, Symbol: l.Name(s.first), Owner: "nobody", Expected: "filler (cc… or 00…)", Found: peek(l, s.first, size)}},
 	}
 	f.identify("nobody", fmt.Sprintf("%#x", uint64(s.first)))
-	f.slow = programLike(l, s.first)
+	f.slow = true // what was unlisted stays mapped until it is freed
 	return f
 }
 

@@ -149,7 +149,9 @@ func (t *textLook) run(m *run) error {
 			if n := t.site(m, site, probed); n > 0 {
 				valid = append(valid, covered{off, off + n})
 			} else if !probed {
-				t.badSite(m, site)
+				if n := t.badSite(m, site); n > 0 {
+					valid = append(valid, covered{off, off + n})
+				}
 			}
 		}
 	}
@@ -227,14 +229,17 @@ func (t *textLook) site(m *run, site linux.PatchSite, probed bool) int {
 	return t.rewriting(site.At, b, func(b []byte) int { return form(site, b, t.callees.may) })
 }
 
-func (t *textLook) badSite(m *run, site linux.PatchSite) {
+// badSite reports a place that is in no form that is valid there. If it may yet
+// become valid by what is wanted there, it returns how many bytes it has.
+func (t *textLook) badSite(m *run, site linux.PatchSite) (slow int) {
 	off := int(site.At - m.Start)
 	m.found(off)
-	if t.full() {
-		return
-	}
 	was, now := m.was[off:min(off+siteSize, len(m.was))], make([]byte, siteSize)
 	now = now[:m.at(now, off)]
+	slow = form(site, now, t.callees.might)
+	if t.full() {
+		return slow
+	}
 	name := t.Name(site.At)
 	f := Finding{Check: "text", Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("what stands at %s, a %s of %s, is in no form that is valid there", name, site.Kind, t.code.OwnerName(site.At)),
@@ -246,7 +251,7 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 	} else if bytes.Equal(was, now) {
 		f.Evidence[0].Expected = "a form that is valid for a " + site.Kind.String()
 	}
-	f.slow = form(site, now, t.callees.might) > 0
+	f.slow = slow > 0
 	if site.Key != 0 {
 		if is, err := t.StaticCallee(site.Key); err == nil {
 			f.Evidence = append(f.Evidence, Evidence{What: fmt.Sprintf("the function of its static_call_key: %#x (%s)", uint64(is), t.Name(is)), Addr: site.Key, Symbol: t.Name(site.Key)})
@@ -254,6 +259,7 @@ func (t *textLook) badSite(m *run, site linux.PatchSite) {
 	}
 	f.identify("site", name, m.where(off))
 	t.report(f)
+	return slow
 }
 
 // bytes is the evidence of bytes that differ, with what they do.

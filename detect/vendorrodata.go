@@ -135,7 +135,7 @@ func (w *rodataVet) compare(s *vendorfile.Section, from, to mem.VA) {
 			was := s.Data[at-s.Addr:][:len(now)]
 			if !bytes.Equal(now, was) {
 				for i := range now {
-					if now[i] == was[i] || w.by.Image.Untold(at+mem.VA(i)) > 0 {
+					if va := at + mem.VA(i); now[i] == was[i] || w.by.Image.Untold(va) > 0 || w.by.Image.Widened(va, now[i]) {
 						continue
 					}
 					b := max(from, (at+mem.VA(i))&^(word-1))

@@ -17,11 +17,14 @@ type vet struct {
 	*textLook
 	m      *run
 	by     *vendored
+	kernel *vendorfile.Kernel
 	match  vendorfile.Matcher
-	probes []linux.PatchSite // the kprobes in the run
+	later  vendorfile.Matcher // for what may yet become valid
+	probes []linux.PatchSite  // the kprobes in the run
 
 	section  *vendorfile.Section // that is compared
 	from, to int                 // what differs and nothing explains, by offset in the run; from < 0: nothing
+	slow     bool                // all of it may yet become valid
 	strays   int
 }
 
@@ -34,22 +37,12 @@ func (t *textLook) vet(m *run, v *Vendor) {
 	if by.why != "" {
 		return
 	}
-	w := &vet{textLook: t, m: m, by: by, from: -1}
+	w := &vet{textLook: t, m: m, by: by, kernel: v.kernel, from: -1}
 	w.match = vendorfile.Matcher{Kernel: v.kernel,
-		Read: func(b []byte, va mem.VA) bool { _, err := t.Mem.Read(b, va); return err == nil },
-		Leads: func(s vendorfile.Site, to mem.VA) bool {
-			o, _ := t.code.Owner(to)
-			switch s.Kind {
-			case vendorfile.StaticCall:
-				return (o.Kind != "kernel" || v.kernel.Entry(to)) && t.callees.may(linux.PatchSite{At: s.At, Key: s.Target, Kind: linux.StaticCall}, to)
-			case vendorfile.FtraceCall:
-				return t.callees.may(linux.PatchSite{At: s.At, Kind: linux.FtraceCall}, to)
-			}
-			if o.Kind == "kernel" {
-				return v.kernel.Named(to, ftraceEntries...) || t.callees.directly(s.At, to, o.Kind)
-			}
-			return t.callees.may(linux.PatchSite{At: s.At, Kind: linux.FtraceSite}, to)
-		}}
+		Read:  func(b []byte, va mem.VA) bool { _, err := t.Mem.Read(b, va); return err == nil },
+		Leads: func(s vendorfile.Site, to mem.VA) bool { return w.leads(s, to, t.callees.may) }}
+	w.later = w.match
+	w.later.Leads = func(s vendorfile.Site, to mem.VA) bool { return w.leads(s, to, t.callees.might) }
 	for _, s := range t.in(m.Start, m.Start+mem.VA(m.Size)) {
 		if s.Kind == linux.Kprobe && len(s.Saved) > 0 {
 			w.probes = append(w.probes, s)
@@ -63,6 +56,22 @@ func (t *textLook) vet(m *run, v *Vendor) {
 	}
 	w.gap(at, len(m.was))
 	m.vetted = true
+}
+
+// leads reports whether a place that the file lists may lead to an address: by
+// may, or what is like it, and by the file itself.
+func (w *vet) leads(s vendorfile.Site, to mem.VA, may func(linux.PatchSite, mem.VA) bool) bool {
+	o, _ := w.code.Owner(to)
+	switch s.Kind {
+	case vendorfile.StaticCall:
+		return (o.Kind != "kernel" || w.kernel.Entry(to)) && may(linux.PatchSite{At: s.At, Key: s.Target, Kind: linux.StaticCall}, to)
+	case vendorfile.FtraceCall:
+		return may(linux.PatchSite{At: s.At, Kind: linux.FtraceCall}, to)
+	}
+	if o.Kind == "kernel" {
+		return w.kernel.Named(to, ftraceEntries...) || w.callees.directly(s.At, to, o.Kind)
+	}
+	return may(linux.PatchSite{At: s.At, Kind: linux.FtraceSite}, to)
 }
 
 // codeOf are the sections of code in a run, by address, which do not overlap.
@@ -161,6 +170,20 @@ func (w *vet) bytes(b []byte, off int) int {
 	return n
 }
 
+// passes reports whether a byte that differs belongs to a place that may yet
+// become valid: the kernel says first where it shall lead.
+func (w *vet) passes(off int) (ok bool) {
+	var buf [256]byte
+	w.by.sites.Around(w.m.Start+mem.VA(off), func(s vendorfile.Site) bool {
+		first := int(s.At - w.m.Start)
+		if s.At >= w.m.Start {
+			ok = first+w.later.Match(w.by.Image, w.by.sites, s, buf[:w.bytes(buf[:max(int(s.Len), 8)], first)]) > off
+		}
+		return !ok
+	})
+	return ok
+}
+
 // explain finds the place that a byte which differs belongs to, and returns where
 // it ends if it is in a form that is valid there; else 0.
 func (w *vet) explain(off int) int {
@@ -193,19 +216,20 @@ func (w *vet) explain(off int) int {
 // are told together.
 func (w *vet) stray(off int) {
 	w.strays++
+	passes := w.passes(off)
 	if w.from >= 0 && off < w.to+near {
-		w.to = off + 1
+		w.to, w.slow = off+1, w.slow && passes
 		return
 	}
 	w.flush()
-	w.from, w.to = off, off+1
+	w.from, w.to, w.slow = off, off+1, passes
 }
 
 func (w *vet) flush() {
 	if w.from >= 0 {
 		w.differs(w.section, w.from, w.to)
 	}
-	w.from = -1
+	w.from, w.slow = -1, false
 }
 
 // differs reports bytes, by offset, that are not the file's; of no section if
@@ -236,6 +260,7 @@ func (w *vet) differs(s *vendorfile.Section, from, to int) {
 		f.Summary = fmt.Sprintf("%d bytes of code at %s (%s) lie in no section of the vendor's file", to-from, name, w.code.OwnerName(at))
 		f.Evidence[0].Expected = "nothing"
 	}
+	f.slow = w.slow
 	f.identify("vendor", name)
 	w.report(f)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"vmscope/ctype"
+	"vmscope/kernel"
 	"vmscope/ksym"
 	"vmscope/mem"
 )
@@ -65,6 +66,8 @@ type patchLayout struct {
 	Locks    ctype.Field `c:"smp_alt_module.next,optional"` // arch/x86/kernel/alternative.c
 	LockFrom ctype.Field `c:"smp_alt_module.locks,optional"`
 	LockTo   ctype.Field `c:"smp_alt_module.locks_end,optional"`
+	LockText ctype.Field `c:"smp_alt_module.text,optional"` // outside of it they are left alone
+	LockEnd  ctype.Field `c:"smp_alt_module.text_end,optional"`
 
 	Probe      ctype.Field `c:"kprobe.addr,optional"` // include/linux/kprobes.h
 	ProbeFlags ctype.Field `c:"kprobe.flags,optional"`
@@ -93,7 +96,8 @@ const probeOptimized = 4
 // PatchSites lists, by address, the places of the kernel's and its modules'
 // text that the kernel lists for rewriting while it runs: jump labels, static
 // calls, ftrace's calls, kprobes, lock prefixes. A kernel that lacks one kind
-// has none of it. Places in text that was freed after the boot are listed too.
+// has none of it. Places in text that was freed after the boot are listed too;
+// those in init code of modules that was freed are not.
 //
 // It is a list by the guest, of places where the guest says that it may change
 // its own code.
@@ -249,12 +253,19 @@ func (w *patchWalk) modules() error {
 		if m.State == "Unformed" {
 			continue
 		}
+		before := len(w.out)
 		if err := w.jumps(o.ptr(l.ModJumps), o.uint(l.ModJumpsN)); err != nil {
 			return err
 		}
 		if err := w.calls(o.ptr(l.ModCalls), o.uint(l.ModCallsN)); err != nil {
 			return err
 		}
+		// The tables keep what was in the module's init code, which is freed when it
+		// has started: another module may lie there now.
+		own := slices.DeleteFunc(w.out[before:], func(s PatchSite) bool {
+			return !slices.ContainsFunc(m.Parts, func(p kernel.Region) bool { return s.At-p.Start < mem.VA(p.Size) })
+		})
+		w.out = w.out[:before+len(own)]
 	}
 	return nil
 }
@@ -295,28 +306,29 @@ func (w *patchWalk) ftrace() error {
 // locks reads the lock prefixes that the kernel may drop and put back.
 func (w *patchWalk) locks() error {
 	l := w.l
-	if !l.Locks.Valid() || !l.LockFrom.Valid() || !l.LockTo.Valid() {
-		return nil
+	n, err := span(l.Locks, l.LockFrom, l.LockTo, l.LockText, l.LockEnd)
+	if err != nil || !l.Locks.Valid() || !l.LockFrom.Valid() || !l.LockTo.Valid() || !l.LockText.Valid() || !l.LockEnd.Valid() {
+		return err
 	}
 	head, err := w.v.Symbol("smp_alt_modules")
 	if err != nil {
 		return err
 	}
+	o := object{b: make([]byte, n)}
 	return w.v.List(head, func(node mem.VA) error {
 		alt := node - mem.VA(l.Locks.Offset)
-		from, err := w.v.Mem.Pointer(l.LockFrom.At(alt))
-		if err != nil {
+		if err := o.read(w.v, alt); err != nil {
 			return err
 		}
-		to, err := w.v.Mem.Pointer(l.LockTo.At(alt))
-		if err != nil {
-			return err
-		}
+		from, to := o.ptr(l.LockFrom), o.ptr(l.LockTo)
+		text, end := o.ptr(l.LockText), o.ptr(l.LockEnd)
 		if to < from {
 			return errBroken("smp_alt_module", alt, fmt.Sprintf("from %#x to %#x", uint64(from), uint64(to)))
 		}
 		return w.table("lock prefixes", from, uint64(to-from)/4, 4, func(at mem.VA, b []byte) {
-			w.out = append(w.out, PatchSite{At: away(at, b, 0), Kind: LockPrefix})
+			if at := away(at, b, 0); at >= text && at < end {
+				w.out = append(w.out, PatchSite{At: at, Kind: LockPrefix})
+			}
 		})
 	})
 }

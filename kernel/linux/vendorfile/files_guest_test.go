@@ -3,9 +3,11 @@ package vendorfile
 import (
 	"bytes"
 	"os"
+	"slices"
 	"testing"
 
 	"vmscope/internal/guestlab"
+	"vmscope/mem"
 )
 
 // TestKernelFiles reads the kernels of the lab.
@@ -29,6 +31,10 @@ func TestKernelFiles(t *testing.T) {
 			}
 			if at, ok := k.Linked("_stext"); !ok || at < 0xffffffff81000000 || at > 0xffffffff81001000 {
 				t.Errorf("_stext is linked at %#x, %v", uint64(at), ok)
+			}
+			nested := widened(t, k)
+			if newer := name == "trixie-cloud" || name == "sid-cloud"; (nested > 0) != newer {
+				t.Errorf("%d alternatives are nested", nested)
 			}
 			was := bytes.Clone(k.Section(".text").Data)
 			for _, slide := range []uint64{0x1e00000, 0} {
@@ -57,4 +63,26 @@ func TestKernelFiles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// widened makes alternatives as long as another one of the same place, as the
+// kernel does where they are nested, and counts those that this makes longer.
+func widened(t *testing.T, k *Kernel) (longer int) {
+	s, l := k.Section(".altinstructions"), k.tables
+	length := make(map[mem.VA][]uint8) // by place
+	entries(s.Addr, s.Data, l.Alt, func(at mem.VA, b []byte) {
+		code := away(at, b, l.AltInstr.Offset)
+		length[code] = append(length[code], b[l.AltLen.Offset])
+	})
+	entries(s.Addr, s.Data, l.Alt, func(at mem.VA, b []byte) {
+		n, most := b[l.AltLen.Offset], slices.Max(length[away(at, b, l.AltInstr.Offset)])
+		if n < most {
+			longer++
+		}
+		at += mem.VA(l.AltLen.Offset)
+		if k.Widened(at, most) != (n < most) || k.Widened(at, most+1) || k.Widened(at, 0) || k.Widened(at+1, most) {
+			t.Errorf("an alternative of %d bytes where the longest has %d", n, most)
+		}
+	})
+	return longer
 }

@@ -175,6 +175,42 @@ func entries(at mem.VA, data []byte, size uint64, each func(at mem.VA, entry []b
 	}
 }
 
+// Widened reports whether n at an address is the length of an alternative that
+// the kernel has made as long as another one for the same place: where one is
+// nested in another, it does so in the table itself, which modules keep
+// (arch/x86/kernel/alternative.c: apply_alternatives).
+func (im *Image) Widened(at mem.VA, n uint8) bool {
+	t, s := im.tables, im.Section(".altinstructions")
+	if s == nil || s.Addr == 0 || at < s.Addr || at >= s.End() || !fits(t.Alt, t.AltInstr, t.AltLen) {
+		return false
+	}
+	off := uint64(at - s.Addr)
+	first := off / t.Alt * t.Alt
+	entry := func(i uint64) (mem.VA, uint8, bool) {
+		if i >= uint64(len(s.Data)) || uint64(len(s.Data))-i < t.Alt {
+			return 0, 0, false
+		}
+		b := s.Data[i : i+t.Alt]
+		return away(s.Addr+mem.VA(i), b, t.AltInstr.Offset), b[t.AltLen.Offset], true
+	}
+	code, was, ok := entry(first)
+	if !ok || off-first != t.AltLen.Offset || n <= was {
+		return false
+	}
+	for _, step := range []uint64{-t.Alt, t.Alt} {
+		for i := first + step; ; i += step {
+			other, size, ok := entry(i)
+			if !ok || other != code {
+				break
+			}
+			if size == n {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (r *siteReader) alternatives() {
 	t, s := r.im.tables, r.im.Section(".altinstructions")
 	if s == nil || s.Addr == 0 {
