@@ -33,6 +33,15 @@ func (m *recorded) Extents() ([]mem.Range, error) { return m.traces, nil }
 func (m *recorded) Info() vm.Info                 { return infoOf(m.of) }
 func (m *recorded) Close() error                  { return nil }
 
+// CPUs gives the registers of the guest, which Write keeps as well.
+func (m *recorded) CPUs(ctx context.Context) ([]vm.Registers, error) {
+	c, ok := m.of.(vm.CPUs)
+	if !ok {
+		return nil, fmt.Errorf("registers of the vCPUs: %w", errors.ErrUnsupported)
+	}
+	return c.CPUs(ctx)
+}
+
 // NewRecording starts a recording of the guest.
 func (v *View) NewRecording() (*Recording, error) {
 	if _, ok := v.Machine.(mem.Ranger); !ok {
@@ -77,7 +86,7 @@ func (r *Recording) Look(ctx context.Context, f func(*View) error) error {
 
 // see looks at what does not change: pages are what they were when first read.
 func (r *Recording) see(k *linux.Kernel) *View {
-	return &View{View: k.View(fresh(r.machine)), Machine: r.machine, still: true}
+	return &View{View: k.View(fresh(r.machine)), Machine: r.machine, still: true, asks: r.of.asks}
 }
 
 // Write writes the recording as a bundle, which Open opens, with extra beside

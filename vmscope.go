@@ -67,11 +67,25 @@ type View struct {
 	Machine vm.Machine
 	// still says that the guest does not run meanwhile.
 	still bool
+	// asks says that the registers of the vCPUs may be asked for.
+	asks bool
 }
 
 // Still reports whether the guest does not run meanwhile: it is a dump, or was
 // paused. What one look finds a second finds as well.
 func (v *View) Still() bool { return v.still }
+
+// Registers are those of the vCPUs at the moment, in the machine's order. A dump
+// gives those that it holds; a running guest is asked only if it was opened with
+// Registers, for that disturbs it. Else, and from a source that does not tell them,
+// it is an errors.ErrUnsupported.
+func (v *View) Registers(ctx context.Context) ([]vm.Registers, error) {
+	c, ok := v.Machine.(vm.CPUs)
+	if !ok || !v.asks {
+		return nil, fmt.Errorf("registers of the vCPUs: %w", errors.ErrUnsupported)
+	}
+	return c.CPUs(ctx)
+}
 
 // cachePages bounds the View's cache of a machine whose memory is not mapped:
 // 16 MiB.
@@ -136,7 +150,8 @@ func (g *Guest) look(ctx context.Context) (*View, error) {
 }
 
 func (g *Guest) see(v *linux.View) *View {
-	return &View{View: v, Machine: g.phys, still: g.opt.paused || !infoOf(g.machine).Live}
+	live := infoOf(g.machine).Live
+	return &View{View: v, Machine: g.phys, still: g.opt.paused || !live, asks: g.opt.registers || !live}
 }
 
 // fresh gives a View its own cache where reading the machine is expensive.

@@ -74,26 +74,28 @@ func byDoubt(found []*Kernel) (*Kernel, string) {
 	return k, "what it says of itself agrees"
 }
 
-// onCPU counts the vCPUs whose page tables map k where it lies. With page-table
-// isolation a vCPU in user mode has a root that lacks the kernel; its other
-// half has it.
+// onCPU counts the vCPUs that run k.
 func (f *finder) onCPU(k *Kernel) (n, of int) {
+	v := k.View(f.phys)
 	for _, c := range f.hints.CPUs {
 		if !c.Valid {
 			continue
 		}
 		of++
-		if f.maps(k, c) {
+		if v.RunsOn(c) {
 			n++
 		}
 	}
 	return n, of
 }
 
-func (f *finder) maps(k *Kernel, c vm.Registers) bool {
+// RunsOn reports whether the page tables of a vCPU map the kernel where it lies.
+// With page-table isolation a vCPU in user mode has a root that lacks the kernel;
+// its other half has it.
+func (v *View) RunsOn(c vm.Registers) bool {
 	mode := x86.ModeOf(c.CR0, c.CR4, c.EFER)
 	for _, root := range []mem.PA{mem.PA(c.CR3), x86.KernelRoot(mem.PA(c.CR3))} {
-		if leads(mem.NewSpace("vCPU", f.phys, x86.NewPaging(f.phys, root, mode)), k.Text, k.Phys) == nil {
+		if leads(mem.NewSpace("vCPU", v.Phys, x86.NewPaging(v.Phys, root, mode)), v.Text, v.Kernel.Phys) == nil {
 			return true
 		}
 	}
