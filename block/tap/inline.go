@@ -170,7 +170,7 @@ func (n *nbdFront) serve(ctx context.Context, ln net.Listener, entered func() fu
 
 type vhostFront struct {
 	service *Service
-	disk    vhostuser.Disk
+	disk    block.Disk
 	feed    *feed
 }
 

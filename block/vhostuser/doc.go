@@ -5,7 +5,7 @@
 //	-object memory-backend-memfd,id=ram,size=2G,share=on -machine q35,memory-backend=ram
 //	-chardev socket,id=tap,path=SOCK,reconnect=1 -device vhost-user-blk-pci,chardev=tap
 //
-// The back end listens (Server.Serve). What the guest writes is handed to an Observer with the same bytes that go to the
+// The back end listens (Server.Serve). What the guest writes is handed to a block.Observer with the same bytes that go to the
 // disk, and before the guest hears that it was written. The front end's memory table is the guest's whole memory: see
 // Server.Memory.
 //

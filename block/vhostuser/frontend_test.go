@@ -365,7 +365,7 @@ func newImage(t testing.TB) string {
 }
 
 // serve starts a server for a disk.
-func serve(t testing.TB, d Disk, o Options) *fixture {
+func serve(t testing.TB, d block.Disk, o Options) *fixture {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "vu")
 	if err != nil {

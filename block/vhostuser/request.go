@@ -171,7 +171,7 @@ func (s *Server) readNow(v [][]byte, off int64) (int, error) {
 
 // readVec reads into the guest's memory.
 func (s *Server) readVec(v [][]byte, off int64) error {
-	if d, ok := s.disk.(VecReader); ok {
+	if d, ok := s.disk.(block.VecReader); ok {
 		_, err := d.ReadVecAt(v, off)
 		return err
 	}
@@ -287,7 +287,7 @@ func (c *chain) cut(n int) (v [][]byte) {
 }
 
 func (s *Server) writeVec(v [][]byte, off int64) error {
-	if d, ok := s.disk.(VecWriter); ok {
+	if d, ok := s.disk.(block.VecWriter); ok {
 		_, err := d.WriteVecAt(v, off)
 		return err
 	}
@@ -362,13 +362,13 @@ func (s *Server) clearOne(kind uint32, off, n int64, unmap bool) error {
 	var err error
 	switch kind {
 	case typeDiscard:
-		d, ok := s.disk.(Discarder)
+		d, ok := s.disk.(block.Discarder)
 		if !ok {
 			return errors.ErrUnsupported
 		}
 		err = d.Discard(off, n)
 	default:
-		z, ok := s.disk.(Zeroer)
+		z, ok := s.disk.(block.Zeroer)
 		if !ok {
 			return errors.ErrUnsupported
 		}

@@ -16,7 +16,7 @@ import (
 
 // Options are how a disk is served. The zero value of each field is a good default.
 type Options struct {
-	Observer Observer // sees the writes
+	Observer block.Observer // sees the writes
 	ReadOnly bool
 	Serial   string // what the guest reads as the disk's ID, at most 20 bytes
 	// Queues bounds the virtqueues that a front end may use; default 16.
@@ -68,8 +68,8 @@ func (e *RingError) Unwrap() error { return e.Err }
 
 // Server serves one disk, to one front end at a time.
 type Server struct {
-	disk     Disk
-	now      NowReader
+	disk     block.Disk
+	now      block.NowReader
 	size     int64
 	opts     Options
 	features uint64
@@ -89,7 +89,7 @@ type Server struct {
 const maxBeside = 64
 
 // New serves a disk. Bytes behind the last whole block are not there for the guest.
-func New(disk Disk, o Options) (*Server, error) {
+func New(disk block.Disk, o Options) (*Server, error) {
 	if o.Queues == 0 {
 		o.Queues = 16
 	}
@@ -121,14 +121,14 @@ func New(disk Disk, o Options) (*Server, error) {
 		features: featSegMax | featBlockSize | featFlush | featQueues | featIndirect | featEventIdx | featProtocol | featVersion1,
 	}
 	s.bounce.New = func() any { return new([pieceSize]byte) }
-	s.now, _ = disk.(NowReader)
+	s.now, _ = disk.(block.NowReader)
 	if o.ReadOnly {
 		s.features |= featReadOnly
 	} else {
-		if _, ok := disk.(Discarder); ok {
+		if _, ok := disk.(block.Discarder); ok {
 			s.features |= featDiscard
 		}
-		if _, ok := disk.(Zeroer); ok {
+		if _, ok := disk.(block.Zeroer); ok {
 			s.features |= featWriteZeroes
 		}
 	}

@@ -1,15 +1,11 @@
-package vhostuser
+package block
 
-import (
-	"io"
+import "io"
 
-	"vmscope/block"
-)
-
-// Disk is what is served: a disk that can be written. What else it can do is told by the methods that it has; *block.Raw
+// Disk is what a back end serves: a disk that can be written. What else it can do is told by the methods that it has; *Raw
 // has them all. Offsets and lengths are bytes inside of the disk. It must be safe for concurrent use.
 type Disk interface {
-	block.Device
+	Device
 	io.WriterAt
 	// Flush makes all writes durable that ended before it was called.
 	Flush() error
@@ -54,7 +50,7 @@ type Observer interface {
 	// Publish tells that the disk took w, before the guest hears of it. A write's Data is what Reserve gave, or nil. A flush
 	// is told before it is done: writes that were told before are those that it makes durable. A long request of the guest
 	// comes in several pieces. w is valid during the call; Seq is not set.
-	Publish(w *block.Write)
+	Publish(w *Write)
 	// Abandon tells that the disk refused a write at off, which may have reached it in part, and gives back the memory
 	// that Reserve gave, or nil.
 	Abandon(off, n int64, data []byte)
