@@ -280,7 +280,9 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 	r.conn = keepOpen{disk} // to read what blocks hold
 	r.mu.Unlock()
 	var f front = &vhostFront{s, disk, r.feed}
-	if d, ok := disk.(nbdBackend); ok && s.Protocol != VhostUser {
+	if s.Protocol == Xen {
+		f = &xenFront{s, disk, r.feed}
+	} else if d, ok := disk.(nbdBackend); ok && s.Protocol != VhostUser {
 		f = &nbdFront{s, d, r.feed}
 	}
 	base := message{Kind: msgAttached, PID: os.Getpid(), Content: Content{File: s.Image}}

@@ -24,6 +24,7 @@ type Protocol string
 const (
 	NBD       Protocol = "nbd"
 	VhostUser Protocol = "vhost-user" // needs a Unix socket, and a guest whose memory is shared
+	Xen       Protocol = "xen"        // as the back end of a Xen guest's disk: see ServeXen
 )
 
 // Service is a disk that is served with us in its path.
@@ -37,6 +38,10 @@ type Service struct {
 	Serial   string   // what a guest reads as the disk's ID by vhost-user
 	// Cert and Key are PEM files with which the NBD server does TLS and insists on it; CA those of clients that may connect.
 	Cert, Key, CA string
+
+	// Domain and Device choose among the vbds of a Xen host whose target is Image: a name or number, and a name as xvda. ""
+	// is any.
+	Domain, Device string
 
 	Socket string // path of the Unix socket; set by Serve and Connect
 	// Dial: it is the front end that listens. Set by Connect.
@@ -52,7 +57,7 @@ func (s *Service) open(ctx context.Context) (servable, error) {
 		return nbd.Dial(ctx, s.Image, nbd.Options{})
 	case s.Protocol == VhostUser && s.ReadOnly:
 		return nil, fmt.Errorf("read-only by vhost-user: %w", errors.ErrUnsupported)
-	case s.Protocol == VhostUser:
+	case s.Protocol == VhostUser, s.Protocol == Xen && !s.ReadOnly:
 		d, err := block.OpenRaw(s.Image)
 		if err != nil {
 			return nil, err

@@ -78,17 +78,22 @@ until the client leaves.`,
 	return c
 }
 
-// serve serves a disk until it is interrupted.
-func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, paths []string, o watch.Options) (err error) {
+// serve serves a disk at a socket until it is interrupted.
+func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, paths []string, o watch.Options) error {
 	ln, err := listen(socket)
 	if err != nil {
 		return err
 	}
-	at := ln.Addr().String() // of port 0, too
+	at := fmt.Sprintf("%q", ln.Addr().String()) // of port 0, too
 	source, err := tap.Serve(ctx, ln, s, tap.Options{})
 	if err != nil {
 		return err
 	}
+	return a.tellServed(ctx, source, at, f, paths, o)
+}
+
+// tellServed tells what happens on a disk that is served, until it is interrupted.
+func (a *app) tellServed(ctx context.Context, source *tap.Tap, at string, f *watchFlags, paths []string, o watch.Options) (err error) {
 	t := &teller{app: a, flags: f, bar: newProgress()}
 	o.Progress, o.Warn = t.progress, t.warn
 	defer func() {
@@ -103,7 +108,7 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 		return err
 	}
 	t.follow(ctx, w, paths)
-	fmt.Fprintf(a.err, "vmscope: serving at %q\n", at)
+	fmt.Fprintf(a.err, "vmscope: serving at %s\n", at)
 	if err = w.Run(ctx, t.tell); errors.Is(err, errors.ErrUnsupported) && ctx.Err() == nil {
 		// There is no file system yet: serve all the same.
 		t.warn(err)

@@ -86,7 +86,7 @@ says why; 130 interrupted.`,
 		c.GroupID = "process"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.replayCmd()} {
+	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.xenBlockCmd(), a.replayCmd()} {
 		c.GroupID = "disk"
 		without(c, "pause", "registers", "truncated", "layout", "route")
 		root.AddCommand(c)
