@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"vmscope/block/tap"
+	"vmscope/internal/guestlab/standin"
 	"vmscope/vm/qemu"
 )
 
@@ -12,6 +13,7 @@ import (
 // makes them run again is this program, started anew.
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	standin.Main()
 	tap.Helper() // what receives a disk's writes is this binary, too
 	os.Exit(m.Run())
 }

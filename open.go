@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"vmscope/vm"
 	"vmscope/vm/dump"
+	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
 )
 
@@ -16,6 +19,9 @@ import (
 //
 //	qemu:NAME      a running QEMU by its -name
 //	qemu:PID       a running QEMU by its process id
+//	firecracker:ID a running Firecracker, cloud-hypervisor, crosvm or kvmtool by
+//	               the name it was given, its process id, or its API's socket
+//	pid:N          the process that runs a guest, whatever VMM it is
 //	PATH           a running QEMU by its QMP socket, or a dump
 //	file:PATH      a dump
 //	NAME           the one running VM of that name
@@ -46,6 +52,10 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 		return openDump(rest, o)
 	case ok && scheme == "qemu":
 		return openQEMU(ctx, rest, o)
+	case ok && scheme == "pid":
+		return openProcess(ctx, "", rest, o)
+	case ok && slices.Contains(proc.Kinds(), scheme):
+		return openProcess(ctx, scheme, rest, o)
 	}
 	st, err := os.Stat(target)
 	switch {
@@ -58,9 +68,52 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
-		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu: and file:", ErrTarget, scheme)
+		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
 	}
-	return openQEMU(ctx, target, o)
+	return openNamed(ctx, target, o)
+}
+
+// openNamed opens the one VM of that name, whatever runs it.
+func openNamed(ctx context.Context, name string, o options) (vm.Machine, error) {
+	others, err := proc.List()
+	if err != nil {
+		return nil, err
+	}
+	others = slices.DeleteFunc(others, func(p proc.Process) bool { return p.Name != name })
+	if len(others) == 0 {
+		return openQEMU(ctx, name, o)
+	}
+	q, err := qemu.Find(name)
+	switch {
+	case errors.Is(err, qemu.ErrNoVM) && len(others) == 1:
+		return openProcess(ctx, "", strconv.Itoa(others[0].PID), o)
+	case err == nil:
+		return nil, fmt.Errorf("%w: %v, %v: give pid:N", vm.ErrManyVMs, q, others[0])
+	}
+	return nil, fmt.Errorf("%w: %v and others: give pid:N", vm.ErrManyVMs, others[0])
+}
+
+// openProcess opens the guest of a process.
+func openProcess(ctx context.Context, vmm, target string, o options) (vm.Machine, error) {
+	if vmm == "" {
+		if _, err := qemu.Find(target); err == nil {
+			return openQEMU(ctx, target, o)
+		}
+	}
+	var opts []proc.Option
+	switch o.route {
+	case "":
+	case "mmap":
+		opts = append(opts, proc.Mmap())
+	case "vmread":
+		opts = append(opts, proc.VMRead())
+	default:
+		return nil, fmt.Errorf("route %q: a VMM without QEMU's monitor is read by mmap or vmread", o.route)
+	}
+	if o.writable {
+		opts = append(opts, proc.Writable())
+	}
+	return proc.Open(vmm, target, opts...)
 }
 
 // schemeLike reports whether s looks like the scheme of a target, not like part

@@ -107,7 +107,11 @@ func (g *Guest) View(ctx context.Context, f func(*View) error) (err error) {
 	if g.opt.paused {
 		p, ok := g.machine.(vm.Pauser)
 		if !ok {
-			return fmt.Errorf("pause %s: %w: a dump does not run", g.target, errors.ErrUnsupported)
+			why := "a dump does not run"
+			if infoOf(g.machine).Live {
+				why = "its VMM has no monitor that vmscope could ask"
+			}
+			return fmt.Errorf("pause %s: %w: %s", g.target, errors.ErrUnsupported, why)
 		}
 		if err := p.Pause(ctx); err != nil {
 			return err

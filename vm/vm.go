@@ -6,8 +6,18 @@ package vm
 
 import (
 	"context"
+	"errors"
 
 	"vmscope/mem"
+)
+
+// Errors of opening a machine, whatever runs it. Each message names the machine and
+// says what to do.
+var (
+	ErrNoVM    = errors.New("no such VM")
+	ErrManyVMs = errors.New("several VMs have this name")
+	// ErrEncrypted says that the guest's memory is encrypted against its host.
+	ErrEncrypted = errors.New("guest memory is encrypted")
 )
 
 // Machine is a guest seen from outside: all that a dump has. It is safe for

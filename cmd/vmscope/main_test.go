@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"vmscope/block/tap"
+	"vmscope/internal/guestlab/standin"
 	"vmscope/vm/qemu"
 )
 
@@ -26,6 +27,7 @@ const (
 
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	standin.Main()
 	tap.Helper() // what receives a disk's writes is this binary, too
 	switch os.Getenv(asAnother) {
 	case program:

@@ -22,6 +22,9 @@ no profile, no debug symbols, no special option of the hypervisor.
 Targets:
   NAME           the one running VM of that name
   qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
+  firecracker:ID a running Firecracker by its --id, its process id, or its API's
+                 socket; so cloud-hypervisor:, crosvm: and kvmtool:
+  pid:N          the process that runs a guest, whatever VMM it is
   /run/qmp.sock  a running QEMU by its QMP socket
   file:PATH      a dump (ELF core of dump-guest-memory, raw RAM, or a bundle of
                  check); just PATH too. For the commands on disks: a raw image or a

@@ -9,7 +9,6 @@ import (
 
 	"vmscope"
 	"vmscope/kernel/linux"
-	"vmscope/vm/qemu"
 )
 
 // see makes a command that takes a target, looks at it once, and does no more.
@@ -84,13 +83,13 @@ func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]strin
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	procs, _ := qemu.List()
+	list, _ := running()
 	var out []string
-	for _, p := range procs {
-		if harmless(p.Name) {
-			out = append(out, p.Name, "qemu:"+p.Name)
+	for _, r := range list {
+		if name := string(r.Name); harmless(name) {
+			out = append(out, name, r.kind()+":"+name)
 		} else {
-			out = append(out, fmt.Sprintf("qemu:%d", p.PID))
+			out = append(out, r.target())
 		}
 	}
 	return out, cobra.ShellCompDirectiveDefault

@@ -11,6 +11,7 @@ import (
 
 	"vmscope"
 	"vmscope/kernel"
+	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
 )
 
@@ -24,6 +25,8 @@ type vmRow struct {
 	Kernel kernel.Text `json:"kernel,omitempty"`
 	// Problem says why OS and kernel are not known.
 	Problem string `json:"problem,omitempty"`
+
+	scheme string // of a target with the PID
 }
 
 // lookTime bounds the look into one of many VMs, so that one that is booting or
@@ -37,11 +40,7 @@ func (a *app) vmsCmd() *cobra.Command {
 		Short: "List the VMs that run on this host",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			procs, err := qemu.List()
-			list := make([]vmRow, len(procs))
-			for i, p := range procs {
-				list[i] = vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM}
-			}
+			list, err := running()
 			if !quick {
 				a.lookIntoAll(cmd.Context(), list)
 			}
@@ -59,6 +58,31 @@ func (a *app) vmsCmd() *cobra.Command {
 	}
 	c.Flags().BoolVarP(&quick, "quick", "q", false, "do not look into the VMs: no os and kernel")
 	return c
+}
+
+// running lists the VMs of all kinds.
+func running() ([]vmRow, error) {
+	var list []vmRow
+	qemus, err := qemu.List()
+	for _, p := range qemus {
+		list = append(list, vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM, scheme: "qemu"})
+	}
+	others, oerr := proc.List()
+	for _, p := range others {
+		list = append(list, vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: kernel.Text(p.VMM), RAM: p.RAM, scheme: "pid"})
+	}
+	return list, errors.Join(err, oerr)
+}
+
+// target names the VM for sure.
+func (r vmRow) target() string { return fmt.Sprintf("%s:%d", r.scheme, r.PID) }
+
+// kind is what stands before the VM's name in a target.
+func (r vmRow) kind() string {
+	if r.scheme == "qemu" {
+		return r.scheme
+	}
+	return string(r.VMM)
 }
 
 // lookIntoAll looks into some VMs at a time.
@@ -80,7 +104,7 @@ func (a *app) lookIntoAll(ctx context.Context, list []vmRow) {
 func (a *app) lookInto(ctx context.Context, r *vmRow) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	g, err := vmscope.Open(ctx, fmt.Sprintf("qemu:%d", r.PID), a.options()...)
+	g, err := vmscope.Open(ctx, r.target(), a.options()...)
 	if err == nil {
 		err = g.View(ctx, func(v *vmscope.View) error {
 			r.OS, r.Kernel = "linux", kernel.Text(v.Release)

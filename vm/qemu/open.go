@@ -20,11 +20,10 @@ import (
 
 // Errors of Open. Each message names the machine and says what to do.
 var (
-	ErrNoVM       = errors.New("no such VM")
-	ErrManyVMs    = errors.New("several VMs have this name")
+	ErrNoVM       = vm.ErrNoVM
+	ErrManyVMs    = vm.ErrManyVMs
 	ErrPermission = procram.ErrPermission
-	// ErrEncrypted says that the guest's memory is encrypted against its host.
-	ErrEncrypted = errors.New("guest memory is encrypted")
+	ErrEncrypted  = vm.ErrEncrypted
 )
 
 // Route is a way to the guest's memory.
