@@ -201,6 +201,39 @@ func TestMemoryCut(t *testing.T) {
 	}
 }
 
+// TestMemoryCutAmidFlush: the memory goes while the queue waits for a flush and another may serve the ring.
+func TestMemoryCutAmidFlush(t *testing.T) {
+	x, d, q, _, _ := newHanging(t, Options{})
+	gate := make(chan struct{})
+	d.setGate(gate)
+	h, _ := q.header(0, typeFlush, 0)
+	q.chain(q.descs(), 0, h, piece{lowSize - 1, 1, true})
+	q.offer(0)
+	q.ringBell()
+	<-d.begun
+	if err := x.mem.f.Truncate(dataAt); err != nil {
+		t.Fatal(err)
+	}
+	x.srv.mu.Lock()
+	for r := range x.srv.runs {
+		defer func() { <-r.ended }()
+	}
+	x.srv.mu.Unlock()
+	close(gate)
+	for range 1000 {
+		if len(x.errs.all()) > 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if errs := x.errs.all(); len(errs) != 1 || !errors.Is(errs[0], mem.ErrUnreachable) {
+		t.Errorf("reported %v", errs)
+	}
+	if x.askU64(getFeatures) != x.srv.features {
+		t.Error("the front end gets no answer")
+	}
+}
+
 func TestTableSlice(t *testing.T) {
 	tab := &table{}
 	for i := range 40 { // pairs that touch, with holes between

@@ -15,14 +15,16 @@ func (r *run) aside(o *op, rest func() (status byte, n int64)) bool {
 	defer tab.release()
 	r.away = true
 	r.turn.Unlock()
+	defer func() { // also where the guest's memory faults
+		r.turn.Lock()
+		r.away = false
+	}()
 	armed := r.relief.Arm() == nil // else what comes has to wait
 	status, n := rest()
 	if armed {
 		r.relief.Disarm()
 	}
 	r.complete(o, status, n, true)
-	r.turn.Lock()
-	r.away = false
 	return true
 }
 
