@@ -39,6 +39,7 @@ const (
 	msgCapturing = "capturing" // it does
 	msgDetach    = "detach"    // to the receiver: leave the disk
 	msgServing   = "serving"   // the receiver goes on without its reader
+	msgWarning   = "warning"   // something went wrong that does not end the receiver
 )
 
 // maxMessage bounds a packet.

@@ -2,6 +2,7 @@ package tap
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -88,18 +89,24 @@ func (i *inline) Flush() error {
 
 func (i *inline) Trim(off, n int64, f nbd.Flags) error {
 	err := i.nbdBackend.Trim(off, n, f)
-	if err == nil {
-		i.feed.other(ring.Discard, off, n, f&nbd.FUA != 0)
-	}
+	i.cleared(ring.Discard, off, n, f, err)
 	return err
 }
 
 func (i *inline) Zero(off, n int64, f nbd.Flags) error {
 	err := i.nbdBackend.Zero(off, n, f)
-	if err == nil {
-		i.feed.other(ring.Zeroes, off, n, f&nbd.FUA != 0)
-	}
+	i.cleared(ring.Zeroes, off, n, f, err)
 	return err
+}
+
+// cleared tells of what was cleared; if that failed, a part may have been.
+func (i *inline) cleared(k ring.Kind, off, n int64, f nbd.Flags, err error) {
+	switch {
+	case err == nil:
+		i.feed.other(k, off, n, f&nbd.FUA != 0)
+	case !errors.Is(err, errors.ErrUnsupported):
+		i.feed.ring.Lose(1, ring.WriteError)
+	}
 }
 
 // observer feeds from a vhost-user back end, whose calls come one after the other.
@@ -172,10 +179,11 @@ type vhostFront struct {
 	service *Service
 	disk    block.Disk
 	feed    *feed
+	warn    func(error)
 }
 
 func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() func()) error {
-	srv, err := vhostuser.New(v.disk, vhostuser.Options{Observer: &observer{feed: v.feed}, Serial: v.service.Serial})
+	srv, err := vhostuser.New(v.disk, vhostuser.Options{Observer: &observer{feed: v.feed}, Serial: v.service.Serial, Report: v.warn})
 	if err != nil {
 		return err
 	}
@@ -193,8 +201,14 @@ func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() 
 			continue
 		}
 		left := entered()
-		srv.ServeConn(ctx, c) // one front end at a time
+		v.serveOne(ctx, srv, c) // one front end at a time
 		left()
+	}
+}
+
+func (v *vhostFront) serveOne(ctx context.Context, srv *vhostuser.Server, c *net.UnixConn) {
+	if err := srv.ServeConn(ctx, c); err != nil && ctx.Err() == nil {
+		v.warn(err)
 	}
 }
 
@@ -223,7 +237,7 @@ func (v *vhostFront) connect(ctx context.Context, srv *vhostuser.Server, entered
 		var d net.Dialer
 		if c, err := d.DialContext(ctx, "unix", v.service.Socket); err == nil {
 			left := entered()
-			srv.ServeConn(ctx, c.(*net.UnixConn))
+			v.serveOne(ctx, srv, c.(*net.UnixConn))
 			left()
 		}
 		select {
@@ -279,9 +293,9 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 	r.mu.Lock()
 	r.conn = keepOpen{disk} // to read what blocks hold
 	r.mu.Unlock()
-	var f front = &vhostFront{s, disk, r.feed}
+	var f front = &vhostFront{s, disk, r.feed, r.warn}
 	if s.Protocol == Xen {
-		f = &xenFront{s, disk, r.feed}
+		f = &xenFront{s, disk, r.feed, r.warn}
 	} else if d, ok := disk.(nbdBackend); ok && s.Protocol != VhostUser {
 		f = &nbdFront{s, d, r.feed}
 	}

@@ -38,6 +38,7 @@ type receiver struct {
 	conn   base     // to it, for what is captured
 	others others   // for what is captured of other disks
 	reason error    // why the context was ended
+	warned time.Time
 	stop   context.CancelFunc
 }
 
@@ -109,6 +110,22 @@ func (r *receiver) end(why error) {
 	}
 	r.mu.Unlock()
 	r.stop()
+}
+
+// warnEvery is how often the reader is told what went wrong: a guest may make that happen all the time.
+const warnEvery = time.Second
+
+// warn tells the reader what went wrong.
+func (r *receiver) warn(err error) {
+	r.mu.Lock()
+	soon := time.Since(r.warned) < warnEvery
+	if !soon {
+		r.warned = time.Now()
+	}
+	r.mu.Unlock()
+	if !soon {
+		r.ctl.send(pack(msgWarning, err))
+	}
 }
 
 // why is the reason that end was called with; nil if it was not.

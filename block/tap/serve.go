@@ -53,10 +53,10 @@ func (s *Service) forwards() bool { return strings.Contains(s.Image, "://") }
 // open opens the disk for serving, and keeps QEMUs from writing to the image meanwhile.
 func (s *Service) open(ctx context.Context) (servable, error) {
 	switch {
-	case s.forwards():
-		return nbd.Dial(ctx, s.Image, nbd.Options{})
 	case s.Protocol == VhostUser && s.ReadOnly:
 		return nil, fmt.Errorf("read-only by vhost-user: %w", errors.ErrUnsupported)
+	case s.forwards():
+		return nbd.Dial(ctx, s.Image, nbd.Options{})
 	case s.Protocol == VhostUser, s.Protocol == Xen && !s.ReadOnly:
 		d, err := block.OpenRaw(s.Image)
 		if err != nil {

@@ -39,6 +39,9 @@ type Options struct {
 	// InProcess makes the receiver a part of the program also where it could be a process of its own: a program that is
 	// stopped (SIGSTOP) or hangs then stops its guest's writes.
 	InProcess bool
+	// Warn, if not nil, is told what went wrong where a disk is served, and neither the stream nor its end tells: a queue that the
+	// guest made nonsense of, for instance. It is called from another goroutine, and must be quick.
+	Warn func(error)
 }
 
 // Tap is a block.Tap on one disk. Next and Writes are for one goroutine; the other methods are safe for concurrent use.
@@ -253,6 +256,10 @@ func (t *Tap) take(m message) {
 		// A new receiver is told again what the one before was told, and just then may be told more: the answers come in any order.
 		if m.Gen >= t.caught.Gen {
 			t.caught = m
+		}
+	case msgWarning:
+		if t.opts.Warn != nil {
+			defer t.opts.Warn(unpack(m))
 		}
 	case msgServing:
 		t.clients = m.Clients

@@ -43,6 +43,7 @@ type xenFront struct {
 	service *Service
 	disk    block.Disk
 	feed    *feed
+	warn    func(error)
 }
 
 func (x *xenFront) serve(ctx context.Context, _ net.Listener, entered func() func()) error {
@@ -52,7 +53,7 @@ func (x *xenFront) serve(ctx context.Context, _ net.Listener, entered func() fun
 	}
 	defer h.Close()
 	srv, err := xenblk.New(x.disk, xenblk.Options{
-		Observer: &observer{feed: x.feed}, ReadOnly: x.service.ReadOnly,
+		Observer: &observer{feed: x.feed}, ReadOnly: x.service.ReadOnly, Report: x.warn,
 		Connected: func(xenblk.Vbd) func() { return entered() },
 	})
 	if err != nil {

@@ -56,6 +56,8 @@ func TestWrongWatches(t *testing.T) {
 		{"nbd --image " + empty + " --socket " + dir + "/none/s", []string{"none/s"}},
 		{"nbd --image " + empty + " --socket " + dir + "/s --protocol iscsi", []string{"iscsi", "vhost-user"}},
 		{"nbd --image " + empty + " --socket " + dir + "/s --watch etc", []string{`"etc"`}},
+		{"nbd --image " + empty + " --socket " + dir + "/s --protocol vhost-user --read-only", []string{"read-only by vhost-user"}},
+		{"nbd --image nbd+unix:///?socket=" + dir + "/x --socket " + dir + "/s --protocol vhost-user --read-only", []string{"read-only by vhost-user"}},
 		{"nbd --image " + empty + " --socket " + dir + "/s --tls-ca " + file, []string{"--tls-cert"}},
 		{"nbd --image " + empty + " --socket " + dir + "/s --tls-cert " + file, []string{"--tls-key"}},
 		{"nbd --image " + empty + " --socket 127.0.0.1:0 --tls-cert " + file + " --tls-key " + file, []string{"TLS"}},

@@ -85,22 +85,22 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 		return err
 	}
 	at := fmt.Sprintf("%q", ln.Addr().String()) // of port 0, too
-	source, err := tap.Serve(ctx, ln, s, tap.Options{})
+	t := &teller{app: a, flags: f, bar: newProgress()}
+	source, err := tap.Serve(ctx, ln, s, tap.Options{Warn: t.warn})
 	if err != nil {
 		return err
 	}
-	return a.tellServed(ctx, source, at, f, paths, o)
+	return t.served(ctx, source, at, paths, o)
 }
 
-// tellServed tells what happens on a disk that is served, until it is interrupted.
-func (a *app) tellServed(ctx context.Context, source *tap.Tap, at string, f *watchFlags, paths []string, o watch.Options) (err error) {
-	t := &teller{app: a, flags: f, bar: newProgress()}
+// served tells what happens on a disk that is served, until it is interrupted.
+func (t *teller) served(ctx context.Context, source *tap.Tap, at string, paths []string, o watch.Options) (err error) {
 	o.Progress, o.Warn = t.progress, t.warn
 	defer func() {
 		t.bar.clear()
 		err = errors.Join(err, source.Close())
 		if n := source.Serving(); n > 0 {
-			fmt.Fprintf(a.err, "vmscope: the disk is in use: it is served until its %d client(s) leave\n", n)
+			fmt.Fprintf(t.err, "vmscope: the disk is in use: it is served until its %d client(s) leave\n", n)
 		}
 	}()
 	w, err := watch.New([]watch.Disk{{Name: "disk0", Source: source}}, o)
@@ -108,7 +108,7 @@ func (a *app) tellServed(ctx context.Context, source *tap.Tap, at string, f *wat
 		return err
 	}
 	t.follow(ctx, w, paths)
-	fmt.Fprintf(a.err, "vmscope: serving at %s\n", at)
+	fmt.Fprintf(t.err, "vmscope: serving at %s\n", at)
 	if err = w.Run(ctx, t.tell); errors.Is(err, errors.ErrUnsupported) && ctx.Err() == nil {
 		// There is no file system yet: serve all the same.
 		t.warn(err)

@@ -56,7 +56,8 @@ again: the guest waits, and loses nothing.`,
 			if err != nil {
 				return err
 			}
-			source, err := tap.ServeXen(cmd.Context(), s, tap.Options{})
+			t := &teller{app: a, flags: &f, bar: newProgress()}
+			source, err := tap.ServeXen(cmd.Context(), s, tap.Options{Warn: t.warn})
 			if errors.Is(err, tap.ErrInUse) {
 				err = fmt.Errorf("%w; 'ps ax | grep vmscope-receiver' shows who serves it, if it is vmscope", err)
 			}
@@ -67,7 +68,7 @@ again: the guest waits, and loses nothing.`,
 			if err != nil {
 				at = s.Image
 			}
-			return a.tellServed(cmd.Context(), source, fmt.Sprintf("script=block-vmscope,target=%s", at), &f, paths, o)
+			return t.served(cmd.Context(), source, fmt.Sprintf("script=block-vmscope,target=%s", at), paths, o)
 		},
 	}
 	f.add(c)

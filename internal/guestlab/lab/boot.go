@@ -66,6 +66,10 @@ func boot(ctx context.Context, args []string) error {
 		cfg.Disks = append(cfg.Disks, guestlab.Disk{Path: path})
 		return nil
 	})
+	fl.Func("qemu", "one more `argument` for QEMU; may be given several times", func(arg string) error {
+		cfg.QEMUArgs = append(cfg.QEMUArgs, arg)
+		return nil
+	})
 	fl.BoolVar(&cfg.NoQMP, "no-qmp", false, "no QMP socket")
 	fl.BoolVar(&cfg.Libvirt, "libvirt", false, "have libvirt start QEMU")
 	fl.BoolVar(&cfg.AllowReboot, "reboot", false, "let the guest reboot")
