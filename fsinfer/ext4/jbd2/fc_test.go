@@ -315,6 +315,42 @@ func TestFastCommitAttachBehind(t *testing.T) {
 	}
 }
 
+// The disk is a round ahead of us, who come in the middle of one: that one is of no use, and the next comes in its turn.
+func TestFastCommitAttachAhead(t *testing.T) {
+	for seed := range uint64(50) {
+		r := rand.New(rand.NewPCG(seed, 11))
+		j := fcJournal(1024)
+		first, _ := j.sb.FastCommits()
+		a := &area{size: 1024, tid: 5}
+		d, next := a.round(r, 6, 10), a.round(r, 6, 10)
+		s := NewFCStream(&j.sb, j.read)
+		if got, err := s.Recover(d.tid); err != nil || len(got) > 0 {
+			t.Fatal(len(got), err)
+		}
+		for k, b := range next.blocks {
+			j.disk[int(first)+k] = b
+		}
+		from := 1 + r.IntN(len(d.blocks)-1)
+		for k, b := range d.blocks[from:] {
+			if got, err := s.Write(first+uint32(from+k), b); err != nil || len(got) > 0 {
+				t.Fatalf("seed %d: %d fast commits, %v", seed, len(got), err)
+			}
+		}
+		s.Committed(d.tid)
+		n := 0
+		for k, b := range next.blocks {
+			got, err := s.Write(first+uint32(k), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n = next.check(t, got, n)
+		}
+		if n != len(next.want) {
+			t.Fatalf("seed %d: %d fast commits, want %d", seed, n, len(next.want))
+		}
+	}
+}
+
 func TestFastCommitUntoldRound(t *testing.T) {
 	r := rand.New(rand.NewPCG(8, 8))
 	j := fcJournal(1024)

@@ -42,8 +42,7 @@ type FCStream struct {
 }
 
 // NewFCStream makes a stream for the fast-commit area of the journal that sb describes; if that has none, nothing will
-// come of it until Follow tells of one. read gives the present content of a
-// journal block, for what was written before the first Write; it may be nil.
+// come of it until Follow tells of one. read gives the present content of a journal block, to Recover; it may be nil.
 func NewFCStream(sb *Super, read func(p []byte, index uint32) error) *FCStream {
 	s := &FCStream{size: int(sb.BlockSize), max: maxFC / int(sb.BlockSize), read: read, wait: make(map[uint32][]byte), early: true,
 		seed: maphash.MakeSeed()}
@@ -123,9 +122,6 @@ func (s *FCStream) Write(index uint32, data []byte) ([]FastCommit, error) {
 	if err := s.keep(k, data); err != nil {
 		return nil, err
 	}
-	if k > s.next && s.early {
-		s.fill(k)
-	}
 	err := s.run()
 	if err != nil && s.early { // what was there before us need not fit, and may be written yet
 		s.rewind()
@@ -177,21 +173,6 @@ func (s *FCStream) keep(k uint32, data []byte) error {
 	return nil
 }
 
-// fill reads the blocks before k that were not written since we watch.
-func (s *FCStream) fill(k uint32) {
-	for i := s.next; s.read != nil && i < k && len(s.wait)+len(s.part) < s.max; i++ {
-		if s.wait[i] != nil {
-			continue
-		}
-		b := s.buffer()
-		if s.read(b, s.first+i) != nil {
-			s.free(b)
-			return
-		}
-		s.wait[i] = b
-	}
-}
-
 // run decodes the blocks whose turn it is.
 func (s *FCStream) run() error {
 	for {
@@ -236,33 +217,30 @@ func (s *FCStream) complete() {
 
 // Recover reads the whole area and gives the fast commits in it that follow the full commit before tid: what recovery at
 // mount time would apply behind the log, if tid is one more than the last that Recover found there. An area of another
-// round gives none. Blocks that are written later go on from there.
+// round gives none. Blocks that are written later go on from there: a fast commit may have begun before they were watched.
 func (s *FCStream) Recover(tid uint32) ([]FastCommit, error) {
 	s.restart()
 	s.known, s.last = true, tid-1
 	if s.read == nil {
 		return nil, nil
 	}
+	whole := true // what was read so far decodes
 	for k := uint32(0); k < min(s.end-s.first, uint32(s.max)); k++ {
 		b := s.buffer()
 		if err := s.read(b, s.first+k); err != nil {
+			s.free(b)
 			s.rewind()
 			return s.out, &Error{tid, s.first + k, err}
 		}
 		if now, head := headOf(b); k == 0 && (!head || now != tid) {
+			s.free(b)
 			break
 		}
 		s.wait[k] = b
-		if s.run() != nil {
-			break
-		}
+		whole = whole && s.run() == nil
 	}
-	// What is behind the last tail may be new, or left from another round.
+	// What is behind the last tail may be new, or left from another round: then it is written anew before it is of any use.
 	s.rewind()
-	for k, b := range s.wait {
-		s.free(b)
-		delete(s.wait, k)
-	}
 	return s.out, nil
 }
 
