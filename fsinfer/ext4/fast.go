@@ -176,17 +176,36 @@ func (t *txn) rawInode(v *view, ino uint32) (Inode, []byte, error) {
 	return in, raw, err
 }
 
-// openFast takes over the fast commits that follow the last full one, and makes ready for more.
+// openFast finds the fast commits that follow the last full one, and makes ready for more.
 func (f *FS) openFast(sb *jbd2.Super, read func(p []byte, index uint32) error) error {
 	j := f.journal
 	j.fcFirst, j.fcEnd = sb.FastCommits()
 	j.fast = jbd2.NewFCStream(sb, read)
 	fcs, err := j.fast.Recover(j.last + 1)
-	for i := range fcs {
-		_, aerr := f.applyFast(&fcs[i], time.Time{})
-		err = errors.Join(err, aerr)
+	for _, fc := range fcs {
+		fc.Ops = slices.Clone(fc.Ops)
+		for i := range fc.Ops {
+			o := &fc.Ops[i]
+			o.Name, o.Inode = bytes.Clone(o.Name), bytes.Clone(o.Inode)
+		}
+		j.found = append(j.found, fc)
 	}
 	return err
+}
+
+// takeFound takes over the fast commits that were there at Attach, once they are needed: they are worked out by what blocks
+// hold, and a device that shows the past (see block.Tap) may show that of a time before the transactions that the journal held
+// at Attach, until the writes of that time have been applied.
+func (f *FS) takeFound() {
+	if f.journal == nil {
+		return
+	}
+	found := f.journal.found
+	f.journal.found = nil
+	for i := range found {
+		_, err := f.applyFast(&found[i], time.Time{})
+		f.journal.foundErr = errors.Join(f.journal.foundErr, err)
+	}
 }
 
 // fastWrite takes a block of the fast-commit area.

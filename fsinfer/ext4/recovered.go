@@ -19,6 +19,7 @@ func (j *journal) recovered() bool {
 // forgetJournal takes the blocks at home for all there is. A recovery plays fast commits there, past the journal, and where it
 // made something else of them than was told, that is told now.
 func (f *FS) forgetJournal(when time.Time) ([]event.Event, error) {
+	f.takeFound()
 	f.store.clear()
 	f.journal.behind = false
 	if f.fast.size == 0 {

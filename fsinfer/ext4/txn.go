@@ -78,9 +78,13 @@ type place struct {
 
 // newTxn prepares a change that sets the given blocks.
 func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source event.Source) *txn {
-	f.work = 0
 	t := &txn{f: f, tid: tid, time: when, source: source, named: map[uint32]bool{}}
 	t.old = f.before()
+	if f.journal != nil {
+		t.fail(f.journal.foundErr)
+		f.journal.foundErr = nil
+	}
+	f.work = 0
 	t.new = &view{fs: f, new: blocks}
 	t.logged = make([]uint64, 0, len(blocks))
 	t.inodes = make(map[uint32]*change, min(len(blocks)*16, 1<<14))

@@ -14,7 +14,10 @@ type view struct {
 }
 
 // before is the state that the model holds.
-func (f *FS) before() *view { return &view{fs: f, fc: &f.fast} }
+func (f *FS) before() *view {
+	f.takeFound()
+	return &view{fs: f, fc: &f.fast}
+}
 
 // peek gives a block's content. It is valid until the next call of peek with the same scratch.
 func (v *view) peek(scratch []byte, b uint64) ([]byte, error) {

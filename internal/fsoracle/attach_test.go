@@ -26,31 +26,14 @@ import (
 // VMSCOPE_SEED and VMSCOPE_RUNS repeat a run; VMSCOPE_RUNS=all begins at every entry instead of a few at random. VMSCOPE_STREAMS
 // names a directory with more recordings, as the lab's recorder makes them.
 func TestAttachAnywhere(t *testing.T) {
-	paths, err := filepath.Glob("../../fsinfer/ext4/testdata/streams/*" + fsoracle.Extension)
-	if err != nil || len(paths) == 0 {
-		t.Fatalf("no recordings, %v", err)
-	}
-	if dir := os.Getenv("VMSCOPE_STREAMS"); dir != "" {
-		more, _ := filepath.Glob(filepath.Join(dir, "*", "truth.json"))
-		for _, path := range more {
-			paths = append(paths, filepath.Dir(path))
-		}
-	}
 	seed := freshSeed(t)
-	for _, path := range paths {
-		name, packed := strings.CutSuffix(filepath.Base(path), fsoracle.Extension)
+	for _, path := range recordings(t) {
+		name := strings.TrimSuffix(filepath.Base(path), fsoracle.Extension)
 		if strings.HasPrefix(name, "ext2") || name == "no-journal" {
 			continue // no moment is better than another there, and none is right
 		}
 		t.Run(name, func(t *testing.T) {
-			open := fsoracle.ReadDir
-			if packed {
-				open = fsoracle.Open
-			}
-			r, err := open(path)
-			if err != nil {
-				t.Fatal(err)
-			}
+			r := open(t, path)
 			first, last := r.Points[0].Entries, r.Points[min(3, len(r.Points)-1)].Entries // the first time that it is mounted
 			if strings.HasPrefix(name, "power-loss") {
 				last = r.Points[1].Entries
@@ -63,6 +46,33 @@ func TestAttachAnywhere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// recordings gives those of the tests, and those that VMSCOPE_STREAMS names.
+func recordings(t *testing.T) []string {
+	paths, err := filepath.Glob("../../fsinfer/ext4/testdata/streams/*" + fsoracle.Extension)
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no recordings, %v", err)
+	}
+	if dir := os.Getenv("VMSCOPE_STREAMS"); dir != "" {
+		more, _ := filepath.Glob(filepath.Join(dir, "*", "truth.json"))
+		for _, path := range more {
+			paths = append(paths, filepath.Dir(path))
+		}
+	}
+	return paths
+}
+
+func open(t *testing.T, path string) *fsoracle.Recording {
+	read := fsoracle.ReadDir
+	if strings.HasSuffix(path, fsoracle.Extension) {
+		read = fsoracle.Open
+	}
+	r, err := read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 func attachAt(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) error {
