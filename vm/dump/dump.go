@@ -147,7 +147,7 @@ func openPacked(path string, f *os.File, head []byte, o options) (vm.Machine, er
 		return openKdump(path, f, true, o)
 	case bytes.HasPrefix(head, []byte(avmlMagic)):
 		return openAVML(path, f, o)
-	case bytes.HasPrefix(head, []byte(streamMagic)), bytes.HasPrefix(head, []byte(libvirtMagic)):
+	case bytes.HasPrefix(head, []byte(streamMagic)), bytes.HasPrefix(head, []byte(libvirtMagic)), bytes.HasPrefix(head, []byte(qcowMagic)):
 		return openStream(path, f, o)
 	}
 	return nil, nil

@@ -16,7 +16,6 @@ func foreign(head []byte) error {
 	}{
 		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
 		{0, "LibvirtQemudPart", "an unfinished libvirt save image", "use `virsh dump --memory-only --format elf`"},
-		{0, "QFI\xfb", "a qcow2 disk image, not memory", elf},
 		{0, "MDMP", "a Windows minidump", elf},
 		{0, "\x1f\x8b", "compressed with gzip", "unpack it first: gunzip"},
 		{0, "\xfd7zXZ\x00", "compressed with xz", "unpack it first: unxz"},

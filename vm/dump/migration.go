@@ -43,8 +43,22 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		return nil, err
 	}
 	how := "QEMU migration stream:"
+	snapshot := ""
 	var magic [16]byte
-	if readFull(src, magic[:], 0) == nil && string(magic[:]) == libvirtMagic {
+	switch err := readFull(src, magic[:], 0); {
+	case err == nil && string(magic[:4]) == qcowMagic:
+		how = "QEMU snapshot in a qcow2 image:"
+		q, err := openQcow(src)
+		if err != nil {
+			src.Close()
+			return nil, err
+		}
+		src = q
+		snapshot = fmt.Sprintf("; snapshot %.64q", q.name)
+		if q.others > 0 {
+			snapshot += fmt.Sprintf(", the latest of %d with memory", q.others+1)
+		}
+	case err == nil && string(magic[:]) == libvirtMagic:
 		how = "libvirt save image:"
 		behind, err := libvirtStream(src)
 		if err != nil {
@@ -66,7 +80,7 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		src.Close()
 		return nil, err
 	}
-	m.note = "of " + s.machine
+	m.note = "of " + s.machine + snapshot
 	switch {
 	case !s.whole:
 		m.note += "; its end was not found, and so no registers"
