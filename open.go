@@ -13,6 +13,7 @@ import (
 	"vmscope/vm/dump"
 	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
+	"vmscope/vm/xen"
 )
 
 // Open opens the guest that target names:
@@ -22,6 +23,8 @@ import (
 //	firecracker:ID a running Firecracker, cloud-hypervisor, crosvm or kvmtool by
 //	               the name it was given, its process id, or its API's socket
 //	pid:N          the process that runs a guest, whatever VMM it is
+//	xen:NAME       a domain of this Xen host, by name
+//	xen:ID         a domain of this Xen host, by number
 //	PATH           a running QEMU by its QMP socket, or a dump
 //	file:PATH      a dump
 //	NAME           the one running VM of that name
@@ -56,6 +59,8 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 		return openProcess(ctx, "", rest, o)
 	case ok && slices.Contains(proc.Kinds(), scheme):
 		return openProcess(ctx, scheme, rest, o)
+	case ok && scheme == "xen":
+		return openXen(ctx, rest, o)
 	}
 	st, err := os.Stat(target)
 	switch {
@@ -68,13 +73,17 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
-		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
+		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid:, xen: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
 	}
 	return openNamed(ctx, target, o)
 }
 
 // openNamed opens the one VM of that name, whatever runs it.
 func openNamed(ctx context.Context, name string, o options) (vm.Machine, error) {
+	// On a Xen host, a QEMU of that name is but the domain's device model.
+	if m, err := openXen(ctx, name, o); !errors.Is(err, xen.ErrNoXen) && !errors.Is(err, vm.ErrNoVM) {
+		return m, err
+	}
 	others, err := proc.List()
 	if err != nil {
 		return nil, err
@@ -151,4 +160,12 @@ func openQEMU(ctx context.Context, target string, o options) (vm.Machine, error)
 		opts = append(opts, qemu.Writable())
 	}
 	return qemu.Open(ctx, target, opts...)
+}
+
+func openXen(ctx context.Context, target string, o options) (vm.Machine, error) {
+	var opts []xen.Option
+	if o.writable {
+		opts = append(opts, xen.Writable())
+	}
+	return xen.Open(ctx, target, opts...)
 }

@@ -104,6 +104,9 @@ func (g *Guest) View(ctx context.Context, f func(*View) error) (err error) {
 			return fmt.Errorf("%s: %w", g.target, err)
 		}
 	}
+	if r, ok := g.machine.(vm.Releaser); ok {
+		defer r.Release() // nothing is lost if it fails: Close does it again
+	}
 	if g.opt.paused {
 		p, ok := g.machine.(vm.Pauser)
 		if !ok {

@@ -31,12 +31,14 @@ type Machine interface {
 
 // Info is what is known of a machine before anybody looked into its memory.
 type Info struct {
-	Name  string // as its owner named it; "" if it has no name
-	PID   int    // of the process that runs it; 0 for a dump
-	VMM   string // "qemu-kvm", "qemu-tcg", "dump"
-	RAM   uint64 // bytes
-	Live  bool   // the guest may change while it is read
-	Route string // how its memory is read, e.g. "mmap /dev/shm/x", "process_vm_readv"
+	Name string // as its owner named it; "" if it has no name
+	PID  int    // of the process that runs it; 0 for a dump, and under a hypervisor that needs none
+	// Domain is the number by which a Xen host knows it; 0: none.
+	Domain int
+	VMM    string // "qemu-kvm", "qemu-tcg", "xen-pvh", "dump"
+	RAM    uint64 // bytes
+	Live   bool   // the guest may change while it is read
+	Route  string // how its memory is read, e.g. "mmap /dev/shm/x", "process_vm_readv"
 	// Layout says where RAM lies in guest-physical space and how that is known.
 	Layout string
 	// System is the operating system that the source says it is of, if that is not
@@ -54,6 +56,13 @@ type Describer interface {
 type Pauser interface {
 	Pause(context.Context) error
 	Resume(context.Context) error
+}
+
+// Releaser is the capability of a live machine to let go of what it holds of the
+// guest between reads. Some hypervisors keep what is mapped: a guest that ends,
+// or gives memory back, is not rid of it before. Reads after it take it anew.
+type Releaser interface {
+	Release() error
 }
 
 // Ender is the capability of a live machine to say that it has ended. Mapped

@@ -12,12 +12,14 @@ import (
 
 	"vmscope/block/tap"
 	"vmscope/vm/qemu"
+	"vmscope/vm/xen"
 )
 
 func main() {
 	// A paused guest must run again even if we are killed: the helper that sees
 	// to it is this binary, started anew.
 	qemu.RunResumeHelper()
+	xen.RunResumeHelper()
 	tap.Helper() // what receives a disk's writes is this binary, too
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

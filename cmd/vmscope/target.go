@@ -79,11 +79,11 @@ func targetAnd(n int, more ...string) cobra.PositionalArgs {
 }
 
 // completeTarget completes the names of running VMs, and files.
-func (a *app) completeTarget(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+func (a *app) completeTarget(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	list, _ := running()
+	list, _ := running(cmd.Context())
 	var out []string
 	for _, r := range list {
 		if name := string(r.Name); harmless(name) {

@@ -13,12 +13,14 @@ import (
 	"vmscope/kernel"
 	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
+	"vmscope/vm/xen"
 )
 
 // vmRow is one line of vms.
 type vmRow struct {
 	Name   kernel.Text `json:"name,omitempty"`
-	PID    int         `json:"pid"`
+	PID    int         `json:"pid,omitempty"`
+	Domain int         `json:"domid,omitempty"`
 	VMM    kernel.Text `json:"vmm"`
 	RAM    uint64      `json:"ram"`
 	OS     string      `json:"os,omitempty"`
@@ -26,7 +28,7 @@ type vmRow struct {
 	// Problem says why OS and kernel are not known.
 	Problem string `json:"problem,omitempty"`
 
-	scheme string // of a target with the PID
+	scheme string // of a target with the number
 }
 
 // lookTime bounds the look into one of many VMs, so that one that is booting or
@@ -40,19 +42,19 @@ func (a *app) vmsCmd() *cobra.Command {
 		Short: "List the VMs that run on this host",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := running()
+			list, err := running(cmd.Context())
 			if !quick {
 				a.lookIntoAll(cmd.Context(), list)
 			}
 			if cmd.Context().Err() != nil {
 				return cmd.Context().Err()
 			}
-			return rows(a, list, err, []any{"name", "pid", "vmm", "ram", "os", "kernel"}, func(r vmRow) []any {
+			return rows(a, list, err, []any{"name", "pid/domid", "vmm", "ram", "os", "kernel"}, func(r vmRow) []any {
 				k := r.Kernel.String()
 				if r.Problem != "" {
 					k = "(" + r.Problem + ")"
 				}
-				return []any{r.Name, r.PID, r.VMM, size(r.RAM), r.OS, k}
+				return []any{r.Name, r.PID + r.Domain, r.VMM, size(r.RAM), r.OS, k}
 			})
 		},
 	}
@@ -60,8 +62,8 @@ func (a *app) vmsCmd() *cobra.Command {
 	return c
 }
 
-// running lists the VMs of all kinds.
-func running() ([]vmRow, error) {
+// running lists the VMs of all kinds. A host without Xen has none of its domains, which is no error.
+func running(ctx context.Context) ([]vmRow, error) {
 	var list []vmRow
 	qemus, err := qemu.List()
 	for _, p := range qemus {
@@ -71,15 +73,22 @@ func running() ([]vmRow, error) {
 	for _, p := range others {
 		list = append(list, vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: kernel.Text(p.VMM), RAM: p.RAM, scheme: "pid"})
 	}
-	return list, errors.Join(err, oerr)
+	domains, xerr := xen.List(ctx)
+	if errors.Is(xerr, xen.ErrNoXen) {
+		xerr = nil
+	}
+	for _, d := range domains {
+		list = append(list, vmRow{Name: kernel.Text(d.Name), Domain: int(d.ID), VMM: kernel.Text("xen-" + d.Kind), RAM: d.RAM, scheme: "xen"})
+	}
+	return list, errors.Join(err, oerr, xerr)
 }
 
 // target names the VM for sure.
-func (r vmRow) target() string { return fmt.Sprintf("%s:%d", r.scheme, r.PID) }
+func (r vmRow) target() string { return fmt.Sprintf("%s:%d", r.scheme, r.PID+r.Domain) }
 
 // kind is what stands before the VM's name in a target.
 func (r vmRow) kind() string {
-	if r.scheme == "qemu" {
+	if r.scheme != "pid" {
 		return r.scheme
 	}
 	return string(r.VMM)

@@ -301,7 +301,7 @@ func testInfo(t *testing.T, m vm.Machine) {
 		t.Skip("the machine does not describe itself")
 	}
 	i := d.Info()
-	if i.VMM == "" || i.RAM == 0 || i.Route == "" || i.Layout == "" || i.Live != (i.PID != 0) {
+	if i.VMM == "" || i.RAM == 0 || i.Route == "" || i.Layout == "" || i.Live != (i.PID != 0 || i.Domain != 0) {
 		t.Errorf("Info leaves something out: %+v", i)
 	}
 }

@@ -1,0 +1,263 @@
+package xen
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vmscope/mem"
+)
+
+// machineBase is set in the number of a page that is a frame of the machine. So page tables lead to frames that have no
+// number of the guest's: such as its shared_info and others' grants, and those that it hides from its own table.
+const machineBase = 1 << (51 - 12)
+
+func isMachineFrame(page uint64) bool { return page&machineBase != 0 && page>>(52-12) == 0 }
+
+// paravirtual is what a PV guest has besides: two tables of frames.
+type paravirtual struct {
+	m   *machine
+	m2p *m2p
+
+	mu  sync.RWMutex
+	p2m *p2m // nil: to be mapped
+}
+
+// openPV finds a PV guest's frames.
+func (m *machine) openPV() error {
+	// struct xen_domctl_address_size.
+	r, err := m.host.control(domctlAddressSize, m.domain.ID, nil, nil)
+	if err != nil {
+		return err
+	}
+	if bits := le.Uint32(r.union); bits != 64 {
+		return fmt.Errorf("a PV guest of %d bits: %w: only those of 64 bits are known", bits, errors.ErrUnsupported)
+	}
+	pv := &paravirtual{m: m}
+	if pv.m2p, err = m.host.openM2P(); err != nil {
+		return err
+	}
+	m.pv, m.space = pv, pv
+	disagree := 0
+	var ram runs
+	err = pv.tables(func(t *p2m) error {
+		for page := range t.entries {
+			frame, err := pv.frame(t, page)
+			switch {
+			case errors.Is(err, ErrFrames):
+				disagree++
+			case errors.Is(err, mem.ErrNoRAM):
+			case err != nil:
+				return err
+			default:
+				_ = frame
+				ram.add(page)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.ram = ram
+	m.about.Layout = "pseudo-physical frames; the guest's p2m and Xen's m2p agree on all"
+	if disagree > 0 {
+		m.about.Layout = fmt.Sprintf("pseudo-physical frames; the guest's p2m and Xen's m2p DISAGREE on %d", disagree)
+	}
+	return nil
+}
+
+// tables calls f with the guest's table mapped.
+func (pv *paravirtual) tables(f func(*p2m) error) error {
+	pv.mu.RLock()
+	if pv.p2m == nil {
+		pv.mu.RUnlock()
+		t, err := pv.m.openP2M()
+		if err != nil {
+			return err
+		}
+		pv.mu.Lock()
+		if pv.p2m == nil {
+			pv.p2m = t
+		} else {
+			t.unmap()
+		}
+		pv.mu.Unlock()
+		pv.mu.RLock()
+	}
+	defer pv.mu.RUnlock()
+	if pv.p2m == nil {
+		return fmt.Errorf("%w: the p2m was let go of meanwhile", mem.ErrUnreachable)
+	}
+	return mem.Guard(func() error { return f(pv.p2m) })
+}
+
+// release lets go of the guest's table.
+func (pv *paravirtual) release() error {
+	pv.mu.Lock()
+	defer pv.mu.Unlock()
+	if pv.p2m == nil {
+		return nil
+	}
+	err := pv.p2m.unmap()
+	pv.p2m = nil
+	return err
+}
+
+// frame is the machine frame of a page, by both tables.
+func (pv *paravirtual) frame(t *p2m, page uint64) (uint64, error) {
+	e, ok := t.entry(page)
+	switch {
+	case !ok:
+		return 0, mem.ErrNoRAM
+	case e == noFrame:
+		return 0, ErrBallooned
+	case e&grantedFrame != 0:
+		return 0, ErrGrant
+	case e&identityFrame != 0:
+		return 0, mem.ErrNoRAM
+	}
+	back, ok, err := pv.m2p.lookup(e)
+	if err != nil {
+		return 0, err
+	}
+	if !ok || back != page {
+		return 0, fmt.Errorf("%w: page %#x is machine frame %#x, which is page %#x", ErrFrames, page, e, back)
+	}
+	return e, nil
+}
+
+// number is the page that a machine frame is: the guest's number where both tables agree on it, else the machine's.
+func (pv *paravirtual) number(t *p2m, frame uint64) (uint64, error) {
+	page, ok, err := pv.m2p.lookup(frame)
+	if err != nil {
+		return 0, err
+	}
+	if ok {
+		if e, there := t.entry(page); there && e == frame {
+			return page, nil
+		}
+	}
+	return frame | machineBase, nil
+}
+
+func (pv *paravirtual) frameRun(first uint64, n int) ([]uint64, []error, error) {
+	frames, faults := make([]uint64, n), make([]error, n)
+	if isMachineFrame(first) {
+		frames[0] = first &^ machineBase
+		return frames, faults, nil
+	}
+	err := pv.tables(func(t *p2m) error {
+		for i := range frames {
+			frames[i], faults[i] = pv.frame(t, first+uint64(i))
+			if errors.Is(faults[i], mem.ErrUnreachable) {
+				return faults[i]
+			}
+		}
+		return nil
+	})
+	return frames, faults, err
+}
+
+// fault tells of a frame that Xen does not map for this domain.
+func (pv *paravirtual) fault(page uint64, err error) error {
+	if err == mem.ErrNoRAM && isMachineFrame(page) {
+		return ErrForeign
+	}
+	return err
+}
+
+// tableRead is a piece of a page that was read, and may be one of a page table.
+type tableRead struct {
+	frame uint64
+	off   int
+	p     []byte
+	raw   []byte // the words that p is of, as they were read
+}
+
+type tableReads []tableRead
+
+// add notes a piece of the page in data, which the caller copies.
+func (t *tableReads) add(frame uint64, off int, p []byte, page []byte) {
+	lo, hi := off&^7, (off+len(p)+7)&^7
+	*t = append(*t, tableRead{frame, off, p, append([]byte(nil), page[lo:hi]...)})
+}
+
+var errTypes = fmt.Errorf("%w: ask Xen for the types of frames", mem.ErrUnreachable)
+
+// turnTables puts the guest's numbers into the pieces that are of page tables. Xen knows which pages are: it checks each
+// entry that the guest writes there.
+func (m *machine) turnTables(reads tableReads) error {
+	if len(reads) == 0 {
+		return nil
+	}
+	frames := make([]uint64, 0, len(reads))
+	at := map[uint64]int{}
+	for i := range reads {
+		if _, ok := at[reads[i].frame]; !ok {
+			at[reads[i].frame] = len(frames)
+			frames = append(frames, reads[i].frame)
+		}
+	}
+	types, err := m.host.types(m.domain.ID, frames)
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return m.Ended()
+		}
+		return fmt.Errorf("%w: %w", errTypes, err)
+	}
+	return m.pv.tables(func(t *p2m) error {
+		for i := range reads {
+			r := &reads[i]
+			kind := types[at[r.frame]] & typeMask
+			if kind < typeL1 || kind > typeL4 {
+				continue
+			}
+			if err := m.pv.turn(t, r.raw, r.off&^7, kind); err != nil {
+				return err
+			}
+			copy(r.p, r.raw[r.off%8:])
+		}
+		return nil
+	})
+}
+
+// Bits of page-table entries. Xen runs the kernel of a PV guest with user rights, and notes in a bit of its own that the
+// guest did not mean its users.
+const (
+	entryPresent     = 1 << 0
+	entryUser        = 1 << 2
+	entryGuestKernel = 1 << 52
+	entryFrame       = (1<<52 - 1) &^ (mem.PageSize - 1)
+)
+
+// The slots of a top table that Xen keeps for itself (asm-x86/config.h, ROOT_PAGETABLE_FIRST_XEN_SLOT and LAST): what is
+// there is Xen's, and no business of the guest's.
+const (
+	firstXenSlot = 256
+	lastXenSlot  = 271
+)
+
+// turn puts the guest's numbers into the words of a page table that start at byte off of it.
+func (pv *paravirtual) turn(t *p2m, words []byte, off int, kind uint32) error {
+	for i := 0; i+8 <= len(words); i += 8 {
+		e := le.Uint64(words[i:])
+		if slot := (off + i) / 8; kind == typeL4 && slot >= firstXenSlot && slot <= lastXenSlot {
+			e = 0
+		}
+		if e&entryPresent != 0 {
+			page, err := pv.number(t, e&entryFrame/mem.PageSize)
+			if err != nil {
+				return err
+			}
+			e = e&^entryFrame | page*mem.PageSize&entryFrame
+			if e&entryGuestKernel != 0 {
+				e &^= entryGuestKernel | entryUser
+			}
+		}
+		le.PutUint64(words[i:], e)
+	}
+	return nil
+}
