@@ -83,18 +83,6 @@ func (x *host) address(at int) uint64 { return uint64(uintptr(unsafe.Pointer(&x.
 func (x *host) control(cmd uint32, domain uint16, union, extra []byte) (result, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.controlLocked(cmd, domain, union, extra)
-}
-
-// result is what an operation left in its structure and in what that points to.
-type result struct{ union, extra []byte }
-
-const (
-	domctlHeader = 16
-	domctlUnion  = 128
-)
-
-func (x *host) controlLocked(cmd uint32, domain uint16, union, extra []byte) (result, error) {
 	a := x.area()
 	if len(union) > domctlUnion || len(extra) > areaSize-extraAt {
 		return result{}, fmt.Errorf("domctl %d: %w", cmd, unix.E2BIG)
@@ -110,6 +98,14 @@ func (x *host) controlLocked(cmd uint32, domain uint16, union, extra []byte) (re
 	}
 	return result{slices.Clone(a[domctlHeader : domctlHeader+domctlUnion]), slices.Clone(a[extraAt : extraAt+len(extra)])}, nil
 }
+
+// result is what an operation left in its structure and in what that points to.
+type result struct{ union, extra []byte }
+
+const (
+	domctlHeader = 16
+	domctlUnion  = 128
+)
 
 // memory makes a memory operation and returns its number, and what it left in arg and extra.
 func (x *host) memory(op uint64, arg, extra []byte) (uint64, result, error) {

@@ -44,15 +44,13 @@ func (m *machine) openPV() error {
 	var ram runs
 	err = pv.tables(func(t *p2m) error {
 		for page := range t.entries {
-			frame, err := pv.frame(t, page)
-			switch {
+			switch _, err := pv.frame(t, page); {
 			case errors.Is(err, ErrFrames):
 				disagree++
 			case errors.Is(err, mem.ErrNoRAM):
 			case err != nil:
 				return err
 			default:
-				_ = frame
 				ram.add(page)
 			}
 		}
@@ -174,15 +172,18 @@ type tableRead struct {
 	frame uint64
 	off   int
 	p     []byte
-	raw   []byte // the words that p is of, as they were read
+	words []byte // that p is of, as they were read: p itself where it is whole words
 }
 
 type tableReads []tableRead
 
 // add notes a piece of the page in data, which the caller copies.
 func (t *tableReads) add(frame uint64, off int, p []byte, page []byte) {
-	lo, hi := off&^7, (off+len(p)+7)&^7
-	*t = append(*t, tableRead{frame, off, p, append([]byte(nil), page[lo:hi]...)})
+	words := p
+	if lo, hi := off&^7, (off+len(p)+7)&^7; hi-lo != len(p) {
+		words = append([]byte(nil), page[lo:hi]...)
+	}
+	*t = append(*t, tableRead{frame, off, p, words})
 }
 
 var errTypes = fmt.Errorf("%w: ask Xen for the types of frames", mem.ErrUnreachable)
@@ -193,13 +194,9 @@ func (m *machine) turnTables(reads tableReads) error {
 	if len(reads) == 0 {
 		return nil
 	}
-	frames := make([]uint64, 0, len(reads))
-	at := map[uint64]int{}
+	frames := make([]uint64, len(reads))
 	for i := range reads {
-		if _, ok := at[reads[i].frame]; !ok {
-			at[reads[i].frame] = len(frames)
-			frames = append(frames, reads[i].frame)
-		}
+		frames[i] = reads[i].frame
 	}
 	types, err := m.host.types(m.domain.ID, frames)
 	if err != nil {
@@ -211,14 +208,14 @@ func (m *machine) turnTables(reads tableReads) error {
 	return m.pv.tables(func(t *p2m) error {
 		for i := range reads {
 			r := &reads[i]
-			kind := types[at[r.frame]] & typeMask
+			kind := types[i] & typeMask
 			if kind < typeL1 || kind > typeL4 {
 				continue
 			}
-			if err := m.pv.turn(t, r.raw, r.off&^7, kind); err != nil {
+			if err := m.pv.turn(t, r.words, r.off&^7, kind); err != nil {
 				return err
 			}
-			copy(r.p, r.raw[r.off%8:])
+			copy(r.p, r.words[r.off%8:])
 		}
 		return nil
 	})
