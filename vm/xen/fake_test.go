@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmscope/mem"
+	"vmscope/vm"
 )
 
 // fake is a hypervisor of one machine: it decodes hypercalls byte by byte, as Xen does.
@@ -264,7 +265,7 @@ func TestVersions(t *testing.T) {
 		if a.ID != 3 || a.Kind != PVH || a.RAM != 7*mem.PageSize || a.VCPUs != 2 || a.UUID[0] != 3 || b.ID != 9 || b.Kind != HVM || !b.Paused || c.ID != 10 || c.Kind != PV {
 			t.Errorf("interface %#x: %+v", v, list)
 		}
-		for target, want := range map[string]error{"0": ErrPrivileged, "Domain-0": ErrPrivileged, "4": ErrNoDomain, "web": ErrNoDomain, "": ErrManyDomains} {
+		for target, want := range map[string]error{"0": ErrPrivileged, "Domain-0": ErrPrivileged, "4": vm.ErrNoVM, "web": vm.ErrNoVM, "": vm.ErrManyVMs} {
 			if _, err := x.find(target, list); !errors.Is(err, want) {
 				t.Errorf("find %q: %v, want %v", target, err, want)
 			}
