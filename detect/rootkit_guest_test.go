@@ -361,6 +361,7 @@ func testRootkits(t *testing.T, lab *guestlab.Guest) {
 			silent(t, l.look(t))
 		})
 	}
+	t.Run("lstar", func(t *testing.T) { testLSTAR(t, l) })
 	for _, k := range honest {
 		t.Run("honest "+k.source, func(t *testing.T) {
 			k.flags = []string{"-DHONEST"}

@@ -22,6 +22,7 @@ const (
 	noteBundle = "VMSCOPE"
 	ntAbout    = 1 // JSON of About
 	ntExtra    = 2 // Bundle.Extra
+	ntMSRs     = 3 // of each vCPU EFER and LSTAR, which no other note has
 
 	bundleFormat = 1
 )

@@ -2,6 +2,7 @@ package dump
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"vmscope/mem"
 	"vmscope/vm"
@@ -61,7 +62,8 @@ func ThreadNote(pid, ppid int, regs *UserRegs) Note {
 var generalAt = [16]int{10, 11, 12, 5, RegRSP, 4, 13, 14, 9, 8, 7, 6, 3, 2, 1, 0}
 
 // CPUNotes tell the registers of a machine's vCPUs: NT_PRSTATUS for drgn, and
-// the note of QEMU, which also has system registers, for crash and Open.
+// the note of QEMU, which also has system registers, for crash and Open; and one
+// of ours for what neither has.
 func CPUNotes(cpus []vm.Registers) []Note {
 	var notes []Note
 	for _, r := range cpus {
@@ -97,6 +99,13 @@ func CPUNotes(cpus []vm.Registers) []Note {
 		put(cpuCR+4*8, r.CR4)
 		put(cpuKGS, r.KernelGS)
 		notes = append(notes, Note{"QEMU", 0, b})
+	}
+	if slices.ContainsFunc(cpus, func(r vm.Registers) bool { return r.Valid && r.LSTAR != 0 }) {
+		var b []byte
+		for _, r := range cpus {
+			b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, r.EFER), r.LSTAR)
+		}
+		notes = append(notes, Note{noteBundle, ntMSRs, b})
 	}
 	return notes
 }

@@ -47,6 +47,7 @@ func (c *core) registers(list []note) []vm.Registers {
 		return nil
 	}
 	var general, system []vm.Registers
+	var msrs []byte
 	for _, x := range list {
 		switch {
 		case x.name == "CORE" && x.typ == ntPRStatus && len(general) < maxCPUs:
@@ -57,6 +58,14 @@ func (c *core) registers(list []note) []vm.Registers {
 			if r, ok := cpuState(x.desc); ok {
 				system = append(system, r)
 			}
+		case x.name == noteBundle && x.typ == ntMSRs:
+			msrs = x.desc
+		}
+	}
+	if len(msrs) == 16*len(system) {
+		for i := range system {
+			system[i].EFER = binary.LittleEndian.Uint64(msrs[16*i:])
+			system[i].LSTAR = binary.LittleEndian.Uint64(msrs[16*i+8:])
 		}
 	}
 	if len(system) > 0 { // holds the general registers too

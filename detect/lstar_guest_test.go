@@ -1,0 +1,80 @@
+package detect
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"vmscope"
+	"vmscope/internal/guestlab"
+	"vmscope/internal/qmp"
+)
+
+// testLSTAR has the SYSCALL instruction lead elsewhere. QEMU's monitor does not
+// tell where to; the state that QEMU saves does.
+func testLSTAR(t *testing.T, l *lair) {
+	path := filepath.Join(t.TempDir(), "saved")
+	look := func() (r Result) {
+		t.Helper()
+		save(t, l.lab, path)
+		g, err := vmscope.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Close()
+		if err := g.View(t.Context(), func(v *vmscope.View) error {
+			cpus, err := v.Registers(t.Context())
+			if err != nil || len(cpus) != l.lab.Config().CPUs || cpus[0].LSTAR == 0 {
+				return fmt.Errorf("registers: %+v, %w", cpus, err)
+			}
+			r = Sweep(t.Context(), v, All())
+			return r.Err()
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	silent(t, look())
+	l.put(t, "lstar", "bad_lstar")
+	l.run(t, "insmod /tmp/bad_lstar.ko")
+	demand(t, look(), "syscalls", []string{"SYSCALL", "MSR_LSTAR of vCPU 0", "entry_SYSCALL_64", "passage [bad_lstar]", "module bad_lstar"})
+	l.run(t, "rmmod bad_lstar")
+	silent(t, look())
+}
+
+// save has QEMU save the state of a guest as it does to migrate it. The guest
+// stands still meanwhile.
+func save(t *testing.T, lab *guestlab.Guest, path string) {
+	t.Helper()
+	m, err := qmp.Dial(t.Context(), lab.QMPSocket(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	run := func(command string, args any) json.RawMessage {
+		t.Helper()
+		out, err := m.Run(t.Context(), command, args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	run("stop", nil)
+	run("migrate", map[string]any{"uri": "exec:cat > '" + path + "'"})
+	for {
+		var is struct{ Status string }
+		if err := json.Unmarshal(run("query-migrate", nil), &is); err != nil {
+			t.Fatal(err)
+		}
+		if is.Status == "completed" {
+			break
+		}
+		if is.Status == "failed" {
+			t.Fatal("QEMU could not save its state")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	run("cont", nil)
+}
