@@ -37,27 +37,25 @@ func TestBundle(t *testing.T) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					path := filepath.Join(dir, strings.ReplaceAll(c.name, " ", "-"))
-					var r Result
-					if err := g.Update(t.Context(), func(tx *vmscope.Tx) (err error) {
-						v.tx = tx
-						defer func() {
-							for _, p := range slices.Backward(v.undo) {
-								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
-									t.Error(err)
-								}
-							}
-						}()
-						words := c.do(v)
-						r, err = WriteBundle(t.Context(), tx.View, NewReference(), path, dump.About{}, nil)
-						demand(t, r, c.check, words)
-						return err
-					}); err != nil {
-						t.Fatal(err)
-					}
+					r := v.bundle(path, NewReference(), c.check, c.do)
 					v.silent() // and not what the bundle has
-					same(t, path, r)
+					same(t, path, r, All())
 				})
 			}
+			t.Run("what the vendor's files show", func(t *testing.T) {
+				v := &victim{T: t, g: g, lab: lab}
+				path := filepath.Join(dir, "vendor")
+				against := func() *Reference {
+					ref := NewReference()
+					ref.Vendor = vendorOf(t, lab)
+					return ref
+				}
+				c := bendings[0]
+				r := v.bundle(path, against(), c.check, func(v *victim) []string { return append(c.do(v), "build id") })
+				same(t, path, r, Against(against()))
+				r.Findings = slices.DeleteFunc(r.Findings, func(f Finding) bool { return f.Check == "text" || f.Check == "rodata" })
+				same(t, path, r, All()) // without the files nothing tells
+			})
 			t.Run("changed code of a process", func(t *testing.T) {
 				if _, err := lab.Spawn(t.Context(), guestlab.Spawn{Comm: []byte("patched"), Hold: &guestlab.Hold{Kinds: []string{"patched code"}}}); err != nil {
 					t.Fatal(err)
@@ -71,7 +69,7 @@ func TestBundle(t *testing.T) {
 					t.Fatal(err)
 				}
 				demand(t, r, "injection", []string{"patched", "0f0b0f0b"})
-				same(t, path, r)
+				same(t, path, r, All())
 			})
 			t.Run("without VMCOREINFO", func(t *testing.T) {
 				if err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
@@ -91,7 +89,7 @@ func TestBundle(t *testing.T) {
 						t.Error("the kernel was found by what was wiped")
 					}
 					r, err := WriteBundle(t.Context(), v, NewReference(), path, dump.About{}, nil)
-					same(t, path, r)
+					same(t, path, r, All())
 					return err
 				}, vmscope.Paused()); err != nil {
 					t.Fatal(err)
@@ -104,11 +102,33 @@ func TestBundle(t *testing.T) {
 	}
 }
 
-// same demands that a bundle shows what a sweep found.
-func same(t *testing.T, path string, r Result) {
+// bundle writes a bundle of the guest while it is tampered with.
+func (v *victim) bundle(path string, ref *Reference, check string, tamper func(*victim) (words []string)) (r Result) {
+	v.Helper()
+	if err := v.g.Update(v.Context(), func(tx *vmscope.Tx) (err error) {
+		v.tx = tx
+		defer func() {
+			for _, p := range slices.Backward(v.undo) {
+				if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
+					v.Error(err)
+				}
+			}
+		}()
+		words := tamper(v)
+		r, err = WriteBundle(v.Context(), tx.View, ref, path, dump.About{}, nil)
+		demand(v.T, r, check, words)
+		return err
+	}); err != nil {
+		v.Fatal(err)
+	}
+	return r
+}
+
+// same demands that checks of a bundle show what a sweep found.
+func same(t *testing.T, path string, r Result, checks []Detector) {
 	t.Helper()
 	if err := vmscope.Look(t.Context(), path, func(v *vmscope.View) error {
-		again := Sweep(t.Context(), v, All())
+		again := Sweep(t.Context(), v, checks)
 		if len(again.Findings) != len(r.Findings) {
 			t.Errorf("%d findings, %d in the bundle", len(r.Findings), len(again.Findings))
 		}

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -10,13 +11,15 @@ import (
 	"vmscope"
 	"vmscope/internal/guestlab"
 	"vmscope/internal/qmp"
+	"vmscope/vm/dump"
 )
 
 // testLSTAR has the SYSCALL instruction lead elsewhere. QEMU's monitor does not
 // tell where to; the state that QEMU saves does.
 func testLSTAR(t *testing.T, l *lair) {
 	path := filepath.Join(t.TempDir(), "saved")
-	look := func() (r Result) {
+	bundle := filepath.Join(t.TempDir(), "bundle")
+	look := func(sweep func(v *vmscope.View) (Result, error)) (r Result) {
 		t.Helper()
 		save(t, l.lab, path)
 		g, err := vmscope.Open(t.Context(), path)
@@ -29,19 +32,24 @@ func testLSTAR(t *testing.T, l *lair) {
 			if err != nil || len(cpus) != l.lab.Config().CPUs || cpus[0].LSTAR == 0 {
 				return fmt.Errorf("registers: %+v, %w", cpus, err)
 			}
-			r = Sweep(t.Context(), v, All())
-			return r.Err()
+			r, err = sweep(v)
+			return errors.Join(err, r.Err())
 		}); err != nil {
 			t.Fatal(err)
 		}
 		return r
 	}
-	silent(t, look())
+	sweep := func(v *vmscope.View) (Result, error) { return Sweep(t.Context(), v, All()), nil }
+	silent(t, look(sweep))
 	l.put(t, "lstar", "bad_lstar")
 	l.run(t, "insmod /tmp/bad_lstar.ko")
-	demand(t, look(), "syscalls", []string{"SYSCALL", "MSR_LSTAR of vCPU 0", "entry_SYSCALL_64", "passage [bad_lstar]", "module bad_lstar"})
+	r := look(func(v *vmscope.View) (Result, error) {
+		return WriteBundle(t.Context(), v, NewReference(), bundle, dump.About{}, nil)
+	})
+	same(t, bundle, r, All())
+	demand(t, r, "syscalls", []string{"SYSCALL", "MSR_LSTAR of vCPU 0", "entry_SYSCALL_64", "passage [bad_lstar]", "module bad_lstar"})
 	l.run(t, "rmmod bad_lstar")
-	silent(t, look())
+	silent(t, look(sweep))
 }
 
 // save has QEMU save the state of a guest as it does to migrate it. The guest

@@ -269,7 +269,11 @@ func (a *app) finding(c detect.Change, signs bool) error {
 		if c.Gone {
 			break
 		}
-		fmt.Fprintf(&b, "    %#x %s: %s", uint64(e.Addr), kernel.Text(e.Symbol), kernel.Text(e.What))
+		b.WriteString("    ")
+		if e.Addr != 0 { // a register has none
+			fmt.Fprintf(&b, "%#x %s: ", uint64(e.Addr), kernel.Text(e.Symbol))
+		}
+		b.WriteString(kernel.Text(e.What).String())
 		for _, part := range []struct{ what, value string }{{"of", e.Owner}, {"expected", e.Expected}, {"found", e.Found}} {
 			if part.value != "" {
 				fmt.Fprintf(&b, "; %s %s", part.what, kernel.Text(part.value))
