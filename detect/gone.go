@@ -37,12 +37,14 @@ type firstLayout struct {
 	Tasks ctype.Field `c:"task_struct.tasks"` // include/linux/sched.h
 	PID   ctype.Field `c:"task_struct.pid"`
 	MM    ctype.Field `c:"task_struct.mm"`
+	By    ctype.Field `c:"task_struct.real_parent"`
 }
 
 // booting reports whether the kernel has not come to its first program yet
 // (kernel_init in init/main.c, which makes the image read-only before): the first
 // process of the list is that one, and has no memory of its own. A guest may put
-// a task there that looks so: it is believed only while its clock is young.
+// a task there that looks so: it is believed only while its clock is young, and
+// nothing else shows that it is up.
 func booting(l *Look) bool {
 	if j, err := l.Jiffies(); err == nil && j > bootTicks {
 		return false
@@ -65,7 +67,49 @@ func booting(l *Look) bool {
 	}
 	pid, err := l.Mem.Uint32(f.PID.At(first))
 	mm, merr := l.Mem.Pointer(f.MM.At(first))
-	return err == nil && merr == nil && pid == 1 && mm == 0
+	return err == nil && merr == nil && pid == 1 && mm == 0 && !running(l) && !peopled(l, f)
+}
+
+type stateLayout struct {
+	Running uint64 `c:"enum(SYSTEM_RUNNING)"` // include/linux/kernel.h
+}
+
+// running reports whether the kernel says that it has booted: its init text is
+// freed then, and its image read-only.
+func running(l *Look) bool {
+	f, err := bind[stateLayout](l)
+	if err != nil {
+		return false
+	}
+	at, err := l.Symbol("system_state")
+	if err != nil {
+		return false
+	}
+	state, err := l.Mem.Uint32(at)
+	return err == nil && uint64(state) >= f.Running
+}
+
+// peopled reports whether there are processes that only the first one can have
+// started. A kernel that boots starts helpers by itself, each for a moment: their
+// parents have no memory of their own.
+func peopled(l *Look, f *firstLayout) bool {
+	tasks, _ := l.Tasks() // as far as they can be read
+	for _, t := range tasks {
+		if mm, err := l.Mem.Pointer(f.MM.At(t.Addr)); err != nil || mm == 0 {
+			continue
+		}
+		if t.PID == 1 {
+			return true
+		}
+		by, err := l.Mem.Pointer(f.By.At(t.Addr))
+		if err != nil {
+			continue
+		}
+		if mm, err := l.Mem.Pointer(f.MM.At(by)); err == nil && mm != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // gone reports whether the kernel of a sweep was, at the end, not the one that

@@ -75,22 +75,10 @@ func (Pages) look(ctx context.Context, l *Look, report func(Finding)) error {
 	return broken
 }
 
-type bootLayout struct {
-	Running uint64 `c:"enum(SYSTEM_RUNNING)"` // include/linux/kernel.h
-}
-
 // withoutInit leaves out the kernel's init text once the kernel has booted: it
 // was freed, and what is executable there now is not the kernel's.
 func withoutInit(l *Look, code Code) Code {
-	f, err := bind[bootLayout](l)
-	if err != nil {
-		return code
-	}
-	at, err := l.Symbol("system_state")
-	if err != nil {
-		return code
-	}
-	if state, err := l.Mem.Uint32(at); err != nil || uint64(state) < f.Running {
+	if !running(l) {
 		return code
 	}
 	return slices.DeleteFunc(slices.Clone(code), func(c kernel.Code) bool { return c.Kind == "init" })

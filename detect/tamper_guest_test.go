@@ -233,6 +233,33 @@ var tamperings = []tampering{
 		v.put(v.symbol("kprobe_table")+8*5, uint64(p))
 		return []string{"pre_handler", "do_exit", fmt.Sprintf("%#x", uint64(v.nowhere()))}
 	}},
+	// The guest is young: what looks like a kernel that boots must not end all checks.
+	{"system call, and a first process that has not begun", "syscalls", func(v *victim) []string {
+		v.fakeFirst()
+		v.put(v.symbol("sys_call_table")+8*63, uint64(v.nowhere()))
+		return []string{"sys_call_table[63]", "nobody"}
+	}},
+	{"system call, and a kernel that says that it boots", "syscalls", func(v *victim) []string {
+		v.fakeFirst()
+		v.write(v.symbol("system_state"), make([]byte, 4))
+		v.put(v.symbol("sys_call_table")+8*63, uint64(v.nowhere()))
+		return []string{"sys_call_table[63]", "nobody"}
+	}},
+}
+
+// fakeFirst puts a task at the head of the list that looks like the first process
+// of a kernel that boots.
+func (v *victim) fakeFirst() {
+	v.Helper()
+	head := v.member(v.symbol("init_task"), "task_struct", "tasks")
+	first, fake := v.pointer(head), v.spare(mem.PageSize)
+	node := v.member(fake, "task_struct", "tasks")
+	v.write(v.member(fake, "task_struct", "pid"), []byte{1, 0, 0, 0})
+	v.write(v.member(fake, "task_struct", "tgid"), []byte{1, 0, 0, 0})
+	v.put(node, uint64(first))
+	v.put(node+8, uint64(head))
+	v.put(first+8, uint64(node))
+	v.put(head, uint64(node))
 }
 
 // spare is memory of the guest that does not matter while it is stopped: the
