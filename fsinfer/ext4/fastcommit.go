@@ -61,6 +61,9 @@ func (n *fastInode) replaced() bool { return n.record != nil && live(&n.old) && 
 // fresh says that the record is of a file that was not there before.
 func (n *fastInode) fresh() bool { return n.record != nil && (!live(&n.old) || !same(&n.old, &n.told)) }
 
+// strange says that the record is of another file than the one that the names lead to behind the commit.
+func (n *fastInode) strange() bool { return n.held && n.fresh() }
+
 // links is how many names lead to it behind the commit.
 func (n *fastInode) links() int {
 	if n.fresh() {
@@ -91,7 +94,20 @@ func (n *fastInode) fits() bool {
 }
 
 // applyFast works out a fast commit.
-func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, error) {
+func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) (events []event.Event, err error) {
+	_, err = f.playFast(fc, when, func(t *txn) {
+		t.locate()
+		t.names()
+		t.attributes()
+		t.remember()
+		events = t.events
+	})
+	return events, err
+}
+
+// playFast finds what a fast commit changed and takes it into the model, once it was told. The change is nil if the commit is
+// not taken.
+func (f *FS) playFast(fc *jbd2.FastCommit, when time.Time, tell func(t *txn)) (*fastChange, error) {
 	if f.fast.size > maxFast {
 		return nil, fmt.Errorf("fast commit %d: no full one for %d names and inodes: %w", fc.TID, f.fast.size, mem.ErrInconsistent)
 	}
@@ -106,12 +122,9 @@ func (f *FS) applyFast(fc *jbd2.FastCommit, when time.Time) ([]event.Event, erro
 	c.settle()
 	c.resolve()
 	c.edits()
-	t.locate()
-	t.names()
-	t.attributes()
-	t.remember()
+	tell(t)
 	top.sink()
-	return t.events, t.err()
+	return c, t.err()
 }
 
 // inode gives what is known of an inode.
@@ -309,7 +322,7 @@ func (c *fastChange) settle() {
 				}
 			}
 		}
-		if n.shut || n.ino == RootInode || n.isDir() && n.links() > 0 && !(n.held && n.fresh()) {
+		if n.shut || n.ino == RootInode || n.isDir() && n.links() > 0 && !n.strange() {
 			continue
 		}
 		n.shut = true
@@ -345,7 +358,7 @@ func (c *fastChange) resolve() {
 		now, raw, links := n.told, n.record, n.links()
 		if raw == nil {
 			now, raw = n.old, n.raw
-		} else if n.held && n.fresh() {
+		} else if n.strange() {
 			now, raw, links = n.old, n.raw, n.before-n.gone
 		}
 		if !live(&n.old) && (n.record == nil || n.held) || n.record == nil && n.gone == n.come {

@@ -92,8 +92,8 @@ func (f *FS) attach() error {
 	if uint64(f.dev.Size())/uint64(sb.BlockSize) < sb.Blocks {
 		return fmt.Errorf("ext4: %d blocks of %d bytes on a device of %d bytes: %w", sb.Blocks, sb.BlockSize, f.dev.Size(), mem.ErrInconsistent)
 	}
-	if sb.Groups > maxGroups || uint64(sb.Inodes) > sb.Blocks*uint64(sb.BlockSize/sb.InodeSize) {
-		return fmt.Errorf("ext4: %d inodes in %d groups: %w", sb.Inodes, sb.Groups, mem.ErrInconsistent)
+	if err := sb.bounded(); err != nil {
+		return err
 	}
 	f.sb, f.raw = sb, raw
 	f.scratch = make([]byte, sb.BlockSize)
@@ -122,6 +122,14 @@ func (f *FS) attach() error {
 
 // maxGroups bounds what is kept of groups: with blocks of 4 KiB it is 512 TiB.
 const maxGroups = 1 << 22
+
+// bounded says whether there are no more groups and inodes than what is kept of each allows.
+func (s *Super) bounded() error {
+	if s.Groups > maxGroups || uint64(s.Inodes) > s.Blocks*uint64(s.BlockSize/s.InodeSize) {
+		return fmt.Errorf("ext4: %d inodes in %d groups: %w", s.Inodes, s.Groups, mem.ErrInconsistent)
+	}
+	return nil
+}
 
 // readTables finds the inode tables.
 func (f *FS) readTables() error {

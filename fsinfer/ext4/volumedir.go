@@ -1,9 +1,12 @@
 package ext4
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 
 	"vmscope/block"
 	"vmscope/event"
@@ -36,22 +39,28 @@ func (v *Volume) dirents(dir *Inode, visit func(Dirent) bool) error {
 	if !dir.IsDir() {
 		return notDir(dir)
 	}
-	if v.fast == nil || v.fast.names[dir.Number] == nil {
+	if v.fast == nil {
 		return v.homeDirents(dir, visit)
 	}
-	edits := v.fast.names[dir.Number]
+	edits := v.fast.names.fast.edits(dir.Number)
 	more := true
 	err := v.homeDirents(dir, func(d Dirent) bool {
-		if edits.hides(d) {
+		if _, ok := edits[nameOf(dir, d)]; ok {
 			return true
 		}
 		more = visit(d)
 		return more
 	})
-	for _, name := range edits.order {
-		if ino := edits.names[name].ino; more && ino != 0 {
-			more = visit(Dirent{Ino: ino, Type: v.typeOf(ino), Name: []byte(name)})
+	for _, name := range slices.Sorted(maps.Keys(edits)) {
+		ino := edits[name].is
+		if ino == 0 || !more {
+			continue
 		}
+		d := Dirent{Ino: ino, Type: v.typeOf(ino), Name: []byte(name)}
+		if dir.Encrypted() {
+			d.Name, _ = base64.RawURLEncoding.DecodeString(name) // back from EncryptedName
+		}
+		more = visit(d)
 	}
 	return err
 }

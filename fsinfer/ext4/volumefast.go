@@ -1,43 +1,31 @@
 package ext4
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"vmscope/fsinfer/ext4/jbd2"
 	"vmscope/mem"
 )
 
 // fastLook is what fast commits changed, on top of what lies in blocks. The kernel's replay changes the blocks themselves
-// (fs/ext4/fast_commit.c, ext4_fc_replay), for which it has to allocate some; to look, names and ranges do.
+// (fs/ext4/fast_commit.c, ext4_fc_replay), for which it has to allocate some; to look, names and ranges do. Names are those
+// that FS would tell of, so that who looks and then watches is told all that came behind.
 type fastLook struct {
-	inodes map[uint32][]byte // raw
-	names  map[uint32]*nameEdits
+	names  *FS                 // plays them
+	inodes map[uint32][]byte   // raw
 	edits  map[uint32][]Extent // of files, as they came; Physical 0 takes the range away
 	ranges map[uint32][]Extent // the same, each block of a file in one of them, ascending
 }
 
-// nameEdits are the names of a directory that came or went.
-type nameEdits struct {
-	names map[string]nameEdit
-	gone  map[goneName]bool // all that went: a name may go, lead elsewhere, and go again
-	order []string          // the names that came, once each
-}
-
-// goneName is a name that went, and what it led to.
-type goneName struct {
-	name string
-	ino  uint32
-}
-
-type nameEdit struct {
-	ino    uint32 // what the name leads to; 0: the name went
-	listed bool   // in order
-}
-
-// hides says whether an entry that lies in a block is no more, or another's.
-func (e *nameEdits) hides(d Dirent) bool {
-	return e.names[string(d.Name)].ino != 0 || e.gone[goneName{string(d.Name), d.Ino}]
+func (v *Volume) newFastLook() (*fastLook, error) {
+	f := &FS{dev: v.dev, sb: v.sb, store: newStore(v.sb.BlockSize), scratch: make([]byte, v.sb.BlockSize)}
+	if err := f.sb.bounded(); err != nil {
+		return nil, err
+	}
+	return &fastLook{names: f, inodes: map[uint32][]byte{}, edits: map[uint32][]Extent{}}, f.readTables()
 }
 
 // replayFast takes the fast commits that follow the log, which ended with transaction last.
@@ -46,163 +34,122 @@ func (v *Volume) replayFast(js *jbd2.Super, read func(p []byte, index uint32) er
 		return nil
 	}
 	commits, err := jbd2.NewFCStream(js, read).Recover(last + 1)
-	f := &fastLook{inodes: map[uint32][]byte{}, names: map[uint32]*nameEdits{}, edits: map[uint32][]Extent{}, ranges: map[uint32][]Extent{}}
+	if len(commits) == 0 {
+		return err
+	}
+	f, bad := v.newFastLook()
+	if bad != nil {
+		return errors.Join(err, bad)
+	}
 	for i := range commits {
-		if bad := v.fastCommit(f, commits[i].Ops); bad != nil && err == nil {
+		if bad := v.fastCommit(f, &commits[i]); bad != nil && err == nil {
 			err = fmt.Errorf("ext4: fast commit of transaction %d: %w", commits[i].TID, bad)
 		}
 		v.rec.FastCommits++
 	}
+	f.ranges = make(map[uint32][]Extent, len(f.edits))
 	for ino, edits := range f.edits {
 		f.ranges[ino] = paint(edits)
 	}
 	f.edits = nil
-	if len(commits) > 0 {
-		v.fast = f
-	}
+	v.fast = f
 	return err
 }
 
 // fastCommit takes a fast commit. It gives the first of what is wrong with it, and takes the rest.
-func (v *Volume) fastCommit(f *fastLook, ops []jbd2.FCOp) error {
+func (v *Volume) fastCommit(f *fastLook, fc *jbd2.FastCommit) error {
 	var first error
 	note := func(err error) {
 		if first == nil {
 			first = err
 		}
 	}
-	told := map[uint32]bool{} // inodes that records tell, with the links that they have in the end
-	var counted []linkEdit
-	held := v.fastHeld(f, ops)
-	for i := range ops {
-		op := &ops[i]
-		if h := held[op.Ino]; h != nil && h.drops(op) {
-			continue
-		}
-		links, err := v.fastOp(f, op)
-		note(err)
-		if links.delta != 0 {
-			counted = append(counted, links)
-		}
-		if op.Tag == jbd2.FCInode {
-			told[op.Ino] = true
+	c, err := f.names.playFast(fc, time.Time{}, func(*txn) {})
+	if c == nil {
+		return err
+	}
+	note(err)
+	for i := range fc.Ops {
+		op := &fc.Ops[i]
+		n := c.inodes[op.Ino]
+		switch {
+		case op.Ino == 0 || op.Ino > v.sb.Inodes:
+			note(fmt.Errorf("record %d: inode %d of %d: %w", op.Tag, op.Ino, v.sb.Inodes, mem.ErrInconsistent))
+		case n != nil && n.strange():
+		case op.Tag == jbd2.FCInode:
+			note(v.fastInode(f, op))
+		case op.Tag == jbd2.FCAddRange, op.Tag == jbd2.FCDelRange:
+			note(v.fastRange(f, op))
 		}
 	}
-	for ino, h := range held {
-		note(v.fastKeep(f, ino, h))
-		delete(told, ino)
-	}
-	for _, c := range counted {
-		raw, err := v.fastRaw(f, c.ino)
-		note(err)
-		if err != nil {
-			continue
-		}
-		target := c.ino
-		if c.dir || !c.old && le.Uint16(raw)&sIFMT == sIFDIR {
-			target = c.parent
-		}
-		if !told[target] {
-			note(v.fastLinks(f, target, c.delta))
-		}
-	}
+	note(v.fastLinks(f, c))
 	return first
 }
 
-// linkEdit is a name of ino that came to a directory or went. What a name that came leads to is known at the end of the
-// commit only, since the inode's record comes behind. One that was there before led to what the inode was then: dir says
-// whether that was a directory. The number may be another file's by the end.
-type linkEdit struct {
-	ino, parent uint32
-	delta       int
-	old, dir    bool
-}
-
-// fastOp takes one record of a fast commit.
-func (v *Volume) fastOp(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) {
-	if op.Ino == 0 || op.Ino > v.sb.Inodes {
-		return links, fmt.Errorf("record %d: inode %d of %d: %w", op.Tag, op.Ino, v.sb.Inodes, mem.ErrInconsistent)
+// fastRange takes a range of a file that came or went.
+func (v *Volume) fastRange(f *fastLook, op *jbd2.FCOp) error {
+	e := Extent{Logical: uint64(op.Block), Physical: op.Start, Len: op.Len, Unwritten: op.Unwritten}
+	if op.Tag == jbd2.FCDelRange {
+		e.Physical = 0
+	} else if !v.sb.rangeValid(e.Physical, uint64(e.Len)) {
+		return fmt.Errorf("inode %d: %d blocks at %d: %w", op.Ino, e.Len, e.Physical, mem.ErrInconsistent)
 	}
-	switch op.Tag {
-	case jbd2.FCCreat, jbd2.FCLink, jbd2.FCUnlink:
-		if op.Parent == 0 || op.Parent > v.sb.Inodes {
-			return links, fmt.Errorf("record %d: inode %d in directory %d: %w", op.Tag, op.Ino, op.Parent, mem.ErrInconsistent)
-		}
-		return v.fastName(f, op)
-	case jbd2.FCInode:
-		return links, v.fastInode(f, op)
-	case jbd2.FCAddRange, jbd2.FCDelRange:
-		e := Extent{Logical: uint64(op.Block), Physical: op.Start, Len: op.Len, Unwritten: op.Unwritten}
-		if op.Tag == jbd2.FCDelRange {
-			e.Physical = 0
-		} else if !v.sb.rangeValid(e.Physical, uint64(e.Len)) {
-			return links, fmt.Errorf("inode %d: %d blocks at %d: %w", op.Ino, e.Len, e.Physical, mem.ErrInconsistent)
-		}
-		if e.Len == 0 || e.Logical+uint64(e.Len) > 1<<32 {
-			return links, fmt.Errorf("inode %d: %d blocks of the file from %d: %w", op.Ino, e.Len, e.Logical, mem.ErrInconsistent)
-		}
-		f.edits[op.Ino] = append(f.edits[op.Ino], e)
+	if e.Len == 0 || e.Logical+uint64(e.Len) > 1<<32 {
+		return fmt.Errorf("inode %d: %d blocks of the file from %d: %w", op.Ino, e.Len, e.Logical, mem.ErrInconsistent)
 	}
-	return links, nil
-}
-
-// fastName takes a name that came or went, and says whose links are to be counted: no record tells a directory's inode.
-func (v *Volume) fastName(f *fastLook, op *jbd2.FCOp) (links linkEdit, err error) {
-	e := f.names[op.Parent]
-	if e == nil {
-		e = &nameEdits{names: map[string]nameEdit{}, gone: map[goneName]bool{}}
-		f.names[op.Parent] = e
-	}
-	name := string(op.Name)
-	if !validName(op.Name) && !v.encryptedDir(f, op.Parent) {
-		return links, fmt.Errorf("inode %d: name %q: %w", op.Ino, name, mem.ErrInconsistent)
-	}
-	edit, known := e.names[name]
-	links = linkEdit{ino: op.Ino, parent: op.Parent, delta: 1}
-	if op.Tag == jbd2.FCUnlink {
-		if known && edit.ino != op.Ino {
-			return linkEdit{}, nil // the name is another's by now
-		}
-		if !known {
-			raw, err := v.fastRaw(f, op.Ino)
-			if err != nil {
-				return linkEdit{}, err
-			}
-			links.old, links.dir = true, le.Uint16(raw)&sIFMT == sIFDIR
-		}
-		edit.ino, links.delta = 0, -1
-		e.gone[goneName{name, op.Ino}] = true
-	} else {
-		edit.ino = op.Ino
-		if !edit.listed {
-			edit.listed = true
-			e.order = append(e.order, name)
-		}
-	}
-	e.names[name] = edit
-	return links, nil
-}
-
-func (v *Volume) encryptedDir(f *fastLook, ino uint32) bool {
-	raw, err := v.fastRaw(f, ino)
-	return err == nil && le.Uint32(raw[32:])&FlagEncrypt != 0
-}
-
-// fastLinks changes the number of an inode's links.
-func (v *Volume) fastLinks(f *fastLook, ino uint32, delta int) error {
-	raw, err := v.fastRaw(f, ino)
-	if err != nil {
-		return err
-	}
-	n := int(le.Uint16(raw[26:]))
-	isDir := le.Uint16(raw)&sIFMT == sIFDIR
-	if isDir && n == 1 { // a directory of too many to be counted
-		return nil
-	}
-	le.PutUint16(raw[26:], uint16(min(max(n+delta, 0), 1<<16-1)))
-	v.resum(ino, raw)
-	f.inodes[ino] = raw
+	f.edits[op.Ino] = append(f.edits[op.Ino], e)
 	return nil
+}
+
+// fastLinks gives files as many links as they have names, and counts in directories those that came and went: no record tells
+// a directory that was there before.
+func (v *Volume) fastLinks(f *fastLook, c *fastChange) error {
+	var errs []error
+	set := func(ino uint32, links func(was int) int) {
+		raw, err := v.fastRaw(f, ino)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		le.PutUint16(raw[26:], uint16(min(max(links(int(le.Uint16(raw[26:]))), 0), 1<<16-1)))
+		v.resum(ino, raw)
+		f.inodes[ino] = raw
+	}
+	for ino, told := range c.top.inodes {
+		set(ino, func(was int) int {
+			links := int(le.Uint16(told[26:]))
+			if isDir(told) && links > 0 && was > 0 {
+				return was
+			}
+			return links
+		})
+	}
+	dirs := map[uint32]int{} // that came, by the directory that they came to
+	for p, touch := range c.names {
+		if c.inodes[p.dir.ino].record != nil {
+			continue
+		}
+		if touch.before != 0 && c.inodes[touch.before].old.IsDir() {
+			dirs[p.dir.ino]--
+		}
+		if touch.now == 0 {
+			continue
+		}
+		if n := c.inodes[touch.now]; n.strange() && n.old.IsDir() || !n.strange() && n.isDir() {
+			dirs[p.dir.ino]++
+		}
+	}
+	for ino, n := range dirs {
+		if n != 0 {
+			set(ino, func(was int) int {
+				if was <= 1 { // it is gone, or has too many to be counted
+					return was
+				}
+				return was + n
+			})
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fastRaw is an inode's bytes as they stand, the caller's to change.
@@ -226,7 +173,6 @@ func (v *Volume) fastInode(f *fastLook, op *jbd2.FCOp) error {
 	if !same {
 		clear(raw[n:])
 		delete(f.edits, op.Ino)
-		delete(f.names, op.Ino)
 	}
 	switch flags := le.Uint32(raw[32:]); {
 	case flags&FlagExtents != 0:
@@ -245,6 +191,11 @@ func (v *Volume) fastInode(f *fastLook, op *jbd2.FCOp) error {
 	v.resum(op.Ino, raw)
 	f.inodes[op.Ino] = raw
 	return nil
+}
+
+// sameFile says whether two inodes of one number are of one file.
+func sameFile(old, now []byte) bool {
+	return le.Uint32(old[100:]) == le.Uint32(now[100:]) && le.Uint16(old)&sIFMT == le.Uint16(now)&sIFMT && le.Uint16(old[26:]) != 0
 }
 
 // resum gives an inode that was put together the checksum that the kernel's replay would.
