@@ -47,6 +47,6 @@ func entries(t *testing.T, first, last, seed uint64, n int) iter.Seq[uint64] {
 // onceMore tells how to run a test again that failed.
 func onceMore(t *testing.T, seed uint64, n int) {
 	if t.Failed() {
-		t.Logf("once more: VMSCOPE_SEED=%d VMSCOPE_RUNS=%s go test -run '%s' .", seed, cmp.Or(os.Getenv("VMSCOPE_RUNS"), strconv.Itoa(n)), t.Name())
+		t.Logf("once more: VMSCOPE_SEED=%d VMSCOPE_RUNS=%s go test -run '%s' ./internal/fsoracle", seed, cmp.Or(os.Getenv("VMSCOPE_RUNS"), strconv.Itoa(n)), t.Name())
 	}
 }
