@@ -24,9 +24,11 @@ func (s *ordering) unlock() bool {
 		}
 		return true
 	}
-	if ring := s.ring(); ring != nil {
-		if !s.exchange(ring) {
-			s.detour(ring[0])
+	if rings := s.rings(); len(rings) > 0 {
+		for _, ring := range rings {
+			if !s.exchange(ring) {
+				s.detour(ring[0])
+			}
 		}
 		return true
 	}
@@ -70,26 +72,27 @@ func (s *ordering) force(o *op) {
 	s.settle(o)
 }
 
-// ring finds renames of which each waits for the next one's name, and the last for that of the first.
-func (s *ordering) ring() []*op {
+// rings finds renames of which each waits for the next one's name, and the last for that of the first. No rename is in two.
+func (s *ordering) rings() (all [][]*op) {
 	seen := map[*op]int{}
 	for i := range s.ops {
 		var chain []*op
 		for o := &s.ops[i]; o != nil && !o.done && o.kind == opRename; o = o.holder {
-			if why, _ := s.blocker(o); why != taken {
+			mark, before := seen[o]
+			if before && mark == i {
+				all = append(all, chain[slices.Index(chain, o):])
+			}
+			if before {
 				break
 			}
-			if mark, ok := seen[o]; ok {
-				if mark == i {
-					return chain[slices.Index(chain, o):]
-				}
+			if why, _ := s.blocker(o); why != taken {
 				break
 			}
 			seen[o] = i
 			chain = append(chain, o)
 		}
 	}
-	return nil
+	return all
 }
 
 // detour moves a name out of the way, to one that the disk never held: the guest had a name in between, too, that it took
@@ -126,12 +129,8 @@ func (s *ordering) exchange(ring []*op) bool {
 		s.t.untold(err)
 		paths = append(paths, [2]string{from, to})
 	}
-	for _, p := range paths {
-		for _, q := range paths {
-			if strings.HasPrefix(q[0], p[0]+"/") {
-				return false
-			}
-		}
+	if nested(paths) {
+		return false
 	}
 	for i, o := range ring {
 		e := s.t.event(event.Rename, o.in)
@@ -141,4 +140,26 @@ func (s *ordering) exchange(ring []*op) bool {
 		s.settle(o)
 	}
 	return true
+}
+
+// nested says whether the first of one pair lies below that of another.
+func nested(paths [][2]string) bool {
+	const name, dir = true, false
+	all := make(map[string]bool, len(paths)) // and the directories above that were looked at
+	for _, p := range paths {
+		all[p[0]] = name
+	}
+	for _, p := range paths {
+		for i := strings.LastIndexByte(p[0], '/'); i > 0; i = strings.LastIndexByte(p[0][:i], '/') {
+			what, known := all[p[0][:i]]
+			if what == name && known {
+				return true
+			}
+			if known {
+				break
+			}
+			all[p[0][:i]] = dir
+		}
+	}
+	return false
 }
