@@ -63,7 +63,8 @@ type journalSpan struct {
 
 // Attach reads a file system that may be in use: what is at home, and on top of it what the journal holds. Of writes that are
 // applied later, transactions that were in the journal already are passed over: writes may be given from any moment before
-// Attach was called on.
+// Attach was called on. Until they have come to that of Attach, which CaughtUp or a newer transaction says, the device may show
+// the past, as that of a block.Tap does, and the model is not to be asked for anything.
 func Attach(dev block.Device) (*FS, error) {
 	for try := 1; ; try++ {
 		f := &FS{dev: dev}
