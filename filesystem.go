@@ -34,7 +34,8 @@ func (f *FileSystem) MountedAt(ctx context.Context) (string, error) {
 	if len(f.disks) == 0 || f.disks[0].machine == "" {
 		return "", nil
 	}
-	m := &mountPoints{ctx: ctx, target: "qemu:" + f.disks[0].machine}
+	ctx, cancel := context.WithCancel(ctx)
+	m := &mountPoints{ctx: ctx, cancel: cancel, target: "qemu:" + f.disks[0].machine}
 	defer m.close()
 	return m.of(f.Where.Name, f.Super())
 }

@@ -123,7 +123,7 @@ func (m *mountPoints) of(_ string, fs *ext4.Super) (string, error) {
 }
 
 func (m *mountPoints) close() {
-	m.cancel()
+	m.cancel() // a question that still waits ends
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.guest != nil {

@@ -21,9 +21,10 @@ const (
 	gonePoll = 20 * time.Millisecond
 )
 
-// GoneTries is how many sweeps in a row may be Gone. What the last of them found
-// counts: a guest must not get rid of an alarm by making its clock stand.
-const GoneTries = 3
+// GoneFor is for how long sweeps may be Gone one after the other; a machine under
+// load is so long in its firmware. What is found behind that counts: a guest must
+// not get rid of an alarm by making its clock stand.
+const GoneFor = 15 * time.Second
 
 // bootTicks is what jiffies are at most while a kernel boots: they begin 300 s
 // before 2^32 (INITIAL_JIFFIES in include/linux/jiffies.h), and 10 minutes have at

@@ -24,16 +24,22 @@ type Change struct {
 // known to have changed.
 func Watch(ctx context.Context, g *vmscope.Guest, detectors []Detector, every time.Duration, each func([]Change, Result, error) error) error {
 	var known []Finding
-	tries := 0
+	var gone time.Time // since when sweeps are Gone of a kernel that was up
 	for {
 		var r Result
+		before := gone
+		gone = time.Time{}
 		err := g.View(ctx, func(v *vmscope.View) error {
 			r = Sweep(ctx, v, detectors)
-			if tries++; r.Gone && tries < GoneTries {
-				r = Result{Gone: true}
-				return ErrGone
+			if r.Gone && len(r.Checks) > 0 {
+				if gone = before; gone.IsZero() {
+					gone = time.Now()
+				}
+				if time.Since(gone) < GoneFor {
+					r = Result{Gone: true}
+					return ErrGone
+				}
 			}
-			tries = 0
 			return r.Err()
 		})
 		switch {

@@ -146,14 +146,7 @@ func (a *app) checkOnce(ctx context.Context, target string, only []string, keep 
 	defer g.Close()
 	var r detect.Result
 	var ref *detect.Reference
-	for try := 0; try == 0 || r.Gone && try < detect.GoneTries; try++ {
-		if try > 0 { // it may be up by then
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(time.Second):
-			}
-		}
+	for began := time.Now(); ; {
 		if err := g.View(ctx, func(v *vmscope.View) error {
 			if ref, err = keep.load(v); err != nil {
 				return err
@@ -165,6 +158,14 @@ func (a *app) checkOnce(ctx context.Context, target string, only []string, keep 
 			return err
 		}); err != nil {
 			return err
+		}
+		if !r.Gone || time.Since(began) > detect.GoneFor {
+			break
+		}
+		select { // it may be up by then
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
 		}
 	}
 	return a.told(ctx, r, keep.save(ref))
