@@ -181,21 +181,36 @@ func (v *VM) mapRAM() ([]piece, error) {
 	}
 	var out []piece
 	for _, r := range v.RAM {
-		fd, flags := -1, unix.MAP_PRIVATE|unix.MAP_NORESERVE|unix.MAP_ANON
+		var data []byte
+		var err error
 		if v.Style == Memfds {
-			var err error
+			var fd int
 			if fd, err = memfd("ch_ram", r.Size); err != nil {
 				return nil, err
 			}
-			flags = unix.MAP_PRIVATE | unix.MAP_NORESERVE
+			data, err = unix.Mmap(fd, 0, int(r.Size), prot, unix.MAP_PRIVATE|unix.MAP_NORESERVE)
+		} else {
+			data, err = mapAnonymous(int(r.Size))
 		}
-		data, err := unix.Mmap(fd, 0, int(r.Size), prot, flags)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, piece{r.Start, data})
 	}
 	return out, nil
+}
+
+// mapAnonymous maps memory between two pages that nobody may touch, as Firecracker
+// has done: the kernel would join it with a mapping of Go's heap that happens
+// to be its neighbour.
+func mapAnonymous(size int) ([]byte, error) {
+	guard := os.Getpagesize()
+	data, err := unix.Mmap(-1, 0, size+2*guard, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	data = data[guard : guard+size]
+	return data, unix.Mprotect(data, prot)
 }
 
 // regions are the ranges that crosvm maps.
@@ -281,7 +296,7 @@ func (v *VM) mapSnapshot() ([]piece, error) {
 
 func (v *VM) mapHole() ([]piece, error) {
 	last := v.RAM[len(v.RAM)-1]
-	data, err := unix.Mmap(-1, 0, int(last.End()), prot, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE)
+	data, err := mapAnonymous(int(last.End()))
 	if err != nil {
 		return nil, err
 	}
