@@ -8,7 +8,7 @@ export CGO_ENABLED = 0
 # A distribution's Go may be told not to fetch the version that go.mod asks for.
 export GOTOOLCHAIN ?= auto
 
-.PHONY: build install demo deps go test check short bench bench-disk figure7 fuzz clean test-long
+.PHONY: build install demo deps go test check short bench bench-disk figure7 fuzz clean test-long test-xen
 
 build: bin/vmscope
 
@@ -33,6 +33,10 @@ test: deps
 
 test-long: deps
 	@scripts/test-long
+
+# On a real Xen host, in QEMU's software emulation; part of test.
+test-xen: deps
+	$(GO) test -timeout 30m -run Xen -v ./cmd/vmscope
 
 check:
 	@scripts/check
