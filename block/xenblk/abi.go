@@ -15,6 +15,8 @@ const (
 	opDiscard  = 5
 	opIndirect = 6
 
+	discardSecure = 1 // a flag
+
 	statusOK          = 0
 	statusError       = -1
 	statusUnsupported = -2
@@ -100,6 +102,9 @@ func (l layout) parse(b []byte, r *request) error {
 		}
 		return r.take(b[24-l.less:], n)
 	case opDiscard:
+		if b[1]&discardSecure != 0 {
+			return fmt.Errorf("secure discard: %w", errors.ErrUnsupported)
+		}
 		r.n = le.Uint64(b[24-l.less:])
 	case opIndirect:
 		r.op = b[1]

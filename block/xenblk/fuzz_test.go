@@ -45,7 +45,7 @@ func FuzzRing(f *testing.F) {
 		h := &Host{Grants: g, Events: g}
 		before := le.Uint32(mem[rspProd:])
 		asked := le.Uint32(mem[reqProd:]) - before
-		q, err := newQueue(srv, h, Vbd{Domain: guestID}, 0, ringKeys{[]uint32{1}, 1}, l, persistent)
+		q, err := newQueue(t.Context(), srv, h, Vbd{Domain: guestID}, 0, ringKeys{[]uint32{1}, 1}, l, persistent)
 		if err != nil {
 			if asked <= 32 {
 				t.Fatalf("a ring of %d requests: %v", asked, err)

@@ -1,12 +1,14 @@
 package xenblk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"vmscope/block"
 )
@@ -33,23 +35,45 @@ var errReadOnly = fmt.Errorf("the disk is read-only: %w", syscall.EROFS)
 // maxBeside bounds what goes on beside all queues of a disk: each has a thread.
 const maxBeside = 64
 
-// newQueue maps a ring and binds its port.
-func newQueue(srv *Server, h *Host, v Vbd, index int, k ringKeys, l layout, persistent bool) (_ *queue, err error) {
-	q := &queue{srv: srv, domain: v.Domain, index: index, host: h, readOnly: srv.opts.ReadOnly || v.ReadOnly(), ended: make(chan struct{})}
-	if q.mem, err = h.Grants.Map(v.Domain, k.refs); err != nil {
+// newQueue binds the port of a ring and maps it.
+func newQueue(ctx context.Context, srv *Server, h *Host, v Vbd, index int, k ringKeys, l layout, persistent bool) (_ *queue, err error) {
+	q := &queue{
+		srv: srv, domain: v.Domain, index: index, host: h, readOnly: srv.opts.ReadOnly || v.ReadOnly(), ended: make(chan struct{}),
+	}
+	// First the port: as long as another back end has requests under way it keeps it, and may change the ring.
+	if q.port, err = bind(ctx, h.Events, v.Domain, k.port); err != nil {
 		return nil, fmt.Errorf("queue %d: %w", index, err)
 	}
-	if q.ring, err = newRing(q.mem, l); err == nil {
-		q.port, err = h.Events.Bind(v.Domain, k.port)
+	if q.mem, err = h.Grants.Map(v.Domain, k.refs); err == nil {
+		if q.ring, err = newRing(q.mem, l); err != nil {
+			h.Grants.Unmap(q.mem)
+		}
 	}
 	if err != nil {
-		h.Grants.Unmap(q.mem)
+		q.port.Close()
 		return nil, fmt.Errorf("queue %d: %w", index, err)
 	}
 	if persistent {
 		q.pages = newPages(h.Grants, v.Domain)
 	}
 	return q, nil
+}
+
+// bindPatience is how long who was there before us may take to let go of a port.
+const bindPatience = 5 * time.Second
+
+func bind(ctx context.Context, e Events, domain uint16, port uint32) (Port, error) {
+	for end := time.Now().Add(bindPatience); ; {
+		p, err := e.Bind(domain, port)
+		if err == nil || time.Now().After(end) {
+			return p, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // start begins to serve; broken is called if the queue ends by itself.

@@ -247,6 +247,7 @@ func TestBadRequests(t *testing.T) {
 		t.Run(name, func(t *testing.T) { r.do(t, statusError, put) })
 	}
 	r.do(t, statusUnsupported, func() uint64 { return r.rw(4, 0, segment{100, 0, 0}) })
+	r.do(t, statusUnsupported, func() uint64 { return r.put(opDiscard, discardSecure, 0, 8, func(b []byte) { le.PutUint64(b, 8) }) })
 	r.do(t, statusUnsupported, func() uint64 { return r.rw(200, 0, segment{100, 0, 0}) })
 	if !bytes.Equal(d.data, make([]byte, diskSize)) || !bytes.Equal(m.data, d.data) {
 		t.Error("something was written")

@@ -201,7 +201,7 @@ func (x *session) connect(ctx context.Context) (err error) {
 	persistent := keys.persistent && !x.srv.opts.NoPersistent
 	var queues []*queue
 	for i, k := range keys.rings {
-		q, err := newQueue(x.srv, x.host, x.vbd, i, k, keys.layout, persistent)
+		q, err := newQueue(ctx, x.srv, x.host, x.vbd, i, k, keys.layout, persistent)
 		if err != nil {
 			for _, q := range queues {
 				q.drop()
