@@ -13,11 +13,12 @@ import (
 // by their names; what is wrong with them is said.
 func TestOtherVMMs(t *testing.T) {
 	ram := []mem.Range{{Start: 0, Size: 96 << 20}}
+	used := []standin.Fill{{PA: 1 << 20, Bytes: []byte("not Linux")}}
 	name := "other-" + itoa(os.Getpid())
-	pid, _ := standin.Start(t, standin.VM{Program: "firecracker", Args: []string{"--id", name}, RAM: ram})
-	nameless, _ := standin.Start(t, standin.VM{Program: "cloud-hypervisor", Args: []string{"--memory", "size=96M"}, RAM: ram})
+	pid, _ := standin.Start(t, standin.VM{Program: "firecracker", Args: []string{"--id", name}, RAM: ram, Fill: used})
+	nameless, _ := standin.Start(t, standin.VM{Program: "cloud-hypervisor", Args: []string{"--memory", "size=96M"}, RAM: ram, Fill: used})
 	secret := "secret-" + itoa(os.Getpid())
-	standin.Start(t, standin.VM{Program: "crosvm", Args: []string{"run", "--name", secret, "--protected-vm"}, Style: standin.Regions, RAM: ram})
+	standin.Start(t, standin.VM{Program: "crosvm", Args: []string{"run", "--name", secret, "--protected-vm"}, Style: standin.Regions, RAM: ram, Fill: used})
 
 	out, stderr, status := run(t, "vms", "--json")
 	if status != 0 || stderr != "" {

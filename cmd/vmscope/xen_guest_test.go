@@ -25,15 +25,17 @@ func TestXenGuest(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	h := guestlab.BootXen(t, guestlab.XenConfig{Files: map[string]string{"/bin/vmscope": program}})
+	x := &xenCLI{h}
+	const image = "/srv/disk.img"
+	disks := map[string][]string{"pv": {x.serve(t, image, "xvda")}}
 	var domains []*guestlab.Domain
 	for _, kind := range []string{"pv", "pvh"} {
-		d, err := h.Create(t.Context(), guestlab.XenDomain{Name: kind + "1", Type: kind})
+		d, err := h.Create(t.Context(), guestlab.XenDomain{Name: kind + "1", Type: kind, Disks: disks[kind]})
 		if err != nil {
 			t.Fatal(err)
 		}
 		domains = append(domains, d)
 	}
-	x := &xenCLI{h}
 	t.Run("vms", func(t *testing.T) {
 		list := x.lines(t, "vmscope vms --quick --json")
 		for i, kind := range []string{"pv", "pvh"} {
@@ -45,6 +47,7 @@ func TestXenGuest(t *testing.T) {
 	for _, d := range domains {
 		t.Run(d.Name(), func(t *testing.T) { x.test(t, d) })
 	}
+	t.Run("disk", func(t *testing.T) { x.testDisk(t, domains[0], image) })
 	t.Run("wrong", func(t *testing.T) {
 		for target, want := range map[string]string{
 			"xen:nobody": "nobody", "xen:Domain-0": "this host itself", "xen:0": "this host itself", "xen:30000": "30000",
