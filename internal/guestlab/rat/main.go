@@ -5,7 +5,7 @@
 //	rat storm N SECONDS         N loops that fork and exec
 //	rat modstorm SECONDS NAME…  load and unload modules in turn
 //	rat bpf SECONDS             programs of eBPF, attached in all ways that there are
-//	rat relay PORT TERMINAL     carry bytes between a virtio-serial port and a terminal, both ways
+//	rat relay PORT TERMINAL     carry bytes between a virtio-serial port and a kernel's console, both ways
 //	rat fsync DIR               write files durably, print the number and the slowest, until DIR/stop is there
 //	rat spawn JSON              start a process (wire.Spawn) and print its pid
 //	rat kexec KERNEL INITRD CMD go over into another kernel

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"syscall"
 	"unsafe"
@@ -29,8 +30,15 @@ func openTerminal(path string) (port, error) {
 	return port{fd}, nil
 }
 
-// relay carries bytes between a virtio-serial port, whose other end the host holds, and a terminal, until one of them
-// ends.
+// The kernel takes ^O from its own console for the start of a magic SysRq and swallows it with the byte behind it; two of
+// them are one that is meant (Linux drivers/tty/hvc/hvc_console.c, __hvc_poll).
+var sysRq = []byte{0x0f}
+
+// plain has a kernel's console pass all bytes on as they are.
+func plain(b []byte) []byte { return bytes.ReplaceAll(b, sysRq, []byte{sysRq[0], sysRq[0]}) }
+
+// relay carries bytes between a virtio-serial port, whose other end the host holds, and the console of a kernel, until one
+// of them ends.
 func relay(args []string) error {
 	if len(args) != 2 {
 		return errors.New("usage: rat relay PORT TERMINAL")
@@ -44,12 +52,12 @@ func relay(args []string) error {
 		return err
 	}
 	ended := make(chan error)
-	carry := func(to, from port) {
+	carry := func(to, from port, as func([]byte) []byte) {
 		buf := make([]byte, 4096)
 		for {
 			n, err := from.Read(buf)
 			if err == nil {
-				_, err = to.Write(buf[:n])
+				_, err = to.Write(as(buf[:n]))
 			}
 			if err != nil {
 				ended <- err
@@ -57,7 +65,7 @@ func relay(args []string) error {
 			}
 		}
 	}
-	go carry(host, terminal)
-	go carry(terminal, host)
+	go carry(host, terminal, func(b []byte) []byte { return b })
+	go carry(terminal, host, plain)
 	return <-ended
 }
