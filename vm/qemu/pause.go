@@ -2,76 +2,35 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"vmscope/internal/qmp"
+	"vmscope/internal/resume"
 )
 
-// helperEnv marks the process that resumes a guest when we no longer can. Its
-// value is QEMU's PID and the path of its monitor, parted by a colon.
-const helperEnv = "VMSCOPE_RESUME_HELPER"
-
-// helperKnown is set once main has called RunResumeHelper.
-var helperKnown atomic.Bool
+// helperKind is that of QEMU's guests among those that helpers see to.
+const helperKind = "qemu"
 
 // RunResumeHelper must be called first thing in main by every program that
 // pauses guests. In the program itself it returns at once. Pause starts the
 // same program again as a helper, which in here waits until the guest has been
 // resumed, resumes it if the program has died, and exits.
-func RunResumeHelper() {
-	helperKnown.Store(true)
-	target, ok := os.LookupEnv(helperEnv)
-	if !ok {
-		return
-	}
-	first, path, _ := strings.Cut(target, ":")
-	pid, _ := strconv.Atoi(first)
-	os.Unsetenv(helperEnv)
-	// What ends the program must not end its helper.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGQUIT)
-	os.Exit(helper(path, pid, os.Stdin, os.Stdout))
-}
+func RunResumeHelper() { resume.Run(helperKind, wake) }
 
-// helper waits on in for one of: "a" (armed: the guest is about to be paused),
-// "d" (done). The end of in without "d" while armed resumes the guest.
-func helper(path string, pid int, in io.Reader, out io.Writer) int {
-	if _, err := out.Write([]byte("r")); err != nil {
-		return 1
+// wake resumes the guest of a dead program: QEMU's PID and the path of its
+// monitor, parted by a colon.
+func wake(target string) (done bool) {
+	first, path, _ := strings.Cut(target, ":")
+	pid, err := strconv.Atoi(first)
+	if err != nil || pid <= 0 {
+		return true
 	}
-	armed := false
-	var b [1]byte
-	for {
-		if _, err := io.ReadFull(in, b[:]); err != nil {
-			break
-		}
-		armed = b[0] == 'a'
-	}
-	if !armed {
-		return 0
-	}
-	// The monitor is free a moment after the dead program's end; QEMU may be
-	// busy for longer, and who took the monitor meanwhile may keep it for hours.
-	for range 100_000 {
-		if err := cont(path, pid); err == nil {
-			return 0
-		}
-		if syscall.Kill(pid, 0) == syscall.ESRCH {
-			break
-		}
-		time.Sleep(time.Second / 2)
-	}
-	return 1
+	return cont(path, pid) == nil || syscall.Kill(pid, 0) == syscall.ESRCH
 }
 
 // cont makes a paused guest run.
@@ -94,8 +53,7 @@ func cont(path string, pid int) error {
 // pauseState is what a pause must undo.
 type pauseState struct {
 	mu     sync.Mutex
-	helper *exec.Cmd
-	pipe   io.WriteCloser
+	helper *resume.Helper
 	depth  int
 }
 
@@ -106,9 +64,6 @@ type pauseState struct {
 func (g *guest) Pause(ctx context.Context) error {
 	if g.mon == nil {
 		return errNoMonitor("pause " + g.proc.String())
-	}
-	if !helperKnown.Load() {
-		return fmt.Errorf("pause %s: the program must call qemu.RunResumeHelper first in main: %w", g.proc, errors.ErrUnsupported)
 	}
 	if err := g.mon.stop(ctx); err != nil {
 		return fmt.Errorf("pause %s: %w", g.proc, err)
@@ -152,11 +107,12 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	if err := m.pause.start(ctx, m.pid, path); err != nil {
+	h, err := resume.Start(ctx, helperKind, fmt.Sprintf("%d:%s", m.pid, path))
+	if err != nil {
 		return err
 	}
-	if _, err := m.pause.pipe.Write([]byte("a")); err != nil {
-		return errors.Join(fmt.Errorf("arm the resume helper: %w", err), m.pause.end())
+	if err := h.Arm(); err != nil {
+		return err
 	}
 	err = m.do(ctx, func(c *qmp.Client) error {
 		_, err := c.Run(ctx, "stop", nil)
@@ -165,9 +121,10 @@ func (m *monitor) stop(ctx context.Context) error {
 	if err != nil {
 		// It may have stopped all the same. The helper sees to it.
 		m.hangUp()
-		m.pause.abandon()
+		h.Abandon()
 		return err
 	}
+	m.pause.helper = h
 	m.pause.depth++
 	return nil
 }
@@ -184,6 +141,8 @@ func (m *monitor) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	defer m.hangUp()
+	h := m.pause.helper
+	m.pause.helper = nil
 	err := m.do(ctx, func(c *qmp.Client) error {
 		s, err := qmp.Status(ctx, c)
 		if err != nil || s != "paused" {
@@ -194,71 +153,8 @@ func (m *monitor) resume(ctx context.Context) error {
 	})
 	if err != nil {
 		m.hangUp()
-		m.pause.abandon()
+		h.Abandon()
 		return fmt.Errorf("%w (a helper goes on trying)", err)
 	}
-	return m.pause.end()
-}
-
-// start starts the helper and waits until it is ready.
-func (p *pauseState) start(ctx context.Context, pid int, path string) error {
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(withoutEnv(os.Environ(), helperEnv), fmt.Sprintf("%s=%d:%s", helperEnv, pid, path))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // out of reach of Ctrl-C
-	cmd.Dir = "/"
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the resume helper: %w", err)
-	}
-	ready := make(chan error, 1)
-	go func() {
-		_, err := io.ReadFull(out, make([]byte, 1))
-		ready <- err
-	}()
-	select {
-	case err = <-ready:
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	if err != nil {
-		in.Close()
-		cmd.Process.Kill()
-		cmd.Wait()
-		return fmt.Errorf("start the resume helper: %w", err)
-	}
-	p.helper, p.pipe = cmd, in
-	return nil
-}
-
-// end tells the helper that all is well.
-func (p *pauseState) end() error {
-	_, err := p.pipe.Write([]byte("d"))
-	p.pipe.Close()
-	werr := p.helper.Wait()
-	p.helper, p.pipe = nil, nil
-	return errors.Join(err, werr)
-}
-
-// abandon leaves the guest to the helper, as if we had died.
-func (p *pauseState) abandon() {
-	p.pipe.Close()
-	go p.helper.Wait()
-	p.helper, p.pipe = nil, nil
-}
-
-func withoutEnv(env []string, key string) []string {
-	var out []string
-	for _, e := range env {
-		if !strings.HasPrefix(e, key+"=") {
-			out = append(out, e)
-		}
-	}
-	return out
+	return h.Done()
 }

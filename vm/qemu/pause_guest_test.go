@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"vmscope/internal/qmp"
+	"vmscope/internal/resume"
 	"vmscope/vm"
 )
 
@@ -149,7 +151,8 @@ func TestHelperPersists(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.AfterFunc(6*time.Second, func() { held.Close() })
-	if code := helper(v.sock, v.pid, strings.NewReader("a"), io.Discard); code != 0 {
+	target := fmt.Sprintf("%d:%s", v.pid, v.sock)
+	if code := resume.Help(target, wake, strings.NewReader("a"), io.Discard); code != 0 {
 		t.Errorf("the helper gave up: %d", code)
 	}
 	if s, err := v.status(); s != "running" {
@@ -158,7 +161,7 @@ func TestHelperPersists(t *testing.T) {
 	// With QEMU gone there is nothing to wait for.
 	v.cmd.Process.Kill()
 	v.cmd.Wait()
-	if code := helper(v.sock, v.pid, strings.NewReader("a"), io.Discard); code != 1 {
+	if code := resume.Help(target, wake, strings.NewReader("a"), io.Discard); code != 0 {
 		t.Errorf("the helper of a dead guest: %d", code)
 	}
 }
