@@ -350,7 +350,7 @@ func (t *tree) arrive(e *event.Event, look fsinfer.Look, fresh bool) bool {
 	if _, taken := d.names[name]; taken || held && (f.isDir() || !old.same(&f)) {
 		return false
 	}
-	t.put(at, d, name, uint32(e.Inode), f, s, fresh)
+	t.put(at, d, strings.Clone(name), uint32(e.Inode), f, s, fresh) // the path, which may be long, is not held
 	return true
 }
 
@@ -469,6 +469,7 @@ func (t *tree) rename(look fsinfer.Look) bool {
 		if _, taken := d.names[name]; taken || !t.grow(nameCost+int64(len(name))) {
 			return t.full
 		}
+		name = strings.Clone(name)
 		d.names[name] = m.ino
 		f := t.state(e, look)
 		old := t.files[m.ino]
