@@ -40,13 +40,13 @@ func (t *txn) locate() {
 		}
 	}
 	for _, e := range t.added {
-		if c := t.inodes[e.ino]; c == nil || live(&c.old) {
+		if c := t.inodes.of(e.ino); c == nil || live(&c.old) {
 			find(e.ino) // one more name, or the first?
 		}
 	}
 	for _, e := range t.removed {
 		// Where one name goes, another is to be told; which the crawl may not have come to.
-		if c := t.inodes[e.ino]; c != nil && c.stays() && t.hasName(c) && t.tells(c) {
+		if c := t.inodes.of(e.ino); c != nil && c.stays() && t.hasName(c) && t.tells(c) {
 			t.fail(f.CrawlAll(context.Background()))
 		}
 	}
@@ -72,7 +72,7 @@ func (t *txn) attributes() {
 	var changed []*change
 	for _, c := range t.changed {
 		// Without a journal a file may have been there before its first name: that tells all of it.
-		if c.stays() && t.hasName(c) && !t.named[c.ino] {
+		if c.stays() && t.hasName(c) && !t.named[c.ino] && t.tells(c) {
 			changed = append(changed, c)
 		}
 	}
@@ -83,7 +83,7 @@ func (t *txn) attributes() {
 	}
 }
 
-// paths gives a path for each of the inodes that has a telling change.
+// paths gives a path for each of the inodes.
 func (t *txn) paths(changed []*change) map[uint32]string {
 	out := map[uint32]string{}
 	where := func(d node) (place, error) {
@@ -102,9 +102,6 @@ func (t *txn) paths(changed []*change) map[uint32]string {
 	}
 	wanted := map[uint32][]uint32{} // directory -> inodes in it
 	for _, c := range changed {
-		if !t.tells(c) {
-			continue
-		}
 		if c.ino == RootInode {
 			out[c.ino] = "/"
 			continue

@@ -171,14 +171,16 @@ func (t *txn) diffSame(c *change) error {
 			base = Inode{}
 		}
 	}
-	var was, is nameSet
+	was, is := &t.room.was, &t.room.is
+	was.reset()
+	is.reset()
 	if live(&base) && base.Flags&FlagInlineData != 0 {
-		if err := t.f.inlineNames(&base, &was); err != nil {
+		if err := t.f.inlineNames(&base, was); err != nil {
 			return wrapDir(c.ino, err)
 		}
 	}
 	if c.new.Flags&FlagInlineData != 0 {
-		if err := t.f.inlineNames(&c.new, &is); err != nil {
+		if err := t.f.inlineNames(&c.new, is); err != nil {
 			return wrapDir(c.ino, err)
 		}
 	}
@@ -210,14 +212,14 @@ func (t *txn) diffSame(c *change) error {
 			keep(err)
 			return
 		}
-		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], &was, &is))
+		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], was, is))
 	})
 	for _, s := range subtract(oldSpans, newSpans) {
 		for b := s.start; b < s.end(); b++ {
 			old, err := t.f.current(scratch, b)
 			keep(err)
 			if err == nil {
-				keep(t.f.namesOf(&base, old, &was))
+				keep(t.f.namesOf(&base, old, was))
 			}
 		}
 	}
@@ -226,7 +228,7 @@ func (t *txn) diffSame(c *change) error {
 			now, err := t.new.peek(scratch2, b)
 			keep(err)
 			if err == nil {
-				keep(t.f.namesOf(&c.new, now, &is))
+				keep(t.f.namesOf(&c.new, now, is))
 			}
 		}
 	}
@@ -242,37 +244,41 @@ func (t *txn) diffSame(c *change) error {
 			}
 		}
 	}
-	t.compare(node{ino: c.ino}, &was, &is)
+	t.compare(node{ino: c.ino}, was, is)
 	return wrapDir(c.ino, first)
 }
 
 // compare turns two listings of a directory into edits.
 func (t *txn) compare(d node, was, is *nameSet) {
-	stays := func(e *listed, other *nameSet) bool {
-		if e.ino != other.get(e.name) {
+	stays := func(e *listed, other uint32) bool {
+		if e.ino != other {
 			return false
 		}
-		c := t.inodes[e.ino]
+		c := t.inodes.of(e.ino)
 		return c == nil || !c.replaced()
 	}
 	t.removed, t.added = slices.Grow(t.removed, len(was.names)), slices.Grow(t.added, len(is.names))
 	for i := range was.names {
-		if e := &was.names[i]; e.ino != 0 && !stays(e, is) {
-			t.removed = append(t.removed, edit{place{d, e.name}, e.ino})
+		e := &was.names[i]
+		if e.ino == 0 {
+			continue
+		}
+		if other := is.same(e); !stays(e, other) {
+			t.removed = append(t.removed, edit{place{d, e.name}, e.ino, other == 0})
 		}
 	}
 	for i := range is.names {
-		if e := &is.names[i]; !stays(e, was) {
-			t.added = append(t.added, edit{place{d, e.name}, e.ino})
+		if e := &is.names[i]; !stays(e, was.same(e)) {
+			t.added = append(t.added, edit{place: place{d, e.name}, ino: e.ino})
 		}
 	}
 }
 
-// edits appends all names of directory d to list.
+// edits appends all names of directory d to list: it came or went as a whole, and no name in it went from one file to another.
 func (l *nameSet) edits(list []edit, d node) []edit {
 	list = slices.Grow(list, len(l.names))
 	for _, e := range l.names {
-		list = append(list, edit{place{d, e.name}, e.ino})
+		list = append(list, edit{place{d, e.name}, e.ino, true})
 	}
 	return list
 }
@@ -298,7 +304,7 @@ func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is *nameSet)
 		if all || x.Ino != y.Ino || !bytes.Equal(x.Name, y.Name) {
 			return false
 		}
-		c := t.inodes[x.Ino]
+		c := t.inodes.of(x.Ino)
 		return c == nil || !c.replaced()
 	}
 	for len(a) > 0 && len(b) > 0 && alike(&a[0], &b[0]) {
@@ -308,10 +314,10 @@ func (t *txn) diffBlock(dir *Inode, all bool, old, now []byte, was, is *nameSet)
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
 	for i := range a {
-		was.set(nameOf(dir, a[i]), a[i].Ino)
+		was.take(dir, a[i])
 	}
 	for i := range b {
-		is.set(nameOf(dir, b[i]), b[i].Ino)
+		is.take(dir, b[i])
 	}
 	return nil
 }
@@ -328,21 +334,30 @@ func (f *FS) entries(list []Dirent, dir *Inode, block []byte) ([]Dirent, error) 
 }
 
 func (f *FS) namesOf(dir *Inode, block []byte, into *nameSet) error {
-	return f.sb.DirentsOf(dir, block, into.take(dir))
+	return f.sb.DirentsOf(dir, block, into.taking(dir))
 }
 
 func (f *FS) inlineNames(dir *Inode, into *nameSet) error {
-	return f.sb.InlineDirents(dir, into.take(dir))
+	return f.sb.InlineDirents(dir, into.taking(dir))
 }
 
-// take takes up the names of a directory that are visited.
-func (l *nameSet) take(dir *Inode) func(Dirent) bool {
+// taking takes up the names of a directory that are visited.
+func (l *nameSet) taking(dir *Inode) func(Dirent) bool {
 	return func(d Dirent) bool {
 		if !d.IsDot() {
-			l.set(nameOf(dir, d), d.Ino)
+			l.take(dir, d)
 		}
 		return true
 	}
+}
+
+// take takes up the name of an entry.
+func (l *nameSet) take(dir *Inode, d Dirent) {
+	if dir.Encrypted() {
+		l.set(nameOf(dir, d), d.Ino)
+		return
+	}
+	l.set(l.texts.keep(d.Name), d.Ino)
 }
 
 // nameOf is an entry's name as paths have it: one that is ciphertext may hold any byte, also those that divide paths.

@@ -123,6 +123,7 @@ func (f *FS) playFast(fc *jbd2.FastCommit, when time.Time, tell func(t *txn)) (*
 	c.resolve()
 	c.edits()
 	tell(t)
+	t.release()
 	top.sink()
 	return c, t.err()
 }
@@ -398,10 +399,10 @@ func (c *fastChange) edits() {
 			continue
 		}
 		if touch.before != 0 {
-			c.t.removed = append(c.t.removed, edit{p, touch.before})
+			c.t.removed = append(c.t.removed, edit{place: p, ino: touch.before})
 		}
 		if touch.now != 0 {
-			c.t.added = append(c.t.added, edit{p, touch.now})
+			c.t.added = append(c.t.added, edit{place: p, ino: touch.now})
 		}
 	}
 }

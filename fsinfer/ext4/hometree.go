@@ -25,7 +25,7 @@ type homeLook struct {
 
 // isReplaced says whether a number went from one file to another.
 func (t *txn) isReplaced(ino uint32) bool {
-	c := t.inodes[ino]
+	c := t.inodes.of(ino)
 	h := &t.f.home
 	if h.tree == nil {
 		return c != nil && c.replaced()
@@ -80,10 +80,10 @@ func (t *txn) homeDiff(candidates []*change) {
 	l.attach()
 	h.held = l.held
 	for p, ino := range l.gone {
-		t.removed = append(t.removed, edit{p, ino})
+		t.removed = append(t.removed, edit{place: p, ino: ino})
 	}
 	for p, ino := range l.come {
-		t.added = append(t.added, edit{p, ino})
+		t.added = append(t.added, edit{place: p, ino: ino})
 	}
 }
 

@@ -96,7 +96,7 @@ func (t *txn) late() {
 	}
 	scratch := make([]byte, f.sb.BlockSize)
 	for ino, file := range f.late.files {
-		if t.inodes[ino] != nil || !file.hit(&f.data, t.logged) {
+		if t.inodes.of(ino) != nil || !file.hit(&f.data, t.logged) {
 			continue
 		}
 		in, err := t.new.inode(scratch, ino)

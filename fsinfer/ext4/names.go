@@ -14,6 +14,7 @@ type op struct {
 	ino      uint32
 	from, to place
 	in       *Inode // state behind the change; of a removal, before it
+	sole     bool   // no other operation takes the name that it frees
 	ordered
 }
 
@@ -37,9 +38,9 @@ func (t *txn) names() {
 	if len(t.removed) == 0 && len(t.added) == 0 {
 		return
 	}
-	t.removed, t.added = sorted(t.removed), sorted(t.added)
-	ops, inodes := make([]op, 0, len(t.removed)+len(t.added)), 0
-	for gone, come := t.removed, t.added; len(gone) > 0 || len(come) > 0; inodes++ {
+	removed, added := sorted(t.removed, &t.room.removedInOrder), sorted(t.added, &t.room.addedInOrder)
+	ops, inodes := slices.Grow(t.room.ops, max(len(removed), len(added))), 0 // what is renamed is in both
+	for gone, come := removed, added; len(gone) > 0 || len(come) > 0; inodes++ {
 		var ino uint32
 		switch {
 		case len(gone) == 0:
@@ -50,16 +51,17 @@ func (t *txn) names() {
 			ino = min(gone[0].ino, come[0].ino)
 		}
 		i, j := leading(gone, ino), leading(come, ino)
-		ops = t.pair(ops, ino, gone[:i], come[:j])
+		ops = t.pair(ops, ino, gone[:i:i], come[:j:j])
 		gone, come = gone[i:], come[j:]
 	}
 	t.events = slices.Grow(t.events, len(ops))
+	t.room.ops = ops
 	t.order = newOrdering(t, ops, inodes)
 	t.order.run()
 }
 
-// sorted puts edits in the order of inodes, and those of each inode in one that is always the same.
-func sorted(edits []edit) []edit {
+// sorted puts edits in the order of inodes, and those of each inode in one that is always the same. It may take room for them.
+func sorted(edits []edit, room *[]edit) []edit {
 	if slices.IsSortedFunc(edits, compareEdits) {
 		return edits
 	}
@@ -68,9 +70,9 @@ func sorted(edits []edit) []edit {
 	for i := range edits {
 		keys[i] = uint64(edits[i].ino)<<32 | uint64(i)
 	}
-	slices.Sort(keys)
-	out := make([]edit, len(edits))
-	for i, k := range keys {
+	*room = slices.Grow(*room, len(edits))[:len(edits)]
+	out := *room
+	for i, k := range radixSorted(keys) {
 		out[i] = edits[uint32(k)]
 	}
 	for rest := out; len(rest) > 0; {
@@ -81,6 +83,33 @@ func sorted(edits []edit) []edit {
 		rest = rest[n:]
 	}
 	return out
+}
+
+// radixSorted sorts by the upper half of keys, and leaves in their order those that are alike there. It may use keys as it likes.
+func radixSorted(keys []uint64) []uint64 {
+	differ := uint64(0)
+	for _, k := range keys {
+		differ |= k ^ keys[0]
+	}
+	const digit = 11 // bits
+	to := make([]uint64, len(keys))
+	for shift := 32; differ>>shift != 0; shift += digit {
+		var at [1 << digit]int
+		for _, k := range keys {
+			at[k>>shift&(1<<digit-1)]++
+		}
+		sum := 0
+		for i, n := range at {
+			at[i], sum = sum, sum+n
+		}
+		for _, k := range keys {
+			d := k >> shift & (1<<digit - 1)
+			to[at[d]] = k
+			at[d]++
+		}
+		keys, to = to, keys
+	}
+	return keys
 }
 
 func compareEdits(a, b edit) int {
@@ -121,17 +150,17 @@ func (t *txn) pair(ops []op, ino uint32, gone, come []edit) []op {
 		if now.IsDir() && len(come) > len(gone) && len(gone) == 0 {
 			// A directory has one name. The other is one that the disk will lose soon, or has lost unseen.
 			if p, err := t.f.dirPlace(t.old, ino); err == nil {
-				gone = append(gone, edit{p, ino})
+				gone = append(gone, edit{place: p, ino: ino})
 			}
 		}
 		n := min(len(gone), len(come))
 		for i := range n {
-			ops = append(ops, op{kind: opRename, ino: ino, from: gone[i].place, to: come[i].place, in: now})
+			ops = append(ops, op{kind: opRename, ino: ino, from: gone[i].place, to: come[i].place, in: now, sole: gone[i].sole})
 		}
 		gone, come = gone[n:], come[n:]
 	}
 	for i := range gone {
-		ops = append(ops, op{kind: opRemove, ino: ino, from: gone[i].place, in: old})
+		ops = append(ops, op{kind: opRemove, ino: ino, from: gone[i].place, in: old, sole: gone[i].sole})
 	}
 	for i := range come {
 		kind := first
@@ -145,7 +174,7 @@ func (t *txn) pair(ops []op, ino uint32, gone, come []edit) []op {
 
 // states gives an inode before and behind the change.
 func (t *txn) states(ino uint32) (old, now *Inode, err error) {
-	if c := t.inodes[ino]; c != nil {
+	if c := t.inodes.of(ino); c != nil {
 		return &c.old, &c.new, nil
 	}
 	if t.scratch == nil {

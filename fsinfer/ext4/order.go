@@ -20,6 +20,7 @@ type ordering struct {
 	moves  int // how often directories got other places
 	prefix dirPath
 	bytes  int // of paths
+	texts  textArena
 }
 
 // ordered is what an ordering knows of an operation.
@@ -67,8 +68,8 @@ const (
 // newOrdering takes the operations, those of an inode one behind another.
 func newOrdering(t *txn, ops []op, inodes int) *ordering {
 	s := &ordering{t: t, ops: ops, left: len(ops), dirs: map[node]*orderedDir{}}
-	files := make([]orderedFile, 0, inodes)
-	frees, takes := 0, 0
+	files := slices.Grow(t.room.files, inodes)
+	frees, takes := 0, 0 // of names that may go from one file to another
 	var from *orderedDir // of the last name that an operation frees
 	var fromNode node
 	for i := range ops {
@@ -82,7 +83,9 @@ func newOrdering(t *txn, ops []op, inodes int) *ordering {
 				from, fromNode = s.dir(o.from.dir), o.from.dir
 			}
 			from.leaving++
-			frees++
+			if !o.sole {
+				frees++
+			}
 		}
 		if o.takes() {
 			takes++
@@ -97,6 +100,7 @@ func newOrdering(t *txn, ops []op, inodes int) *ordering {
 			s.addDir(o)
 		}
 	}
+	t.room.files = files
 	if frees > 0 && takes > 0 {
 		s.findHolders(frees)
 	}
@@ -117,11 +121,12 @@ func (s *ordering) addDir(o *op) {
 	}
 }
 
-// findHolders finds, for each name that is taken, the operation that frees it.
+// findHolders finds, for each name that is taken, the operation that frees it. So many of those that free a name are not known
+// to be the only ones of it.
 func (s *ordering) findHolders(frees int) {
 	holds := make(map[place]*op, frees)
 	for i := range s.ops {
-		if o := &s.ops[i]; o.frees() {
+		if o := &s.ops[i]; o.frees() && !o.sole {
 			holds[o.from] = o
 		}
 	}

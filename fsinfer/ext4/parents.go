@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"vmscope/mem"
 )
@@ -145,7 +146,7 @@ func (f *FS) learn(t *txn, o *op) {
 			p.add(o.ino, o.to.dir.ino)
 		}
 		if o.in.IsDir() {
-			p.names.put(o.ino, o.to.dir.ino, o.to.name)
+			p.names.put(o.ino, o.to.dir.ino, strings.Clone(o.to.name))
 		}
 	}
 	if o.kind == opCreate && o.in.IsDir() && !p.known(o.ino) {

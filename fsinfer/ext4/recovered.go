@@ -51,10 +51,10 @@ func (f *FS) forgetJournal(when time.Time) ([]event.Event, error) {
 				continue
 			}
 			if e.is != 0 {
-				t.removed = append(t.removed, edit{place{node{ino: dir}, name}, e.is})
+				t.removed = append(t.removed, edit{place: place{node{ino: dir}, name}, ino: e.is})
 			}
 			if now != 0 {
-				t.added = append(t.added, edit{place{node{dir, t.isReplaced(dir)}, name}, now})
+				t.added = append(t.added, edit{place: place{node{dir, t.isReplaced(dir)}, name}, ino: now})
 			}
 		}
 	}
@@ -62,12 +62,13 @@ func (f *FS) forgetJournal(when time.Time) ([]event.Event, error) {
 	t.names()
 	t.attributes()
 	t.remember()
+	t.release()
 	return t.events, t.err()
 }
 
 // compareHome compares an inode, as fast commits told it, with that at home.
 func (t *txn) compareHome(ino uint32) {
-	if t.inodes[ino] != nil {
+	if t.inodes.of(ino) != nil {
 		return
 	}
 	old, _, err := t.rawInode(t.old, ino)

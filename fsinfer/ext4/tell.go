@@ -40,12 +40,12 @@ func (s *ordering) path(p place) (string, error) {
 	if s.prefix.err != nil {
 		return "", s.prefix.err
 	}
-	path := s.prefix.path + "/" + p.name
-	s.bytes += len(path)
-	if len(path) > maxPath {
+	size := len(s.prefix.path) + 1 + len(p.name)
+	s.bytes += size
+	if size > maxPath {
 		return "", endless(p)
 	}
-	return path, nil
+	return s.texts.join(s.prefix.path, p.name), nil
 }
 
 func endless(p place) error {
@@ -103,7 +103,7 @@ func (s *ordering) tell(o *op, detail string) {
 	switch e.Op {
 	case event.RmFile, event.RmDir:
 		e.Attr.Nlink = 0
-		if c := s.t.inodes[o.ino]; c != nil && c.stays() {
+		if c := s.t.inodes.of(o.ino); c != nil && c.stays() {
 			e.Attr.Nlink = c.new.Links
 		}
 	case event.Symlink:

@@ -23,7 +23,7 @@ type txn struct {
 	source event.Source
 	logged []uint64 // the blocks of the change, ascending
 
-	inodes  map[uint32]*change       // inodes whose bytes changed
+	inodes  changeSet                // inodes whose bytes changed
 	changed []*change                // the same, in the order in which they were found
 	reuse   bool                     // numbers of some of them went to other files
 	ranges  map[uint32][]block.Range // bytes that a fast commit tells as mapped anew
@@ -39,6 +39,7 @@ type txn struct {
 	free    []change       // of the last of them
 	attrs   []event.Attr   // to use
 	scratch []byte         // of states
+	room    *workspace
 }
 
 // change is an inode before and after. Either may not be live.
@@ -61,7 +62,8 @@ func (c *change) stays() bool { return live(&c.old) && live(&c.new) && same(&c.o
 // edit is a name that went or came.
 type edit struct {
 	place
-	ino uint32
+	ino  uint32
+	sole bool // it went, and it is known that no other file got it
 }
 
 // node is a directory. fresh tells the second directory of a number that was freed and given away again within the change.
@@ -86,8 +88,10 @@ func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source
 	}
 	f.work = 0
 	t.new = &view{fs: f, new: blocks}
+	t.room = workspaces.Get().(*workspace)
+	t.changed, t.removed, t.added = t.room.changed, t.room.removed, t.room.added
 	t.logged = make([]uint64, 0, len(blocks))
-	t.inodes = make(map[uint32]*change, min(len(blocks)*16, 1<<14))
+	t.inodes.runs = make(map[uint32]*changeRun, min(len(blocks), 1<<12))
 	for b := range blocks {
 		t.logged = append(t.logged, b)
 	}
@@ -97,7 +101,7 @@ func (f *FS) newTxn(blocks map[uint64][]byte, tid uint64, when time.Time, source
 
 // note takes up a changed inode.
 func (t *txn) note(c *change) {
-	t.inodes[c.ino] = c
+	t.inodes.put(c)
 	t.changed = append(t.changed, c)
 }
 
@@ -200,7 +204,11 @@ func (t *txn) parse(ino uint32, was, is []byte) (*change, error) {
 	if err := t.f.sb.parseInode(&c.old, ino, was); err != nil {
 		return nil, err
 	}
-	return c, t.f.sb.parseInode(&c.new, ino, is)
+	err := t.f.sb.parseInode(&c.new, ino, is)
+	if bytes.Equal(c.old.InBody, c.new.InBody) {
+		c.new.InBody = c.old.InBody // which to compare again takes no time
+	}
+	return c, err
 }
 
 // changeChunk is room for changes. A change is half a kilobyte, and a transaction may have many thousands: what one was worked
@@ -209,7 +217,7 @@ type changeChunk [56]change
 
 var changeChunks = sync.Pool{New: func() any { return new(changeChunk) }}
 
-// newChange gives room for a change, until finish is called.
+// newChange gives room for a change, until release is called.
 func (t *txn) newChange() *change {
 	if len(t.free) == 0 {
 		chunk := changeChunks.Get().(*changeChunk)
@@ -265,15 +273,22 @@ func (f *FS) tableBlock(b uint64) (group, first uint32, ok bool) {
 	return group, uint32(n) * uint32(f.sb.BlockSize/f.sb.InodeSize), true
 }
 
-// finish moves the change into the model, and gives back what it was worked out in.
+// finish moves the change into the model.
 func (t *txn) finish() {
 	for b, data := range t.new.new {
 		t.fail(t.f.store.put(b, data))
 	}
+	t.release()
+}
+
+// release gives back what the change was worked out in, all but its events and errors.
+func (t *txn) release() {
 	for _, chunk := range t.arena {
 		changeChunks.Put(chunk)
 	}
-	t.arena, t.free, t.inodes, t.changed, t.order = nil, nil, nil, nil, nil
+	t.room.changed, t.room.removed, t.room.added = t.changed, t.removed, t.added
+	t.room.release()
+	t.arena, t.free, t.inodes, t.changed, t.removed, t.added, t.order, t.room = nil, nil, changeSet{}, nil, nil, nil, nil, nil
 }
 
 // emit appends an event, with what all events of the change share.
@@ -284,9 +299,8 @@ func (t *txn) emit(e event.Event) {
 
 // event makes one more event, of what happened to an inode. It may be filled in until the next comes.
 func (t *txn) event(op event.Op, in *Inode) *event.Event {
-	t.events = append(t.events, event.Event{})
+	t.events = append(t.events, event.Event{Time: t.time, TID: t.tid, Source: t.source})
 	e := &t.events[len(t.events)-1]
-	e.Time, e.TID, e.Source = t.time, t.tid, t.source
 	e.Op, e.Inode, e.Generation, e.Attr = op, uint64(in.Number), in.Generation, t.attr(in)
 	return e
 }

@@ -3,8 +3,10 @@ package ext4
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -151,5 +153,42 @@ func TestCrawlBehindFastCommit(t *testing.T) {
 	}
 	if dir, more := fs.parents.of(file), fs.parents.more[file]; dir != ino["/b"] || len(more) > 0 {
 		t.Errorf("the file is in directories %d %d, want %d", dir, more, ino["/b"])
+	}
+}
+
+// TestDirectoryWithTwoNames has a directory get one more name, in a transaction that takes a name of another file away: the disk
+// says nothing of the directory's first name, which is told as gone, and that must not cost the other.
+func TestDirectoryWithTwoNames(t *testing.T) {
+	fs, ino := linked(t, nil)
+	if err := fs.CrawlAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	file := ino["/a/x"]
+	if file < ino["/a"] {
+		t.Fatal("the file is to be told behind the directory")
+	}
+	l := &logging{fs, map[uint64][]byte{}}
+	b := l.block(firstBlock(t, fs, ino["/b"]))
+	without(t, b, 'y')
+	last := 0
+	for off := 0; off < len(b); off += int(le.Uint16(b[off+4:])) {
+		last = off
+	}
+	room := int(le.Uint16(b[last+4:])) - 12
+	le.PutUint16(b[last+4:], 12)
+	add := b[last+12:]
+	le.PutUint32(add, ino["/a"])
+	le.PutUint16(add[4:], uint16(room))
+	add[6], add[7], add[8] = 1, FileTypeDir, 'z'
+	l.inode(ino["/b"])[12]++ // its time
+	le.PutUint16(l.inode(file)[26:], 1)
+	events, err := fs.commit(l.tx(1), time.Time{})
+	var got []string
+	for _, e := range events {
+		got = append(got, fmt.Sprintf("%s %s%s", e.Op, e.OldPath, e.Path))
+	}
+	slices.Sort(got)
+	if want := []string{"RENAME /a/b/z", "RMFILE /b/y"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, %v, want %q", got, err, want)
 	}
 }
