@@ -117,9 +117,7 @@ func peopled(l *Look, f *firstLayout) bool {
 // runs: began is its sign of life from the beginning.
 func gone(ctx context.Context, l *Look, began linux.Beat) bool {
 	still := func() (linux.Beat, bool) {
-		if c, ok := l.Phys.(*mem.Cache); ok {
-			c.Forget()
-		}
+		forget(l)
 		return l.StillRuns(began)
 	}
 	last, ok := still()

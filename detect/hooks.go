@@ -196,9 +196,7 @@ func again(ctx context.Context, l *Look, f func() error) error {
 		if err == nil || ctx.Err() != nil || !errors.Is(err, mem.ErrInconsistent) && !errors.Is(err, mem.ErrNotMapped) {
 			return err
 		}
-		if c, ok := l.Phys.(*mem.Cache); ok {
-			c.Forget()
-		}
+		forget(l)
 	}
 	if errors.Is(err, mem.ErrNotMapped) {
 		return fmt.Errorf("%w: %w", mem.ErrInconsistent, err)

@@ -49,6 +49,13 @@ func newLook(v *vmscope.View) *Look {
 	}
 }
 
+// forget drops what the look has cached of memory.
+func forget(l *Look) {
+	if c, ok := l.Phys.(*mem.Cache); ok {
+		c.Forget()
+	}
+}
+
 // Code is the memory whose code the kernel accounts for. It may come with an
 // error, and then lacks some, but never the kernel's own, or all.
 func (l *Look) Code() (Code, error) { return l.code() }

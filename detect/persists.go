@@ -37,9 +37,7 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 			if err := errors.Join(grace(ctx, l), ran(ctx, l), pause(ctx, persistPause<<i)); err != nil {
 				return err
 			}
-			if c, ok := l.Phys.(*mem.Cache); ok {
-				c.Forget()
-			}
+			forget(l)
 			*l = *newLook(l.View) // modules and BPF programs may have come and gone
 		}
 		var now []Finding

@@ -3,6 +3,7 @@ package detect
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,13 +12,15 @@ import (
 
 	"vmscope/ctype"
 	"vmscope/kernel"
+	"vmscope/kernel/linux"
 	"vmscope/ksym"
 	"vmscope/mem"
 )
 
-// Processes finds tasks that run, or can be named, and that the kernel's list
-// of tasks lacks: on a CPU or its run queue, in the table of process ids, or
-// among a parent's children.
+// Processes finds tasks that run, can be named, or sleep, and that the kernel's
+// list of tasks lacks: on a CPU or its run queue, in the table of process ids, in
+// a process group or session, among a parent's children, or where the kernel
+// keeps those who wait (waits).
 type Processes struct{}
 
 // Name implements Detector.
@@ -57,10 +60,14 @@ func (d Processes) Inspect(ctx context.Context, l *Look, report func(Finding)) e
 	if err != nil {
 		return err
 	}
-	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, f, report) })
+	w, err := bind[waitLayout](l)
+	if err != nil {
+		return err
+	}
+	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(ctx, l, f, w, report) })
 }
 
-func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func(Finding)) error {
+func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, w *waitLayout, report func(Finding)) error {
 	listed := make(map[mem.VA]bool)
 	if init, err := l.Symbol("init_task"); err == nil {
 		listed[init] = true // the idle task of the first CPU heads the list
@@ -69,7 +76,7 @@ func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func
 	if err != nil {
 		return err
 	}
-	tasks := make([]mem.VA, 0, len(leaders))
+	tasks := make([]linux.Task, 0, len(leaders))
 	for _, leader := range leaders {
 		listed[leader.Addr] = true
 		threads, err := l.ThreadsOf(leader)
@@ -78,7 +85,7 @@ func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func
 		}
 		for _, t := range threads {
 			listed[t.Addr] = true
-			tasks = append(tasks, t.Addr)
+			tasks = append(tasks, t)
 		}
 	}
 	hidden := make(map[mem.VA][]string)
@@ -98,18 +105,28 @@ func (d Processes) look(ctx context.Context, l *Look, f *taskLayout, report func
 	if err := d.running(l, f, idle, found(onQueue)); err != nil {
 		errs = append(errs, fmt.Errorf("run queues: %w", err))
 	}
-	if err := d.numbered(l, f, found(inTable)); err != nil {
+	if err := d.numbered(l, f, found(inTable), found("a process group or session")); err != nil {
 		errs = append(errs, fmt.Errorf("table of process ids: %w", err))
 	}
 	kids := found("its parent's children")
 	for _, task := range tasks {
-		err := l.List(f.Kids.At(task), func(node mem.VA) error { return kids(node - mem.VA(f.Sibling.Offset)) })
+		err := l.List(f.Kids.At(task.Addr), func(node mem.VA) error { return kids(node - mem.VA(f.Sibling.Offset)) })
 		if err != nil && !errors.Is(err, mem.ErrInconsistent) && !errors.Is(err, mem.ErrNotMapped) {
 			return err // else it exits, or its child does
 		}
 	}
+	firm := maps.Clone(hidden) // what those places name are tasks
+	for _, p := range waits {
+		if err := p.await(l, w, tasks, found(p.where)); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", p.where, err))
+		}
+	}
 	for _, task := range slices.Sorted(maps.Keys(hidden)) {
-		if err := d.hidden(l, f, task, idle[task], hidden[task], report); err != nil && len(errs) < maxErrors {
+		err := d.hidden(l, f, task, idle[task], hidden[task], report)
+		if _, ok := firm[task]; !ok && passing(err) {
+			continue // it was on a stack that was left meanwhile
+		}
+		if err != nil && len(errs) < maxErrors {
 			errs = append(errs, err)
 		}
 	}
@@ -173,8 +190,9 @@ func (Processes) running(l *Look, f *taskLayout, idles map[mem.VA]bool, each fun
 	return nil
 }
 
-// numbered gives the tasks that have an id in the initial namespace of ids.
-func (Processes) numbered(l *Look, f *taskLayout, each func(mem.VA) error) error {
+// numbered gives the tasks that have an id in the initial namespace of ids, and
+// those that are in a group or session that has one.
+func (Processes) numbered(l *Look, f *taskLayout, each, member func(mem.VA) error) error {
 	ns, err := l.Symbol("init_pid_ns")
 	if errors.Is(err, ksym.ErrNoSymbol) {
 		return nil
@@ -182,16 +200,34 @@ func (Processes) numbered(l *Look, f *taskLayout, each func(mem.VA) error) error
 	if err != nil {
 		return err
 	}
+	heads := make([]byte, f.Of.Size())
+	link := f.Links.Size() / uint64(max(1, f.Links.Type.Len()))
 	var bad error // of one entry; the others are looked at all the same
 	err = l.XArray(f.IDR.At(ns)+mem.VA(f.Root.Offset), func(_ uint64, pid mem.VA) error {
-		// PIDTYPE_PID is the first kind of link, both of pid.tasks and
-		// task_struct.pid_links.
-		node, err := l.Mem.Pointer(f.Of.At(pid))
-		if err != nil || node == 0 {
+		if _, err := l.Mem.Read(heads, f.Of.At(pid)); err != nil {
 			bad = cmp.Or(bad, err)
 			return nil
 		}
-		return each(node - mem.VA(f.Links.Offset))
+		// PIDTYPE_PID is the first kind of link, both of pid.tasks and
+		// task_struct.pid_links; then come processes, groups and sessions.
+		for kind := range uint64(len(heads) / 8) {
+			node := mem.VA(binary.LittleEndian.Uint64(heads[8*kind:]))
+			if node == 0 {
+				continue
+			}
+			links := mem.VA(f.Links.Offset + kind*link)
+			if kind == 0 {
+				if err := each(node - links); err != nil {
+					return err
+				}
+				continue
+			}
+			err := l.HList(f.Of.At(pid)+mem.VA(8*kind), func(node mem.VA) error { return member(node - links) })
+			if err != nil && !passing(err) {
+				return err // else one of them just leaves
+			}
+		}
+		return nil
 	})
 	return errors.Join(err, bad)
 }

@@ -252,6 +252,10 @@ var rootkits = []rootkit{
 		before: "sh -c 'printf spinner >/proc/$$/comm; while :; do :; done' >/dev/null 2>&1 & while ! grep -q spinner /proc/$!/comm; do :; done",
 		unload: "rmmod bad_runqueue && killall -9 spinner",
 	},
+	{
+		source: "runqueue", flags: []string{`-DVICTIM="sleep"`}, check: "processes",
+		words: []string{"(sleep) is hidden: not in the list of tasks, but in ", "a process group or session", "the list of a control group", "a timer that is to wake it"},
+	},
 	{source: "creds", check: "creds", words: []string{"(sleeper)", "shares the credentials of process 1 "}},
 	{
 		source: "hidden", check: "modules", words: []string{`"bad_hidden"`, "hidden", "the tree of module text"},
@@ -340,7 +344,7 @@ func silent(t *testing.T, r Result) {
 }
 
 // testRootkits loads modules that tamper with the kernel into a running guest
-// with a process "sleeper". It demands that each is found, with its evidence,
+// with processes "sleeper" and "sleep". It demands that each is found, with its evidence,
 // and nothing once it is gone; nor ever of an honest module.
 func testRootkits(t *testing.T, lab *guestlab.Guest) {
 	g, err := vmscope.Open(t.Context(), lab.Name())

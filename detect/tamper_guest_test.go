@@ -289,11 +289,15 @@ func TestTampering(t *testing.T) {
 	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
 		t.Run(name, func(t *testing.T) {
 			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
+			holder := 0
 			for _, s := range []guestlab.Spawn{{Comm: []byte("sleeper")}, {Comm: []byte("holder"), Hold: &guestlab.Hold{Kinds: []string{"bpf"}}}} {
-				if _, err := lab.Spawn(t.Context(), s); err != nil {
+				pid, err := lab.Spawn(t.Context(), s)
+				if err != nil {
 					t.Fatal(err)
 				}
+				holder = pid
 			}
+			asleep(t, lab, holder)
 			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
 			if err != nil {
 				t.Fatal(err)
@@ -301,7 +305,7 @@ func TestTampering(t *testing.T) {
 			defer g.Close()
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
-			for _, c := range slices.Concat(tamperings, hookTamperings, credTamperings, bpfTamperings, injectionTamperings) {
+			for _, c := range slices.Concat(tamperings, sleepTamperings, hookTamperings, credTamperings, bpfTamperings, injectionTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
 					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {

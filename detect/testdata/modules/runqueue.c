@@ -1,5 +1,10 @@
-// A process that runs and is in no list, nor a child of anybody, and has no id.
+// A process that is in no list, nor a child of anybody, and has no id: one that
+// runs, or the VICTIM, which sleeps.
 #include "module.h"
+
+#ifndef VICTIM
+#define VICTIM "spinner"
+#endif
 
 void *idr_replace(void *idr, void *to, u64 id);
 extern struct pid_namespace init_pid_ns;
@@ -8,7 +13,7 @@ static void *id;
 
 static int up(void)
 {
-	hidden = task("spinner");
+	hidden = task(VICTIM);
 	if (!hidden)
 		return -3; // ESRCH
 	list_del(&hidden->tasks);

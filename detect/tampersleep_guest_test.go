@@ -1,0 +1,132 @@
+package detect
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"vmscope/internal/guestlab"
+	"vmscope/kernel/linux"
+	"vmscope/mem"
+)
+
+// sleepTamperings hide tasks that sleep from all but one of the places where the
+// kernel names them.
+var sleepTamperings = []tampering{
+	{"hidden process that sleeps for a time", "processes", func(v *victim) []string {
+		t := v.process("sleep")
+		v.hide(t.Addr, "tasks", "sibling", "cg_list")
+		v.leaveGroups(t.Addr)
+		return []string{fmt.Sprintf("process %d (sleep) is hidden: not in the list of tasks, but in a timer that is to wake it", t.PID)}
+	}},
+	{"hidden thread of the kernel that sleeps", "processes", func(v *victim) []string {
+		t := v.process("khungtaskd")
+		v.hide(t.Addr, "tasks", "sibling", "cg_list")
+		v.leaveGroups(t.Addr)
+		return []string{fmt.Sprintf("process %d (khungtaskd) is hidden: not in the list of tasks, but in a timer that is to wake it", t.PID)}
+	}},
+	{"hidden process in a control group", "processes", func(v *victim) []string {
+		t := v.process("sleep")
+		v.hide(t.Addr, "tasks", "sibling")
+		v.leaveGroups(t.Addr)
+		return []string{fmt.Sprintf("process %d (sleep) is hidden: not in the list of tasks, but in the list of a control group", t.PID)}
+	}},
+	{"hidden process in a group", "processes", func(v *victim) []string {
+		t := v.process("sleep")
+		v.hide(t.Addr, "tasks", "sibling", "cg_list")
+		return []string{fmt.Sprintf("process %d (sleep) is hidden: not in the list of tasks, but in a process group or session", t.PID)}
+	}},
+	{"hidden threads that wait for futexes", "processes", func(v *victim) []string {
+		holder := v.process("holder")
+		v.hideThreads(holder)
+		return []string{"(holder) is hidden: not in the list of tasks, but in ", "the queue of a futex"}
+	}},
+	{"hidden threads that wait for children", "processes", func(v *victim) []string {
+		v.hideThreads(v.parent(v.process("sleeper")))
+		return []string{"is hidden: not in the list of tasks, but in ", "the queue of those who wait for children"}
+	}},
+}
+
+// asleep starts a process "sleep", and waits until threads of the one with the
+// id, a Go program, wait for futexes.
+func asleep(t *testing.T, lab *guestlab.Guest, goes int) {
+	t.Helper()
+	if _, err := lab.Run(t.Context(), fmt.Sprintf(`
+sleep 1000000 >/dev/null 2>&1 &
+until grep -qE '^(35|230) ' /proc/$!/syscall; do usleep 10000; done # (clock_)nanosleep
+until grep -q '^202 ' /proc/%d/task/*/syscall; do usleep 10000; done # futex
+`, goes)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// process is the first process of a name.
+func (v *victim) process(comm string) linux.Task {
+	v.Helper()
+	tasks, err := v.tx.Tasks()
+	if err != nil {
+		v.Fatal(err)
+	}
+	i := slices.IndexFunc(tasks, func(t linux.Task) bool { return string(t.Comm()) == comm })
+	if i < 0 {
+		v.Fatalf("no process %q", comm)
+	}
+	return tasks[i]
+}
+
+// parent is the process that has started another.
+func (v *victim) parent(t linux.Task) linux.Task {
+	v.Helper()
+	at := v.pointer(v.member(t.Addr, "task_struct", "real_parent"))
+	leader := v.pointer(v.member(at, "task_struct", "group_leader"))
+	tasks, err := v.tx.Tasks()
+	if err != nil {
+		v.Fatal(err)
+	}
+	i := slices.IndexFunc(tasks, func(t linux.Task) bool { return t.Addr == leader })
+	if i < 0 {
+		v.Fatalf("%s has no parent", t.Comm())
+	}
+	return tasks[i]
+}
+
+// hide takes a task out of lists, by the members that link it, and has its id
+// name nobody.
+func (v *victim) hide(task mem.VA, links ...string) {
+	v.Helper()
+	for _, link := range links {
+		v.unlink(v.member(task, "task_struct", link))
+	}
+	pid := v.pointer(v.member(task, "task_struct", "thread_pid"))
+	v.put(v.member(pid, "pid", "tasks"), 0) // of PIDTYPE_PID
+}
+
+// leaveGroups takes a process out of its group and session.
+func (v *victim) leaveGroups(task mem.VA) {
+	v.Helper()
+	for kind := range mem.VA(4) {
+		node := v.member(task, "task_struct", "pid_links") + 16*kind
+		next, pprev := v.pointer(node), v.pointer(node+8)
+		if pprev == 0 {
+			continue
+		}
+		v.put(pprev, uint64(next))
+		if next != 0 {
+			v.put(next+8, uint64(pprev))
+		}
+	}
+}
+
+// hideThreads hides all threads of a process but the first.
+func (v *victim) hideThreads(t linux.Task) {
+	v.Helper()
+	threads, err := v.tx.ThreadsOf(t)
+	if err != nil {
+		v.Fatal(err)
+	}
+	for _, th := range threads {
+		if th.Addr != t.Addr {
+			v.hide(th.Addr, "thread_node", "cg_list")
+		}
+	}
+}
