@@ -63,29 +63,29 @@ type injectionWalk struct {
 	f        *injectionLayout
 	groups   groups
 	findings []Finding
+	all      effort // for text
 	text     *textWalk
 	roots    map[mem.VA]bool // directories that were searched for ld.so.preload
 }
 
 func newInjectionWalk(l *Look, f *injectionLayout) *injectionWalk {
-	return &injectionWalk{Look: l, f: f, groups: newGroups(), roots: make(map[mem.VA]bool)}
+	return &injectionWalk{Look: l, f: f, all: allText, groups: newGroups(), roots: make(map[mem.VA]bool)}
 }
 
 func (w *injectionWalk) look(ctx context.Context) error {
 	var err error
-	if w.text, err = newTextWalk(w.Look); err != nil {
+	if w.text, err = newTextWalk(w.Look, w.all); err != nil {
 		return err
 	}
 	tasks, err := w.Tasks()
 	if err != nil {
 		return err
 	}
-	for _, t := range tasks {
+	tasks = slices.DeleteFunc(tasks, func(t linux.Task) bool { return t.KThread() })
+	var later []unfinished
+	for i, t := range tasks {
 		if err := ctx.Err(); err != nil {
 			return err
-		}
-		if t.KThread() {
-			continue
 		}
 		tracer, err := w.traced(t)
 		if err != nil {
@@ -99,11 +99,26 @@ func (w *injectionWalk) look(ctx context.Context) error {
 			w.unread(t, err)
 		}
 		w.unfiled(t, areas)
-		if err := w.changed(ctx, t, areas, tracer); err != nil {
+		u := unfinished{Task: t, tracer: tracer}
+		done, err := w.changed(ctx, &u, areas, len(tasks)-i, false)
+		if err != nil {
 			return err
+		}
+		if !done {
+			later = append(later, u)
 		}
 		w.preloaded(t)
 		w.preloadFile(t)
+	}
+	// What others did not need is for those who need more, as far as it goes.
+	for i := range later {
+		areas, err := w.CodeAreas(later[i].Task)
+		if errors.Is(err, mem.ErrUnreachable) {
+			return err
+		}
+		if _, err := w.changed(ctx, &later[i], areas, 1, true); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -123,6 +123,8 @@ func TestInjection(t *testing.T) {
 				})
 			}
 
+			t.Run("more code than is compared", func(t *testing.T) { lacksEffort(t, g, lab) })
+
 			run("mkdir /tmp/gone; cp /bin/busybox /tmp/gone/sleep; /tmp/gone/sleep 1000 >/dev/null 2>&1 & usleep 300000; rm /tmp/gone/sleep")
 			demand(look(), Info, []string{"(sleep) executes a file that was deleted (/tmp/gone/sleep (deleted))"})
 			run("killall sleep")
@@ -169,5 +171,70 @@ echo 1 > events/uprobes/enable`)
 				t.Errorf("after uprobes: %+v", r.Tampered())
 			}
 		})
+	}
+}
+
+// lacksEffort has a process change its code, and looks with less and less to do
+// it by. As long as there is enough the change is found, also where a process's
+// share of it is too small at first; what is left out is told.
+func lacksEffort(t *testing.T, g *vmscope.Guest, lab *guestlab.Guest) {
+	pid, err := lab.Spawn(t.Context(), guestlab.Spawn{Comm: []byte("patched"), Hold: &guestlab.Hold{Kinds: []string{"patched code"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// look gives what was found, and what it took.
+	look := func(all effort) (found, rest bool, took effort) {
+		t.Helper()
+		if err := g.View(t.Context(), func(v *vmscope.View) error {
+			l := newLook(v)
+			f, err := bind[injectionLayout](l)
+			if err != nil {
+				return err
+			}
+			w := newInjectionWalk(l, f)
+			w.all = all
+			err = w.look(t.Context())
+			w.groups.report(func(f Finding) {
+				rest = rest || strings.Contains(f.Summary, "more code than a look compares")
+				if f.Severity != Info {
+					t.Errorf("%+v", f)
+				}
+			})
+			for _, f := range w.findings {
+				found = found || f.Severity == Medium && strings.Contains(f.Summary, "/patched in process")
+			}
+			took = effort{all.pages - w.text.left.pages, all.tables - w.text.left.tables}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return found, rest, took
+	}
+	found, rest, took := look(allText)
+	for n := 0; n < 100 && !found; n++ { // it was just started
+		time.Sleep(50 * time.Millisecond)
+		found, rest, took = look(allText)
+	}
+	if !found || rest {
+		t.Fatalf("found: %v, with a rest: %v", found, rest)
+	}
+	for _, c := range []struct {
+		all         effort
+		found, rest bool
+	}{
+		// Shares of that are too small: what is begun in vain counts, too.
+		{effort{3 * took.pages, allText.tables}, true, false},
+		{effort{allText.pages, 3 * took.tables}, true, false},
+		{effort{took.pages / 2, allText.tables}, false, true},
+		{effort{allText.pages, took.tables / 2}, false, true},
+		{effort{}, false, true},
+	} {
+		found, rest, _ := look(c.all)
+		if rest != c.rest || c.found && !found {
+			t.Errorf("%+v of %+v: found: %v, with a rest: %v", c.all, took, found, rest)
+		}
+	}
+	if _, err := lab.Run(t.Context(), fmt.Sprintf("kill -9 %d; while [ -d /proc/%d ]; do :; done", pid, pid)); err != nil {
+		t.Fatal(err)
 	}
 }

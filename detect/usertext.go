@@ -21,27 +21,14 @@ type textWalk struct {
 	files  map[mem.VA]*linux.PageCache // by struct address_space
 	probes map[mem.VA][]uint64         // offsets of uprobes, by struct inode
 	vdso   [][]mem.PA                  // the pages of each vdso image
-	budget int                         // pages that are still compared
-	tables int                         // page tables that are still read
+	left   effort                      // for all processes together
+	now    effort                      // for the process that is looked at
 
 	expected, found [mem.PageSize]byte
 }
 
-// maxText bounds the pages of code that one look compares: 4 GiB. What else makes
-// work is counted in pages, too.
-const (
-	maxText  = 1 << 20
-	areaCost = 16
-	runCost  = 8
-	// maxTables bounds the page tables that are read for it. A process has some
-	// hundred for its code; tables that refer to each other are without end.
-	maxTables = 1 << 22
-)
-
-var errMuchText = fmt.Errorf("processes map more than %d pages of code, or by more than %d page tables: the rest was not compared", maxText, maxTables)
-
-func newTextWalk(l *Look) (*textWalk, error) {
-	w := &textWalk{Look: l, files: make(map[mem.VA]*linux.PageCache), probes: make(map[mem.VA][]uint64), budget: maxText, tables: maxTables}
+func newTextWalk(l *Look, all effort) (*textWalk, error) {
+	w := &textWalk{Look: l, files: make(map[mem.VA]*linux.PageCache), probes: make(map[mem.VA][]uint64), left: all}
 	probes, err := l.Uprobes()
 	if err != nil {
 		return nil, err
@@ -98,20 +85,35 @@ func vdsoImages(l *Look) ([][]mem.PA, error) {
 	return out, nil
 }
 
-// changed compares the code of a process that is not writable.
-func (w *injectionWalk) changed(ctx context.Context, t linux.Task, areas []linux.CodeArea, tracer string) error {
+// unfinished is a process whose code was compared in part.
+type unfinished struct {
+	linux.Task
+	tracer string
+	from   mem.VA // areas from there on were not
+}
+
+// changed compares the code of a process that is not writable, from an address
+// on, as far as its share of what may be done goes: one of so many. An area that
+// does not fit in is left for later, and the rest with it, unless this is the
+// last time.
+func (w *injectionWalk) changed(ctx context.Context, u *unfinished, areas []linux.CodeArea, shares int, last bool) (done bool, err error) {
 	if len(areas) == 0 {
-		return nil
+		return true, nil
 	}
-	space, err := w.SpaceOf(t)
+	space, err := w.SpaceOf(u.Task)
 	if err != nil {
-		return nil // it ended
+		return true, nil // it ended
 	}
 	paging, ok := space.Tr.(arch.Paging)
 	if !ok {
-		return fmt.Errorf("page tables of process %d: %w", t.PID, errors.ErrUnsupported)
+		return true, fmt.Errorf("page tables of process %d: %w", u.PID, errors.ErrUnsupported)
 	}
+	w.text.begin(shares)
+	defer w.text.end()
 	for _, a := range areas {
+		if a.Start < u.from {
+			continue
+		}
 		var c *comparison
 		switch {
 		case a.Perms[1] == 'w': // its own to write
@@ -119,19 +121,29 @@ func (w *injectionWalk) changed(ctx context.Context, t linux.Task, areas []linux
 			c = w.text.vdsoOf(paging, a)
 		case a.Paged && a.Cache != 0 && a.Perms[3] == 'p':
 			if c, err = w.text.file(a); err != nil {
-				return err
+				return true, err
 			}
 		}
 		if c == nil {
 			continue
 		}
 		c.space, c.paging, c.areas = space, paging, areas
-		if err := w.text.compare(ctx, a, c); err != nil {
-			return err
+		done, err := w.text.compare(ctx, a, c)
+		if err != nil {
+			return true, err
 		}
-		w.differs(t, a, c, tracer)
+		if !done && !last {
+			u.from = a.Start
+			return false, nil
+		}
+		w.differs(u.Task, a, c, u.tracer)
+		if !done {
+			w.groups.add(Finding{Check: "injection", Severity: Info, Confidence: Proved, Summary: "%s maps more code than a look compares: the rest was not"}, u.Task,
+				Evidence{What: fmt.Sprintf("%s, not compared as a whole; nor what is behind it", a.Path), Addr: a.Start}, "rest")
+			return true, nil
+		}
 	}
-	return nil
+	return true, nil
 }
 
 // comparison is an area of code beside what it should be.
@@ -214,43 +226,46 @@ func (w *textWalk) vdsoOf(p arch.Paging, a linux.CodeArea) *comparison {
 	}
 }
 
-// compare looks at all pages of an area that are in the process's page tables.
-func (w *textWalk) compare(ctx context.Context, a linux.CodeArea, c *comparison) error {
-	if w.budget -= areaCost; w.budget < 0 || w.tables <= 0 {
-		return errMuchText
+// compare looks at all pages of an area that are in the process's page tables;
+// not done, if that is more than the process may have done.
+func (w *textWalk) compare(ctx context.Context, a linux.CodeArea, c *comparison) (done bool, err error) {
+	if w.now.pages -= areaCost; w.now.spent() {
+		return false, nil
 	}
 	last := ^uint64(0)
-	for r, err := range c.paging.MappingsWithin(&w.tables, a.Start, a.End-1) {
+	for r, err := range c.paging.MappingsWithin(&w.now.tables, a.Start, a.End-1) {
 		if err != nil {
 			if errors.Is(err, mem.ErrUnreachable) {
-				return err
+				return true, err
 			}
-			return nil // it ends, or its tables change
+			return !errors.Is(err, arch.ErrTables), nil // else it ends, or its tables change
 		}
 		if err := ctx.Err(); err != nil {
-			return err
+			return true, err
 		}
 		// A large page may reach beyond the area at both ends.
 		from, end := max(r.VA, a.Start), min(r.VA+mem.VA(r.Size)-1, a.End-1)
 		for va := from; va < end; va += mem.PageSize {
 			i := uint64(va-a.Start) / mem.PageSize
-			if w.budget--; w.budget < 0 {
-				return errMuchText
-			}
+			w.now.pages--
 			if i/64 != last {
 				last = i / 64
-				w.budget -= runCost
+				w.now.pages -= runCost
+			}
+			if w.now.spent() {
+				return false, nil
 			}
 			want, ok, err := c.want(i)
 			if err != nil || !ok || want == r.PA+mem.PA(va-r.VA) {
 				continue // what is not in memory, or just goes, cannot be compared
 			}
+			w.now.pages -= copyCost
 			if err := w.page(a, c, i); err != nil {
-				return err
+				return true, err
 			}
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // page compares a page that is not the one that it should be: a process that
