@@ -105,22 +105,14 @@ func TestBundle(t *testing.T) {
 // bundle writes a bundle of the guest while it is tampered with.
 func (v *victim) bundle(path string, ref *Reference, check string, tamper func(*victim) (words []string)) (r Result) {
 	v.Helper()
-	if err := v.g.Update(v.Context(), func(tx *vmscope.Tx) (err error) {
-		v.tx = tx
-		defer func() {
-			for _, p := range slices.Backward(v.undo) {
-				if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
-					v.Error(err)
-				}
-			}
-		}()
+	v.tampered(func() {
 		words := tamper(v)
-		r, err = WriteBundle(v.Context(), tx.View, ref, path, dump.About{}, nil)
+		var err error
+		if r, err = WriteBundle(v.Context(), v.tx.View, ref, path, dump.About{}, nil); err != nil {
+			v.Fatal(err)
+		}
 		demand(v.T, r, check, words)
-		return err
-	}); err != nil {
-		v.Fatal(err)
-	}
+	})
 	return r
 }
 

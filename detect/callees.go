@@ -3,6 +3,7 @@ package detect
 import (
 	"slices"
 
+	"vmscope/kernel"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
@@ -15,13 +16,17 @@ var ftraceEntries = []string{"ftrace_caller", "ftrace_regs_caller", "ftrace_grap
 // kernel itself wants there at the moment. It is filled as it is asked.
 type callees struct {
 	*Look
-	code Code
+	code    Code
+	modules map[kernel.Text]kernel.Module
 
 	entries []mem.VA          // of ftrace in the kernel itself; nil: not read yet
 	direct  map[mem.VA]mem.VA // what ftrace's places call without it, by place
 	known   bool              // whether direct is
 	called  []mem.VA          // what ftrace itself calls
 	returns []mem.VA          // return thunks: what a call of nothing may jump to
+	nothing []mem.VA          // functions whose calls are made code that calls nothing
+
+	functions map[kernel.Text][]mem.VA // where those of modules begin; nil: not known
 }
 
 // forget has all be read again that may change.
@@ -32,7 +37,8 @@ func (c *callees) forget() {
 	}
 }
 
-// may reports whether what stands at a place may lead to an address.
+// may reports whether what stands at a place may lead to an address; 0: whether
+// nothing may be called there.
 func (c *callees) may(site linux.PatchSite, to mem.VA) bool {
 	o, ok := c.code.Owner(to)
 	switch site.Kind {
@@ -49,9 +55,9 @@ func (c *callees) may(site linux.PatchSite, to mem.VA) bool {
 		if c.called == nil {
 			c.called, _ = c.FtraceCallees() // what could be read
 		}
-		return ok && o.Kind != "init" && slices.Contains(c.called, to)
+		return to == 0 || ok && o.Kind != "init" && slices.Contains(c.called, to)
 	case linux.StaticCall:
-		return ok && o.Kind != "init" && c.statically(site.Key, to)
+		return (to == 0 || ok && o.Kind != "init") && c.statically(site.Key, to)
 	}
 	return false
 }
@@ -61,7 +67,9 @@ func (c *callees) may(site linux.PatchSite, to mem.VA) bool {
 func (c *callees) might(site linux.PatchSite, to mem.VA) bool {
 	o, ok := c.code.Owner(to)
 	switch site.Kind {
-	case linux.FtraceSite, linux.FtraceCall, linux.StaticCall:
+	case linux.FtraceCall, linux.StaticCall:
+		return to == 0 || ok && o.Kind != "init"
+	case linux.FtraceSite:
 		return ok && o.Kind != "init"
 	}
 	return false
@@ -99,7 +107,7 @@ const thunkSize = 64
 
 // statically reports whether the static call of a key may lead to code at an
 // address: to its function, its trampoline or, if there is nothing to call, to a
-// return.
+// return, or nowhere.
 func (c *callees) statically(key, to mem.VA) bool {
 	if key == 0 {
 		return true // which it is is not known
@@ -108,15 +116,45 @@ func (c *callees) statically(key, to mem.VA) bool {
 	if err != nil {
 		return true
 	}
-	if is == 0 {
+	switch {
+	case to == 0 && is != 0:
+		if c.nothing == nil { // arch/x86/kernel/static_call.c: __static_call_transform
+			c.nothing = c.named("__static_call_return0", "__WARN_trap")
+		}
+		return slices.Contains(c.nothing, is)
+	case to == 0:
+		return true
+	case is == 0:
 		if c.returns == nil {
-			c.returns = c.named("__x86_return_thunk", "retbleed_return_thunk", "srso_return_thunk", "srso_alias_return_thunk", "call_depth_return_thunk", "its_return_thunk")
+			c.returns = c.named("__x86_return_thunk", "retbleed_return_thunk", "srso_return_thunk", "srso_alias_return_thunk",
+				"call_depth_return_thunk", "its_return_thunk", "__static_call_return")
 		}
 		return slices.Contains(c.returns, to)
 	}
 	if to == is || to < is && is-to <= thunkSize {
-		return true
+		return c.begins(is)
 	}
 	f, err := c.Functions()
 	return err != nil || slices.ContainsFunc(f.Trampolines, func(t linux.PatchSite) bool { return t.Key == key && t.At == to })
+}
+
+// begins reports whether a function begins at an address, if a module has that.
+// Where those of a module that keeps no symbols begin is not known.
+func (c *callees) begins(at mem.VA) bool {
+	o, _ := c.code.Owner(at)
+	if o.Kind != "module" {
+		return true
+	}
+	list, ok := c.functions[o.Name]
+	if !ok {
+		if f, err := c.ModuleFunctions(c.modules[o.Name]); err == nil {
+			list = f.Entries
+		}
+		if c.functions == nil {
+			c.functions = make(map[kernel.Text][]mem.VA)
+		}
+		c.functions[o.Name] = list
+	}
+	_, is := slices.BinarySearch(list, at)
+	return is || len(list) == 0
 }

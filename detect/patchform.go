@@ -44,7 +44,7 @@ const siteSize = 6
 
 // form reports how many bytes at the start of b are in a form that is valid at a
 // place that the kernel lists; 0 if they are in none. to says whether a branch
-// there may lead to an address.
+// there may lead to an address; of 0, whether nothing may be called there.
 //
 // The first byte of a place that is just being rewritten is a breakpoint; that
 // is no valid form here, and does not last.
@@ -92,6 +92,9 @@ func form(site linux.PatchSite, b []byte, to func(linux.PatchSite, mem.VA) bool)
 	case linux.StaticCall, linux.FtraceCall:
 		switch {
 		case begins(b, noCalls):
+			if !to(site, 0) {
+				return 0
+			}
 			return 5
 		case (b[0] == opCall || b[0] == opJump) && len(b) >= 5:
 			return branch(5, rel32(1))

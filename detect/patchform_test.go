@@ -17,7 +17,8 @@ func TestForm(t *testing.T) {
 		n := mem.VA(len(op) + 4)
 		return append(binary.LittleEndian.AppendUint32(op, uint32(to-at-n)), 0x90)
 	}
-	toGood := func(_ linux.PatchSite, to mem.VA) bool { return to == good }
+	const calls = mem.VA(0xffffffff82000000) // a key that has something to call
+	toGood := func(s linux.PatchSite, to mem.VA) bool { return to == good || to == 0 && s.Key != calls }
 	cases := []struct {
 		name  string
 		kind  linux.PatchKind
@@ -53,6 +54,11 @@ func TestForm(t *testing.T) {
 	for _, c := range cases {
 		if got := form(linux.PatchSite{At: at, Kind: c.kind}, c.b, toGood); got != c.bytes {
 			t.Errorf("%s: % x has %d bytes in a valid form, want %d", c.name, c.b, got, c.bytes)
+		}
+	}
+	for _, b := range noCalls {
+		if got := form(linux.PatchSite{At: at, Kind: linux.StaticCall, Key: calls}, b, toGood); got != 0 {
+			t.Errorf("% x, where something is to be called, has %d bytes in a valid form", b, got)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 
 	"vmscope"
@@ -28,33 +27,21 @@ func rewrites(t *testing.T, v *victim, look func(*vmscope.View) Result) {
 	} {
 		t.Run("rewritten, "+c.name, func(t *testing.T) {
 			v := &victim{T: t, g: v.g, lab: v.lab}
-			err := v.g.Update(t.Context(), func(tx *vmscope.Tx) error {
-				v.tx = tx
-				defer func() {
-					for _, p := range slices.Backward(v.undo) {
-						if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
-							t.Error(err)
-						}
-					}
-				}()
+			v.tampered(func() {
 				at := v.ftraceSite("vfs_write")
 				v.write(at, []byte{opInt3})
 				if c.to != nil {
 					v.rewrite(at, v.symbol("ftrace_caller"), c.to(v))
 				}
-				r := look(tx.View)
+				r := look(v.tx.View)
 				if !c.astray {
 					for _, f := range r.Findings {
 						t.Errorf("%s %+v", f.Summary, f.Evidence)
 					}
-					return nil
+					return
 				}
 				demand(t, r, "text", []string{fmt.Sprintf("%#x", uint64(at)), "vfs_write"})
-				return nil
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
 		})
 	}
 }

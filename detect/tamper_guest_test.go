@@ -41,6 +41,25 @@ func (v *victim) sweep() Result {
 	return r
 }
 
+// tampered does something to the guest, which is undone behind it.
+func (v *victim) tampered(do func()) {
+	v.Helper()
+	if err := v.g.Update(v.Context(), func(tx *vmscope.Tx) error {
+		v.tx = tx
+		defer func() {
+			for _, p := range slices.Backward(v.undo) {
+				if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
+					v.Error(err)
+				}
+			}
+		}()
+		do()
+		return nil
+	}); err != nil {
+		v.Fatal(err)
+	}
+}
+
 // silent demands that the guest shows nothing.
 func (v *victim) silent() {
 	v.Helper()
@@ -308,26 +327,14 @@ func TestTampering(t *testing.T) {
 			for _, c := range slices.Concat(tamperings, sleepTamperings, hookTamperings, credTamperings, bpfTamperings, injectionTamperings) {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
-					err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
-						v.tx = tx
-						defer func() {
-							for _, p := range slices.Backward(v.undo) {
-								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
-									t.Error(err)
-								}
-							}
-						}()
+					v.tampered(func() {
 						words := c.do(v)
-						r := Sweep(t.Context(), tx.View, All())
+						r := Sweep(t.Context(), v.tx.View, All())
 						if err := r.Err(); err != nil {
 							t.Error(err)
 						}
 						demand(t, r, c.check, words)
-						return nil
 					})
-					if err != nil {
-						t.Fatal(err)
-					}
 					v.silent()
 				})
 			}

@@ -99,7 +99,7 @@ func inspectText(ctx context.Context, l *Look, ref *Reference, vendor *Vendor, r
 		return broken
 	}
 	t := textLook{Look: l, code: code, modules: modules, report: report}
-	t.callees = callees{Look: l, code: code}
+	t.callees = callees{Look: l, code: code, modules: modules}
 	// After the text was read: what was rewritten meanwhile is listed.
 	if t.sites, err = l.PatchSites(); err != nil {
 		return errors.Join(broken, err)

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"testing"
@@ -50,27 +51,17 @@ func TestReference(t *testing.T) {
 			for _, c := range bendings {
 				t.Run(c.name, func(t *testing.T) {
 					v := &victim{T: t, g: g, lab: lab}
-					if err := g.Update(t.Context(), func(tx *vmscope.Tx) error {
-						v.tx = tx
-						defer func() {
-							for _, p := range slices.Backward(v.undo) {
-								if _, err := tx.Write(tx.Mem, p.old, p.at); err != nil {
-									t.Error(err)
-								}
-							}
-						}()
+					v.tampered(func() {
 						words := c.do(v)
-						demand(t, look(tx.View), c.check, words)
+						demand(t, look(v.tx.View), c.check, words)
 						if c.file {
-							demand(t, vendorLook(t, tx.View, vendor), c.check, append(words, "build id"))
+							demand(t, vendorLook(t, v.tx.View, vendor), c.check, append(words, "build id"))
 						}
-						return nil
-					}); err != nil {
-						t.Fatal(err)
-					}
+					})
 					silent()
 				})
 			}
+			redirects(t, &victim{T: t, g: g, lab: lab}, vendor)
 			rewrites(t, &victim{T: t, g: g, lab: lab}, func(v *vmscope.View) Result {
 				r := look(v)
 				r.Findings = append(r.Findings, vendorLook(t, v, vendor).Findings...)
@@ -126,6 +117,17 @@ var bendings = []struct {
 		v.write(at, []byte{0x0f, 0x0b, 0x0f, 0x0b})
 		return []string{"[loop]", "module loop", "0f0b0f0b"}
 	}},
+	{"a static call that calls nothing", "text", true, func(v *victim) []string {
+		site := v.staticCall()
+		v.write(site.At, nop5s[0])
+		return []string{fmt.Sprintf("%#x", uint64(site.At)), hex.EncodeToString(nop5s[0])}
+	}},
+	{"a static call and its key, amid a module's function", "text", true, func(v *victim) []string {
+		site, to := v.staticCall(), v.module("loop").Base+0x43
+		v.put(site.Key, uint64(to))
+		v.call(site.At, to)
+		return []string{fmt.Sprintf("%#x", uint64(to))}
+	}},
 	{"system call table", "rodata", true, func(v *victim) []string {
 		table := v.symbol("sys_call_table")
 		v.put(table+8*63, uint64(v.symbol("commit_creds")))
@@ -152,6 +154,33 @@ var bendings = []struct {
 	}},
 }
 
+// redirects leads a tracepoint's static call to a function of the kernel, by its
+// key as well, as the kernel does: to what the vendor's file has a probe for, and
+// to a function of another prototype.
+func redirects(t *testing.T, v *victim, vendor *Vendor) {
+	for _, c := range []struct {
+		to    string
+		found bool
+	}{{"trace_event_raw_event_sched_switch", false}, {"commit_creds", true}} {
+		t.Run("static call and its key, "+c.to, func(t *testing.T) {
+			v := &victim{T: t, g: v.g, lab: v.lab}
+			v.tampered(func() {
+				key, to := v.symbol("__SCK__tp_func_sched_switch"), v.symbol(c.to)
+				site := v.site(func(s linux.PatchSite, _ []byte) bool { return s.Kind == linux.StaticCall && s.Key == key })
+				v.put(key, uint64(to))
+				v.call(site.At, to)
+				v.hook(v.symbol("__SCT__tp_func_sched_switch"), to)
+				r := vendorLook(t, v.tx.View, vendor)
+				if c.found {
+					demand(t, r, "text", []string{fmt.Sprintf("%#x", uint64(site.At)), c.to, "build id"})
+				} else if len(r.Findings) > 0 {
+					t.Errorf("the kernel itself does that: %+v", r.Findings)
+				}
+			})
+		})
+	}
+}
+
 // hook writes a jump to an address over the code at another.
 func (v *victim) hook(at, to mem.VA) {
 	v.Helper()
@@ -159,8 +188,9 @@ func (v *victim) hook(at, to mem.VA) {
 	v.write(at, b)
 }
 
-// jumpLabel is a place of the kernel's text with a jump label of five bytes.
-func (v *victim) jumpLabel() linux.PatchSite {
+// site is a place of the kernel's text that is rewritten, by what it is and the
+// five bytes there.
+func (v *victim) site(is func(linux.PatchSite, []byte) bool) linux.PatchSite {
 	v.Helper()
 	sites, err := v.tx.PatchSites()
 	if err != nil {
@@ -169,15 +199,30 @@ func (v *victim) jumpLabel() linux.PatchSite {
 	start, end := v.symbol("_stext"), v.symbol("_etext")
 	for _, s := range sites {
 		var b [5]byte
-		if s.Kind != linux.JumpLabel || s.At < start || s.At >= end {
+		if s.At < start || s.At >= end {
 			continue
 		}
-		if _, err := v.tx.Mem.Read(b[:], s.At); err == nil && begins(b[:], nop5s) {
+		if _, err := v.tx.Mem.Read(b[:], s.At); err == nil && is(s, b[:]) {
 			return s
 		}
 	}
-	v.Fatal("no jump label")
+	v.Fatal("no such place")
 	return linux.PatchSite{}
+}
+
+// jumpLabel is a place of the kernel's text with a jump label of five bytes.
+func (v *victim) jumpLabel() linux.PatchSite {
+	v.Helper()
+	return v.site(func(s linux.PatchSite, b []byte) bool { return s.Kind == linux.JumpLabel && begins(b, nop5s) })
+}
+
+// staticCall is a place of the kernel's text that calls the function of a static
+// call.
+func (v *victim) staticCall() linux.PatchSite {
+	v.Helper()
+	return v.site(func(s linux.PatchSite, b []byte) bool {
+		return s.Kind == linux.StaticCall && s.Key != 0 && b[0] == opCall
+	})
 }
 
 // ftraceSite is where a function calls ftrace.
@@ -193,28 +238,6 @@ func (v *victim) ftraceSite(function string) mem.VA {
 		v.Fatalf("%s cannot be traced", function)
 	}
 	return sites[i].At
-}
-
-// staticCall is a place of the kernel's text that calls the function of a static
-// call.
-func (v *victim) staticCall() linux.PatchSite {
-	v.Helper()
-	sites, err := v.tx.PatchSites()
-	if err != nil {
-		v.Fatal(err)
-	}
-	start, end := v.symbol("_stext"), v.symbol("_etext")
-	for _, s := range sites {
-		var b [1]byte
-		if s.Kind != linux.StaticCall || s.Key == 0 || s.At < start || s.At >= end {
-			continue
-		}
-		if _, err := v.tx.Mem.Read(b[:], s.At); err == nil && b[0] == opCall {
-			return s
-		}
-	}
-	v.Fatal("no static call")
-	return linux.PatchSite{}
 }
 
 // call writes a call of an address over the code at another.

@@ -154,6 +154,17 @@ func (v *Vendor) of(m *run, live map[kernel.Text]kernel.Module) *vendored {
 	return &vendored{why: noFile}
 }
 
+// begins reports whether by its file a function of a module begins at an address;
+// without a file that is not known.
+func (v *Vendor) begins(module kernel.Text, at mem.VA) bool {
+	for k, f := range v.loaded {
+		if k.name == module && f.ready && !f.module.Entry(at) {
+			return false
+		}
+	}
+	return true
+}
+
 // load takes up the files of modules that have started.
 func (v *Vendor) load(l *Look, live map[kernel.Text]kernel.Module, ids map[kernel.Text]uint64) error {
 	now := make(map[loadKey]bool, len(live))

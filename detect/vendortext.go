@@ -17,7 +17,7 @@ type vet struct {
 	*textLook
 	m      *run
 	by     *vendored
-	kernel *vendorfile.Kernel
+	vendor *Vendor
 	match  vendorfile.Matcher
 	later  vendorfile.Matcher // for what may yet become valid
 	probes []linux.PatchSite  // the kprobes in the run
@@ -37,7 +37,7 @@ func (t *textLook) vet(m *run, v *Vendor) {
 	if by.why != "" {
 		return
 	}
-	w := &vet{textLook: t, m: m, by: by, kernel: v.kernel, from: -1}
+	w := &vet{textLook: t, m: m, by: by, vendor: v, from: -1}
 	w.match = vendorfile.Matcher{Kernel: v.kernel,
 		Read:  func(b []byte, va mem.VA) bool { _, err := t.Mem.Read(b, va); return err == nil },
 		Leads: func(s vendorfile.Site, to mem.VA) bool { return w.leads(s, to, t.callees.may) }}
@@ -64,12 +64,22 @@ func (w *vet) leads(s vendorfile.Site, to mem.VA, may func(linux.PatchSite, mem.
 	o, _ := w.code.Owner(to)
 	switch s.Kind {
 	case vendorfile.StaticCall:
-		return (o.Kind != "kernel" || w.kernel.Entry(to)) && may(linux.PatchSite{At: s.At, Key: s.Target, Kind: linux.StaticCall}, to)
+		switch o.Kind {
+		case "kernel":
+			if !w.vendor.kernel.Callable(w.by.Image, s.Target, to) {
+				return false
+			}
+		case "module":
+			if !w.vendor.begins(o.Name, to) {
+				return false
+			}
+		}
+		return may(linux.PatchSite{At: s.At, Key: s.Target, Kind: linux.StaticCall}, to)
 	case vendorfile.FtraceCall:
 		return may(linux.PatchSite{At: s.At, Kind: linux.FtraceCall}, to)
 	}
 	if o.Kind == "kernel" {
-		return w.kernel.Named(to, ftraceEntries...) || w.callees.directly(s.At, to, o.Kind)
+		return w.vendor.kernel.Named(to, ftraceEntries...) || w.callees.directly(s.At, to, o.Kind)
 	}
 	return may(linux.PatchSite{At: s.At, Kind: linux.FtraceSite}, to)
 }

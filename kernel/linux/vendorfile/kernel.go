@@ -26,6 +26,8 @@ type Kernel struct {
 	// (arch/x86/tools/relocs.c).
 	add32, sub32, add64 []byte
 	symbols             symbols // as linked
+	types               *ctype.Types
+	declared            map[string]ctype.Type // prototypes of functions that were asked for; void: not known
 
 	// Thunks, as linked: of indirect branches by their register, and of returns.
 	branches map[mem.VA]uint8
@@ -86,12 +88,12 @@ func ParseKernel(ctx context.Context, b []byte) (*Kernel, error) {
 	if btf == nil {
 		return nil, errFormat("no section .BTF: the layout of its tables is not known")
 	}
-	types, err := ctype.Parse(btf.Data)
-	if err != nil {
+	if k.types, err = ctype.Parse(btf.Data); err != nil {
 		return nil, fmt.Errorf("%w: .BTF: %w", ErrFormat, err)
 	}
+	k.declared = make(map[string]ctype.Type)
 	k.tables = new(tables)
-	if err := ctype.Bind(types, k.tables); err != nil {
+	if err := ctype.Bind(k.types, k.tables); err != nil {
 		return nil, err
 	}
 	if err := k.readSymbols(ctx); err != nil {

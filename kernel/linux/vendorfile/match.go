@@ -3,6 +3,7 @@ package vendorfile
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"strings"
 
 	"vmscope/mem"
@@ -15,7 +16,7 @@ type Matcher struct {
 	// Read reads the guest's memory and reports whether it could.
 	Read func(b []byte, va mem.VA) bool
 	// Leads reports whether a branch of ftrace's, or of a static call, may lead to
-	// an address.
+	// an address; 0: whether nothing may be called.
 	Leads func(s Site, to mem.VA) bool
 }
 
@@ -194,13 +195,8 @@ func (m *Matcher) form(s Site, was []byte, at mem.VA, got []byte) int {
 		op, to, n := branch(got, at)
 		return whole(op == 0xe9 && n == 5 && to == s.Target, 5)
 	case StaticCall, FtraceCall:
-		for _, none := range noCalls {
-			if bytes.HasPrefix(got, none) {
-				return 5
-			}
-		}
-		if idle5(got) {
-			return 5
+		if idle5(got) || slices.ContainsFunc(noCalls, func(none []byte) bool { return bytes.HasPrefix(got, none) }) {
+			return whole(m.Leads(s, 0), 5)
 		}
 		_, to, n := branch(got, at)
 		return whole(n > 0 && got[0] != 0x2e && (m.Leads(s, to) || m.Leads(s, m.uncounted(to))), n)

@@ -84,6 +84,7 @@ func TestMatch(t *testing.T) {
 		{"static call", Site{Kind: StaticCall, Len: 6}, rel(0xe8, 0x1000, 0x7000) + "90", rel(0xe8, 0x1000, 0x8888), true},
 		{"static call astray", Site{Kind: StaticCall, Len: 6}, rel(0xe8, 0x1000, 0x7000) + "90", rel(0xe8, 0x1000, 0x7000), false},
 		{"static call of nothing", Site{Kind: StaticCall, Len: 6}, rel(0xe8, 0x1000, 0x7000) + "90", "2e2e2e31c0", true},
+		{"static call of nothing, astray", Site{Kind: StaticCall, Len: 6, Target: 0x9999}, rel(0xe8, 0x1000, 0x7000) + "90", "2e2e2e31c0", false},
 		{"pv_ops", Site{Kind: Paravirt, Len: 7}, "ff142500300000", rel(0xe8, 0x1000, 0x4444) + "6690", true},
 		{"pv_ops astray", Site{Kind: Paravirt, Len: 7}, "ff142500300000", rel(0xe8, 0x1000, 0x4445) + "6690", false},
 		{"pv_ops, nothing", Site{Kind: Paravirt, Len: 7}, "ff142508300000", "0f1f8000000000", true},
@@ -95,7 +96,7 @@ func TestMatch(t *testing.T) {
 		k := smallKernel(code(t, c.was), nil)
 		m := Matcher{Kernel: k,
 			Read:  func(b []byte, va mem.VA) bool { p, ok := memory[va]; return ok && copy(b, p) == len(b) },
-			Leads: func(_ Site, to mem.VA) bool { return to == 0x8888 }}
+			Leads: func(s Site, to mem.VA) bool { return to == 0x8888 || to == 0 && s.Target == 0 }}
 		c.site.At = 0x1000
 		got := append(code(t, c.got), make([]byte, 4)...)
 		if n := m.Match(&k.Image, &Sites{list: []Site{c.site}}, c.site, got); (n > 0) != c.want || n > len(got) {

@@ -18,6 +18,7 @@ type Module struct {
 	percpu         int    // section of per-CPU data; -1 if there is none
 	percpuBase     mem.VA // what its symbols count from
 	at             map[string]mem.VA
+	code           map[mem.VA]bool // where symbols of code are
 	exports        []string
 }
 
@@ -106,7 +107,7 @@ func (m *Module) Exports() []string { return m.exports }
 // per-CPU data, and where its symbols do then. Sections that section does not
 // know have no place.
 func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) {
-	base := make(map[uint16]mem.VA, len(m.Sections))
+	base, code := make(map[uint16]mem.VA, len(m.Sections)), make(map[uint16]bool)
 	for _, s := range m.Sections {
 		s.Addr = 0
 		if s.index == m.percpu {
@@ -115,14 +116,17 @@ func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) 
 		}
 		if va, ok := section(s.Name); ok && s.Size > 0 && va <= ^mem.VA(0)-mem.VA(s.Size) {
 			s.Addr = va
-			base[uint16(s.index)] = va
+			base[uint16(s.index)], code[uint16(s.index)] = va, s.Exec
 		}
 	}
 	m.settle()
-	m.at = make(map[string]mem.VA)
+	m.at, m.code = make(map[string]mem.VA), make(map[mem.VA]bool)
 	m.each(func(s symbol) bool {
 		if va, ok := base[s.index]; ok && s.name != 0 {
 			m.at[cstring(m.strtab, uint64(s.name))] = va + mem.VA(s.value)
+			if code[s.index] {
+				m.code[va+mem.VA(s.value)] = true
+			}
 		}
 		return true
 	})
@@ -133,6 +137,9 @@ func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) 
 		}
 	}
 }
+
+// Entry reports whether a symbol of code begins at an address.
+func (m *Module) Entry(va mem.VA) bool { return m.code[va] }
 
 // Relocate makes the sections that have a place what they are there. resolve
 // gives the values of symbols of the kernel and of other modules.
