@@ -28,6 +28,7 @@ func (w *Watch) attach(ctx context.Context) error {
 		v.close()
 	}
 	w.volumes = nil
+	w.believe()
 	if err := w.scan(ctx); err != nil {
 		return err
 	}
@@ -103,6 +104,11 @@ func (w *Watch) open(list []part.Volume) []*volume {
 			}
 			v.dev = block.NewVolume(where, devices)
 		}
+		for i := range w.disks {
+			if d, ok := w.disks[i].Source.(Doubter); ok && v.on(i) {
+				v.doubt = append(v.doubt, d)
+			}
+		}
 		if p.Disk >= 0 {
 			v.disk = w.disks[p.Disk].Name
 		} else if len(w.disks) == 1 {
@@ -144,6 +150,7 @@ func (w *Watch) start(ctx context.Context, fresh []*volume) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		w.believe()
 		attached := live
 		live = nil
 		for _, v := range attached {
@@ -302,6 +309,7 @@ func (w *Watch) divide(ctx context.Context) error {
 	if err := w.scan(ctx); err != nil {
 		return err
 	}
+	w.believe() // that was of no file system
 	var kept, fresh []*volume
 	for _, v := range w.open(w.layout.Volumes) {
 		i := slices.IndexFunc(w.volumes, func(old *volume) bool {

@@ -14,7 +14,7 @@ import (
 )
 
 // Source gives the writes of one disk. *tap.Tap is one. What else it can do is found by type assertion: Capturer,
-// Chooser, Queue. A volume on several disks is read as it was only where all of them are *tap.Tap or logs.
+// Chooser, Queue, Doubter. A volume on several disks is read as it was only where all of them are *tap.Tap or logs.
 type Source interface {
 	// Next waits for the next write, which is void with the next call. A *block.LostError is a gap, a *tap.CapturingError
 	// a mark; the stream goes on behind both. When ctx ends Next may be called again. io.EOF and all other errors end it.
@@ -36,6 +36,12 @@ type Chooser interface {
 // Queue says how many bytes of writes wait, of how many that it takes.
 type Queue interface {
 	Backlog() (n, of int64)
+}
+
+// Doubter says whether something was read of Device, since it was asked last, that may be from a later time: behind a loss of
+// which Next has not told yet.
+type Doubter interface {
+	Inexact() bool
 }
 
 // Disk is a disk to watch.

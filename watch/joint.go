@@ -45,11 +45,13 @@ func (w *Watch) others(ctx context.Context, v *volume, disk int) (map[int]tap.Co
 	return others, nil
 }
 
-// inexact reports whether something was read of a volume that had been overwritten on another disk, and nobody caught what it
-// held: what follows from it is not to be told. All is attached anew then, and the difference told. While the volume's model may
-// hold what comes already, it is as it is.
+// inexact reports whether something was read of a volume that had been overwritten, and what it held was not caught, or lost:
+// what follows from it is not to be told. All is attached anew then, and the difference told. While the volume's model may
+// hold what comes already, it is as it is, but for what a loss has in store.
 func (w *Watch) inexact(v *volume) bool {
-	if v.joint == nil || !v.joint.Inexact() || !v.since.IsZero() {
+	late := v.joint != nil && v.joint.Inexact() && v.since.IsZero()
+	behind := v.doubtful()
+	if !late && !behind {
 		return false
 	}
 	if _, _, ok := v.fs.Journal(); !ok {
@@ -57,6 +59,18 @@ func (w *Watch) inexact(v *volume) bool {
 	}
 	if w.again == "" {
 		w.again = v.name + ": a block was overwritten before it was read"
+		if behind {
+			w.again += ", by writes that were lost"
+		}
 	}
 	return true
+}
+
+// believe forgets what was doubtful: what is read from here on counts.
+func (w *Watch) believe() {
+	for i := range w.disks {
+		if d, ok := w.disks[i].Source.(Doubter); ok {
+			d.Inexact()
+		}
+	}
 }

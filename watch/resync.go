@@ -23,15 +23,16 @@ func (w *Watch) busy(v *volume) bool {
 	return v.crawl || w.opt.Hold > 0 && v.then == nil && v.tree.unread(w.filter.changes(), v.at)
 }
 
-// readTree goes on reading what is to be held of a volume.
-func (w *Watch) readTree(v *volume) {
+// readTree goes on reading what is to be held of a volume; false if there is nothing more to be read.
+func (w *Watch) readTree(v *volume) bool {
 	if w.opt.Hold < 0 || v.then != nil || !v.tree.unread(w.filter.changes(), v.at) {
-		return
+		return false
 	}
 	if v.tree == nil || v.tree.other(w.filter.changes(), v.at) {
 		v.tree = w.newTree(v)
 	}
 	v.tree.read(v.fs.Look(), portion)
+	return true
 }
 
 func (w *Watch) newTree(v *volume) *tree {
@@ -42,7 +43,9 @@ func (w *Watch) newTree(v *volume) *tree {
 		}
 		return w.filter.scope(path)
 	}
-	return newTree(w.opt.Hold, w.filter.changes(), at, scope, func(err error) { w.opt.Warn(fmt.Errorf("%s: %w", v.name, err)) })
+	t := newTree(w.opt.Hold, w.filter.changes(), at, scope, func(err error) { w.opt.Warn(fmt.Errorf("%s: %w", v.name, err)) })
+	t.doubt = v.doubtful
+	return t
 }
 
 // mend has what was not told be told as a difference, as if writes had been lost. A disk that contradicts itself may ask for

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -30,7 +31,8 @@ type tree struct {
 	at    string        // where the file system is mounted, for scope
 	ring  []event.Event // renames that are one step, up to now
 	warn  func(error)
-	wrong int // warnings
+	wrong int         // warnings
+	doubt func() bool // whether what was read may be of a later time, behind a loss; nil: never
 }
 
 type dir struct {
@@ -320,12 +322,14 @@ func (t *tree) apply(e *event.Event, look func() fsinfer.Look) {
 	}
 }
 
-// state is a file behind an event: what there is of it now, or where that is another one already, what the event says.
+// state is a file behind an event: what there is of it now, or where that is another one already, what the event says. What an
+// event does not say is not known then: the times and attributes are such as no file has, and a difference tells them.
 func (t *tree) state(e *event.Event, look fsinfer.Look) file {
-	if f, _ := look.File(e.Inode); f.Attr.Kind != "" && f.Generation == e.Generation && (e.Attr == nil || f.Attr.Kind == e.Attr.Kind) {
+	f, _ := look.File(e.Inode)
+	if late := t.doubt != nil && t.doubt(); !late && f.Attr.Kind != "" && f.Generation == e.Generation && (e.Attr == nil || f.Attr.Kind == e.Attr.Kind) {
 		return fileOf(&f)
 	}
-	f := fsinfer.File{Generation: e.Generation}
+	f = fsinfer.File{Generation: e.Generation, Modified: -1, Changed: -1, Xattrs: math.MaxUint64}
 	if e.Attr != nil {
 		f.Attr = *e.Attr
 	}

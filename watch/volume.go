@@ -25,6 +25,7 @@ type volume struct {
 	where *block.Map
 	dev   block.Device
 	joint *tap.Joint // what dev is, if the volume lies on several disks that are tapped
+	doubt []Doubter  // of the disks that it lies on
 	fs    *ext4.FS
 	place
 	since time.Time // writes up to then may be in the model already
@@ -46,6 +47,14 @@ func (v *volume) on(disk int) bool {
 	return slices.ContainsFunc(v.part.Segments, func(s block.Segment) bool {
 		return slices.ContainsFunc(s.Legs, func(l block.Leg) bool { return l.Disk == disk })
 	})
+}
+
+// doubtful reports whether something was read lately that may be from behind a loss that is still to be told.
+func (v *volume) doubtful() (doubtful bool) {
+	for _, d := range v.doubt {
+		doubtful = d.Inexact() || doubtful
+	}
+	return doubtful
 }
 
 // journal describes a volume's journal to a tap; ok is false without one.
@@ -103,7 +112,7 @@ func (v *volume) content(e *event.Event, limit int64) error {
 	if err != nil {
 		return fmt.Errorf("content of %q: %w", e.Path, err)
 	}
-	if v.joint != nil && v.joint.Inexact() {
+	if v.joint != nil && v.joint.Inexact() || v.doubtful() {
 		torn = true // data is not caught: it is as of now
 	}
 	e.Content = &event.Content{Data: data, SHA256: sha256.Sum256(data), Torn: torn}

@@ -392,7 +392,7 @@ func (w *Watch) crawl(ctx context.Context) {
 func (w *Watch) step(ctx context.Context, v *volume) {
 	defer w.inexact(v)
 	if !v.crawl {
-		if w.readTree(v); w.inexact(v) {
+		if read := w.readTree(v); w.inexact(v) && read {
 			v.tree = nil // no difference from it is told
 		}
 		return

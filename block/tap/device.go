@@ -195,9 +195,11 @@ func (t *Tap) overlay(b []byte, off int64) error {
 	if t.closed {
 		return errClosed
 	}
+	losing := t.con.Losing() // before scan: told meanwhile, scan sees it
 	if err := t.scan(); err != nil {
 		return err
 	}
+	t.inexact = t.inexact || losing || t.gaps && int64(t.gap-t.con.Pos()) >= 0
 	if len(t.images.pages) == 0 {
 		return nil
 	}
@@ -217,12 +219,25 @@ func (t *Tap) overlay(b []byte, off int64) error {
 	return nil
 }
 
+// Inexact reports whether something was read of Device, since it was asked last, while writes had been lost that Next has not
+// told of yet: with them went what they overwrote, and what was read may be from behind them.
+func (t *Tap) Inexact() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.inexact
+	t.inexact = false
+	return was
+}
+
 // scan takes what is new in the ring into the index. The tap's lock is held.
 func (t *Tap) scan() error {
 	t.images.release(t.con.Tail())
 	return t.con.Scan(func(pos uint64, r ring.Record) {
 		if r.Kind == ring.PreImage && r.Extra == 0 {
 			t.images.add(pos, r)
+		}
+		if r.Kind == ring.Lost {
+			t.gap, t.gaps = pos, true
 		}
 		for _, m := range t.joints {
 			m.joint.saw(m.disk, pos, &r)

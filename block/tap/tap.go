@@ -70,6 +70,9 @@ type Tap struct {
 	images   images
 	joints   []member // of which it is a part
 	given    uint64   // the position of what Next gave last
+	gap      uint64   // the position of the last loss that scan has seen, if gaps
+	gaps     bool
+	inexact  bool // something was read while a loss was ahead
 	closed   bool
 	seq      uint64
 	attached message // the last

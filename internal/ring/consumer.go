@@ -71,6 +71,9 @@ func (c *Consumer) Backlog() (n, of int64) {
 	return int64(min(c.s.word(hdrHead).Load()-c.cur, c.s.size)), int64(c.s.size)
 }
 
+// Losing reports whether records were dropped of which the ring does not tell yet.
+func (c *Consumer) Losing() bool { return c.s.word(hdrLost).Load() != 0 }
+
 // Beat is when the producer last said that it lives.
 func (c *Consumer) Beat() time.Time { return time.Unix(0, int64(c.s.word(hdrBeat).Load())) }
 
