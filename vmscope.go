@@ -152,6 +152,10 @@ func (g *Guest) look(ctx context.Context) (*View, error) {
 		return nil, err
 	}
 	v := g.kernel.View(fresh(g.phys))
+	if err := g.ended(ctx, v); err != nil {
+		g.kernel, g.phys = nil, nil
+		return nil, err
+	}
 	g.beat, _ = v.StillRuns(linux.Beat{})
 	return g.see(v), nil
 }
@@ -211,6 +215,9 @@ func (g *Guest) find(ctx context.Context) error {
 		if n := len(errs); n == 0 || errs[n-1].Error() != err.Error() {
 			errs = append(errs, err)
 		}
+		if errors.Is(err, linux.ErrNoClaim) {
+			break // nor has it one in another layout, and each takes a search of all RAM
+		}
 	}
 	if second != nil {
 		// No layout fits what the kernel says of its RAM, or it does not say:
@@ -221,7 +228,7 @@ func (g *Guest) find(ctx context.Context) error {
 	if s := infoOf(g.machine).System; s != "" {
 		return fmt.Errorf("%s: it is of %s, and vmscope reads Linux: %w", g.target, s, errors.Join(errs...))
 	}
-	return fmt.Errorf("%s: %w", g.target, errors.Join(errs...))
+	return g.explain(ctx, layouts[0], errors.Join(errs...))
 }
 
 // registers reads those of the vCPUs. They only confirm: a kernel is found

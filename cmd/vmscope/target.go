@@ -2,12 +2,15 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"vmscope"
+	"vmscope/kernel"
 	"vmscope/kernel/linux"
 )
 
@@ -57,7 +60,26 @@ func (a *app) seeTask(name, short string, normal int, look func(v *vmscope.View,
 
 // view opens the target for one look.
 func (a *app) view(cmd *cobra.Command, target string, f func(v *vmscope.View) error) error {
-	return vmscope.Look(cmd.Context(), target, f, a.options()...)
+	said := a.stillLooking(target)
+	defer said()
+	return vmscope.Look(cmd.Context(), target, func(v *vmscope.View) error {
+		said()
+		return f(v)
+	}, a.options()...)
+}
+
+// slow is after how long somebody who waits is told what for.
+const slow = 3 * time.Second
+
+// stillLooking tells somebody at a terminal that a kernel is still searched, unless what it returns is called before.
+func (a *app) stillLooking(target string) (found func()) {
+	if f, ok := a.err.(*os.File); !ok || !isTTY(f) {
+		return func() {}
+	}
+	t := time.AfterFunc(slow, func() {
+		fmt.Fprintf(a.err, "vmscope: still looking for a kernel in %s (Ctrl-C ends it)\n", kernel.Text(target))
+	})
+	return func() { t.Stop() }
 }
 
 // targetAnd checks the arguments of a command that takes a target and more

@@ -22,6 +22,10 @@ type Hints struct {
 // ErrNoKernel says that no running Linux kernel was found in a memory.
 var ErrNoKernel = errors.New("no running Linux kernel found in this memory")
 
+// ErrNoClaim is an ErrNoKernel that says that nothing in the memory claims to be one. That is so in whatever layout of RAM
+// it is looked at.
+var ErrNoClaim = fmt.Errorf("%w: neither a VMCOREINFO text nor a kallsyms table lies", ErrNoKernel)
+
 // kernelMap is where x86-64 kernels map their image: __START_KERNEL_map, the
 // last 2 GiB (Documentation/arch/x86/x86_64/mm.rst). KASLR moves the image
 // within its first GiB in steps of imageAlign (CONFIG_PHYSICAL_ALIGN).
@@ -142,7 +146,7 @@ func (f *finder) none(size uint64) error {
 	case len(f.errs) > 0:
 		return fmt.Errorf("%w: %d candidates, none proved itself; the first: %w", ErrNoKernel, len(f.errs), f.errs[0])
 	}
-	return fmt.Errorf("%w: neither a VMCOREINFO text nor a kallsyms table lies in its %d MiB of data (not Linux, still booting, or encrypted)", ErrNoKernel, size>>20)
+	return fmt.Errorf("%w in its %d MiB of data", ErrNoClaim, size>>20)
 }
 
 // claim is what a candidate says of itself, to be proved.
