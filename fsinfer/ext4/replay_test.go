@@ -116,6 +116,9 @@ func replay(t *testing.T, r *fsoracle.Recording) {
 		if len(p.Tree) == 0 {
 			return
 		}
+		if p.What == "mounted" {
+			replayer.Recovered(p.Tree)
+		}
 		lines := replayer.Compare(p.Tree)
 		for i, line := range lines {
 			if i < 20 {

@@ -267,9 +267,13 @@ func TestStreamsCut(t *testing.T) {
 
 // At any moment, fast commits leave a tree in which each inode has as many names as links. With several writers they do not:
 // the kernel takes the names of a commit before it writes the inodes' records, so that a record may know of an unlink whose
-// name is only in the next commit, and a recovery there leaves what e2fsck has to mend.
+// name is only in the next commit, and a recovery there leaves what e2fsck has to mend. Neither do they behind the recovery of one
+// that makes a directory, which the kernel miscounts (fsoracle.Replayer.Recovered).
 func TestStreamsFast(t *testing.T) {
-	streams(t, func(name string) bool { return strings.Contains(name, "fast") && !strings.HasPrefix(name, "workers") }, func(t *testing.T, r *fsoracle.Recording) {
+	wanted := func(name string) bool {
+		return strings.Contains(name, "fast") && !strings.HasPrefix(name, "workers") && !strings.HasPrefix(name, "power-loss-mkdir")
+	}
+	streams(t, wanted, func(t *testing.T, r *fsoracle.Recording) {
 		total, err := r.Entries()
 		if err != nil {
 			t.Fatal(err)

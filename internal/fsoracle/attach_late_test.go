@@ -111,6 +111,9 @@ func attachLate(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) 
 			}
 		}
 		for replayer != nil && len(points) > 0 && log.Index() > points[0].Entries {
+			if points[0].What == "mounted" {
+				replayer.Recovered(points[0].Tree)
+			}
 			lines := replayer.Compare(points[0].Tree)
 			for _, f := range replayer.Finish() {
 				lines = append(lines, f.String())

@@ -110,6 +110,9 @@ func attachAt(t *testing.T, r *fsoracle.Recording, at uint64, rng *rand.Rand) er
 	}
 	points := from.Points
 	reached := func() error {
+		if points[0].What == "mounted" {
+			replayer.Recovered(points[0].Tree)
+		}
 		lines := replayer.Compare(points[0].Tree)
 		for _, f := range replayer.Finish() {
 			lines = append(lines, f.String())

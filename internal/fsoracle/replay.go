@@ -259,6 +259,9 @@ func (a *applying) remove() {
 	case len(n.children) > 0:
 		a.wrong("%d names are in it", len(n.children))
 	}
+	if isDir && a.event.Source == event.FastCommit {
+		n.parent.inode.taken++
+	}
 	a.drop(n)
 	if n.inode.names > 0 {
 		a.claim(n)

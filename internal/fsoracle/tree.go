@@ -28,6 +28,10 @@ type inode struct {
 	device     uint64
 	names      int
 
+	// Of a directory: the guest miscounts its links (see Recovered), and how many directories fast commits took out of it.
+	miscounted bool
+	taken      uint32
+
 	// What no event tells: taken from the guest, to see whether an event said that it changes.
 	sum    string
 	xattrs []wire.Xattr
@@ -55,7 +59,7 @@ const maxDirLinks = 65000
 
 func (n *node) nlinkIs(said uint32) bool {
 	want := n.nlink()
-	return said == want || n.inode.attr.Kind == event.Dir && said == 1 && want >= maxDirLinks
+	return said == want || n.inode.miscounted || n.inode.attr.Kind == event.Dir && said == 1 && want >= maxDirLinks
 }
 
 // path tells where the node is now.
@@ -151,6 +155,11 @@ func plant(files []wire.File) (*node, map[uint64]*inode, error) {
 			return nil, nil, fmt.Errorf("fsoracle: %q has no place in its tree", f.Path)
 		}
 		n.attach(parent, name)
+	}
+	for _, f := range files {
+		if n := find(root, string(f.Path)); n.children != nil && !n.nlinkIs(f.Nlink) {
+			n.inode.miscounted = true // by a recovery before
+		}
 	}
 	return root, inodes, nil
 }
