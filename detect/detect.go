@@ -38,7 +38,7 @@ func All() []Detector { return Against(NewReference()) }
 
 // Against is All with a Reference to compare with and to fill.
 func Against(ref *Reference) []Detector {
-	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}, BPF{}, Injection{}}
+	return []Detector{Text{ref}, Rodata{ref}, Pages{}, Frames{}, Syscalls{}, Interrupts{}, Ftrace{}, Kprobes{}, Tracepoints{}, Modules{}, Processes{}, Hooks{}, Creds{}, BPF{}, Injection{}}
 }
 
 // Result is what a sweep came to.

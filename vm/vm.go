@@ -95,6 +95,26 @@ type CPUs interface {
 	CPUs(context.Context) ([]Registers, error)
 }
 
+// Doubted is the capability of a machine whose guest keeps a table of its own of
+// which frame of the host each physical page is, beside the hypervisor's (a PV domain
+// of Xen's). A page on which the two contradict each other cannot be read, and is
+// evidence: kernels change both together.
+type Doubted interface {
+	// Disputed lists the first such pages, most of them, as they are at the moment,
+	// and tells how many there are in all. A guest that just changes the table may
+	// have one for an instant.
+	Disputed(most int) (list []Disputed, all int, err error)
+}
+
+// Disputed is a page that is one frame by the guest's word, where the hypervisor says
+// that this frame is another page.
+type Disputed struct {
+	Page  mem.PA // start of the page
+	Frame uint64 // of the host, by the guest's table
+	Is    mem.PA // the page that Frame is by the hypervisor's
+	Owned bool   // whether Frame is any page at all by the hypervisor's
+}
+
 // Layout is one way in which a run of RAM bytes of known size may lie in
 // guest-physical space: Ranges in the order of the bytes.
 type Layout struct {

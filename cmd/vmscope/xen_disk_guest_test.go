@@ -2,101 +2,182 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"vmscope/internal/guestlab"
 )
 
-// serve serves a new disk to domains, out of dom0's memory, and gives xl's line for it.
-func (x *xenCLI) serve(t *testing.T, image, vdev string) (line string) {
+// writer has a guest write to files in turn, each of which is on the disk before the next one's turn comes: file N gets the
+// number of its last turn. What the guest was told of as written is known at any time.
+type writer struct {
+	*xenCLI
+	domain *guestlab.Domain
+	dir    string
+}
+
+// writerFiles is how many files there are. A write that is lost is seen as long as the file has had no other turn.
+const writerFiles = 500
+
+// inside runs a script in the guest.
+func (x *xenCLI) inside(t *testing.T, d *guestlab.Domain, script string) string {
 	t.Helper()
-	here := filepath.Join(t.TempDir(), "image")
-	guestlab.MakeFS(t, here, 16<<20, "-t", "ext4")
-	data, err := os.ReadFile(here)
+	out, err := d.Run(t.Context(), script)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := x.host.Put(t.Context(), image, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	x.run(t, 0, "vmscope xen-block --print-script >/etc/xen/scripts/block-vmscope && chmod +x /etc/xen/scripts/block-vmscope")
-	x.start(t, image)
-	return fmt.Sprintf("vdev=%s,access=rw,backendtype=phy,script=block-vmscope,target=%s", vdev, image)
+	return strings.TrimSpace(out)
 }
 
-// start has xen-block serve an image; its events go to a file beside that.
-func (x *xenCLI) start(t *testing.T, image string) {
+// write begins to write, and returns when something is written.
+func (x *xenCLI) write(t *testing.T, d *guestlab.Domain, dir string) *writer {
 	t.Helper()
-	x.run(t, 0, fmt.Sprintf("{ setsid vmscope xen-block --image %[1]s --watch /root </dev/null >>%[1]s.events 2>>%[1]s.err & }", image))
+	w := &writer{x, d, dir}
+	x.inside(t, d, fmt.Sprintf(`rm -f /tmp/stop /tmp/acked /tmp/failed /tmp/stopped; cd %s || exit
+{ i=0; while [ ! -e /tmp/stop ]; do
+	i=$((i+1)); echo $i >ack$((i %% %d)) || echo $i >>/tmp/failed
+	sync; echo $i >/tmp/next; mv /tmp/next /tmp/acked
+done; touch /tmp/stopped; } >/dev/null 2>&1 </dev/null &`, dir, writerFiles))
+	w.goOn(t, 0, 3)
+	return w
 }
 
-// events waits for events of a disk, in this order.
-func (x *xenCLI) events(t *testing.T, image string, want ...string) {
+// acked is the number of the last turn that is on the disk, by the word that the guest got.
+func (w *writer) acked(t *testing.T) int {
 	t.Helper()
-	var got string
-	for range 120 {
-		rest, n := x.run(t, 0, "cat "+image+".events"), 0
-		got = rest
-		for n < len(want) {
-			_, behind, ok := strings.Cut(rest, want[n]+"\n")
-			if !ok {
-				break
-			}
-			rest, n = behind, n+1
-		}
-		if n == len(want) {
-			return
-		}
-		time.Sleep(500 * time.Millisecond)
+	out := w.inside(t, w.domain, "cat /tmp/acked 2>/dev/null || echo 0; cat /tmp/failed 2>/dev/null | tr '\\n' ' '")
+	number, failed, _ := strings.Cut(out, "\n")
+	n, err := strconv.Atoi(number)
+	if err != nil || failed != "" {
+		t.Fatalf("the guest's writes: %q, failed in turn %q", number, failed)
 	}
-	t.Fatalf("events\n%s\nlack some of %q; %s", got, want, x.run(t, 0, "cat "+image+".err"))
+	return n
 }
 
-// testDisk is the paper's monitor of /root on a domain's disk that we serve, whatever happens to us.
-func (x *xenCLI) testDisk(t *testing.T, d *guestlab.Domain, image string) {
-	inside := func(script string) string {
-		out, err := d.Run(t.Context(), script)
-		if err != nil {
+// goOn waits until the guest has had so many turns more than it had.
+func (w *writer) goOn(t *testing.T, had, more int) {
+	t.Helper()
+	last := 0
+	w.await(t, "the guest writes on", "true", func(string) bool {
+		last = w.acked(t)
+		return last >= had+more
+	})
+}
+
+// stop ends the writing and gives the last turn.
+func (w *writer) stop(t *testing.T) int {
+	t.Helper()
+	w.inside(t, w.domain, "touch /tmp/stop; until [ -e /tmp/stopped ]; do sleep 0.1; done")
+	return w.acked(t)
+}
+
+// check compares what files hold with the turns they have had.
+func (w *writer) check(t *testing.T, last int, files map[string]string) {
+	t.Helper()
+	for i := max(1, last-writerFiles+1); i <= last; i++ {
+		name := fmt.Sprintf("ack%d", i%writerFiles)
+		if got := files[name]; got != fmt.Sprintf("%d\n", i) {
+			t.Errorf("%s holds %q, and was written in turn %d of %d", name, got, i, last)
+		}
+	}
+}
+
+// testDisk is the paper's monitor of /root on a domain's disk that we serve, whatever happens to us or to the domain.
+func (x *xenCLI) testDisk(t *testing.T, d *guestlab.Domain, disk *xenDisk) {
+	const mount = "mkdir -p /mnt; mount -t ext4 /dev/xvda /mnt; "
+	var w *writer
+	step := func(name string, f func(*testing.T)) {
+		if !t.Failed() { // each goes on where the last one ended
+			t.Run(name, f)
+		}
+	}
+	step("events", func(t *testing.T) {
+		x.inside(t, d, mount+"mkdir /mnt/root; touch /mnt/root/bar; sync")
+		x.inside(t, d, "cd /mnt/root; mkdir foo; sync; touch dummy; sync; rm bar; sync")
+		disk.events(t, "MKDIR: /root/foo", "MKFILE: /root/dummy", "RMFILE: /root/bar")
+		w = x.write(t, d, "/mnt/root")
+		disk.events(t, "MKFILE: /root/ack2")
+	})
+	// The process that serves the disk outlives the command: to the guest nothing happens.
+	step("command killed", func(t *testing.T) {
+		receiver := disk.process(t, "vmscope-receiver")
+		x.run(t, 0, fmt.Sprintf("kill -9 %d", disk.process(t, "vmscope")))
+		w.goOn(t, w.acked(t), 20)
+		if now := disk.process(t, "vmscope-receiver"); now != receiver {
+			t.Errorf("process %d served the disk, now %d does", receiver, now)
+		}
+		out := x.run(t, 2, "vmscope xen-block --image "+disk.image)
+		if !strings.Contains(out, "in use") || !strings.Contains(out, "vmscope-receiver") || strings.Count(out, "\n") != 1 {
+			t.Errorf("started anew beside it: %q", out)
+		}
+	})
+	// Who serves it is started anew.
+	step("receiver killed", func(t *testing.T) {
+		receiver := disk.process(t, "vmscope-receiver")
+		x.run(t, 0, fmt.Sprintf("kill -9 %d", receiver))
+		w.goOn(t, w.acked(t), 20)
+		if now := disk.process(t, "vmscope-receiver"); now == receiver {
+			t.Errorf("process %d serves the disk although it was killed", now)
+		}
+	})
+	// With nobody left the guest waits, as long as that takes, and then goes on as if nothing had been.
+	step("all killed", func(t *testing.T) {
+		disk.killAll(t)
+		at := w.acked(t)
+		x.run(t, 0, "sleep 2")
+		// The answers to one turn may have been under way.
+		if now := w.acked(t); now > at+1 {
+			t.Errorf("%d turns while nobody served the disk", now-at)
+		}
+		disk.start(t)
+		w.goOn(t, at, 20)
+		w.check(t, w.stop(t), disk.content(t, "/root"))
+	})
+	step("reboot", func(t *testing.T) {
+		last := w.acked(t)
+		was := d.ID
+		if err := d.Reboot(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		return out
-	}
-	inside("mkdir -p /mnt; mount -t ext4 /dev/xvda /mnt; mkdir /mnt/root; touch /mnt/root/bar; sync")
-	inside("cd /mnt/root; mkdir foo; sync; touch dummy; sync; rm bar; sync")
-	x.events(t, image, "MKDIR: /root/foo", "MKFILE: /root/dummy", "RMFILE: /root/bar")
+		if d.ID == was {
+			t.Fatalf("still domain %d", was)
+		}
+		x.inside(t, d, mount+"touch /mnt/root/again; sync")
+		files := map[string]string{}
+		for line := range strings.Lines(x.inside(t, d, "cd /mnt/root; grep . ack*") + "\n") {
+			name, content, _ := strings.Cut(line, ":")
+			files[name] = content
+		}
+		w.check(t, last, files)
+		disk.events(t, "MKFILE: /root/again")
+	})
+	step("destroy", func(t *testing.T) {
+		w = x.write(t, d, "/mnt/root")
+		last := w.stop(t)
+		x.inside(t, d, "while :; do dd if=/dev/zero of=/mnt/noise bs=64k count=16; sync; done >/dev/null 2>&1 </dev/null &")
+		if err := d.Destroy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		x.await(t, "the disk is gone from the store", "xenstore-ls /local/domain/0/backend/vbd 2>/dev/null; true", func(out string) bool {
+			return !strings.Contains(out, disk.image)
+		})
+		w.check(t, last, disk.content(t, "/root"))
+		disk.end(t)
+	})
+}
 
-	// Killed, and started anew, while the guest writes: what was acknowledged to it is there at the end.
-	const files = 60
-	done := make(chan error, 1)
-	go func() {
-		_, err := d.Run(t.Context(), fmt.Sprintf("cd /mnt/root; for i in $(seq %d); do echo $i >ack$i; sync; done", files))
-		done <- err
-	}()
-	x.events(t, image, "MKFILE: /root/ack3")
-	x.run(t, 0, `for p in /proc/[0-9]*; do case "$(readlink $p/exe)" in */vmscope) kill -9 ${p#/proc/};; esac; done`)
-	select {
-	case err := <-done:
-		t.Fatalf("the guest was done before all was killed: %v", err)
-	case <-time.After(2 * time.Second):
+// testHot is a disk that a running domain gets, and gives back.
+func (x *xenCLI) testHot(t *testing.T, d *guestlab.Domain) {
+	disk := x.serve(t, "/srv/hot.img", "xvdb")
+	x.run(t, 0, fmt.Sprintf("xl block-attach %s '%s'", d.Name(), disk.line()))
+	x.inside(t, d, "until [ -b /dev/xvdb ]; do sleep 0.1; done; mkdir -p /hot; mount -t ext4 /dev/xvdb /hot; mkdir /hot/root; echo word >/hot/root/file; sync")
+	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
+	x.inside(t, d, "umount /hot")
+	x.run(t, 0, fmt.Sprintf("xl block-detach %s xvdb", d.Name()))
+	x.inside(t, d, "while [ -b /dev/xvdb ]; do sleep 0.1; done")
+	if got := disk.content(t, "/root")["file"]; got != "word\n" {
+		t.Errorf("the file holds %q", got)
 	}
-	x.start(t, image)
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	x.events(t, image, fmt.Sprintf("MKFILE: /root/ack%d", files))
-	if err := d.Destroy(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for i := 1; i <= files; i++ {
-		if got := x.run(t, 0, fmt.Sprintf("vmscope cat %s /root/ack%d", image, i)); got != fmt.Sprintf("%d\n", i) {
-			t.Errorf("ack%d holds %q", i, got)
-		}
-		if i == 5 {
-			i = files - 10 // those around the kill, and the last
-		}
-	}
+	disk.end(t)
 }

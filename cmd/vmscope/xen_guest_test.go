@@ -27,8 +27,8 @@ func TestXenGuest(t *testing.T) {
 	}
 	h := guestlab.BootXen(t, guestlab.XenConfig{Files: map[string]string{"/bin/vmscope": program}})
 	x := &xenCLI{h}
-	const image = "/srv/disk.img"
-	disks := map[string][]string{"pv": {x.serve(t, image, "xvda")}}
+	disk := x.serve(t, "/srv/disk.img", "xvda")
+	disks := map[string][]string{"pv": {disk.line()}}
 	var domains []*guestlab.Domain
 	for _, kind := range []string{"pv", "pvh"} {
 		d, err := h.Create(t.Context(), guestlab.XenDomain{Name: kind + "1", Type: kind, Disks: disks[kind]})
@@ -48,7 +48,8 @@ func TestXenGuest(t *testing.T) {
 	for _, d := range domains {
 		t.Run(d.Name(), func(t *testing.T) { x.test(t, d) })
 	}
-	t.Run("disk", func(t *testing.T) { x.testDisk(t, domains[0], image) })
+	t.Run("disk", func(t *testing.T) { x.testDisk(t, domains[0], disk) })
+	t.Run("hot disk", func(t *testing.T) { x.testHot(t, domains[1]) })
 	t.Run("wrong", func(t *testing.T) {
 		for target, want := range map[string]string{
 			"xen:nobody": "nobody", "xen:Domain-0": "this host itself", "xen:0": "this host itself", "xen:30000": "30000",

@@ -136,17 +136,43 @@ func (d *Domain) create(ctx context.Context) error {
 	if _, err := d.host.Run(ctx, "rm -f "+d.consoleLog()+"; xl create -q "+file); err != nil {
 		return err
 	}
-	return d.connect(ctx)
+	return d.connect(ctx, 0)
 }
 
-// connect finds the domain's console and waits until the agent in the domain listens there; what is sent before is lost.
-func (d *Domain) connect(ctx context.Context) error {
+// Reboot asks the guest to reboot, as "xl reboot" does, and returns when it answers again. It then is a domain of another
+// number. Nobody else may use the domain meanwhile.
+func (d *Domain) Reboot(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, domainPatience)
+	defer cancel()
+	d.line.close()
+	// The next domain's console gets a log, and a relay, of its own.
+	script := fmt.Sprintf("%s; rm -f %s; xl reboot %s", d.stopRelay(), d.consoleLog(), d.cfg.Name)
+	_, err := d.host.Run(ctx, script)
+	if err == nil {
+		err = d.connect(ctx, d.ID)
+	}
+	if err != nil {
+		log, _ := d.host.Run(context.WithoutCancel(ctx), "xl list; tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+d.cfg.Name+".log")
+		return fmt.Errorf("guestlab: reboot domain %s: %w\n%s", d.cfg.Name, err, log)
+	}
+	return nil
+}
+
+// stopRelay is a command of dom0 that ends what carries the console, and waits until its port is free. The pattern does not
+// match the shell that has it on its command line.
+func (d *Domain) stopRelay() string {
+	return fmt.Sprintf("while pkill -f '[r]at relay %s '; do sleep 0.1; done", domainPort(d.port))
+}
+
+// connect finds the console of the domain of that name whose number is not was, and waits until the agent in it listens
+// there; what is sent before is lost.
+func (d *Domain) connect(ctx context.Context, was int) error {
 	script := fmt.Sprintf(`set -e
-id=$(xl domid %[1]s)
+until id=$(xl domid %[1]s 2>/dev/null) && [ "$id" != %[5]d ]; do sleep 0.2; done
 until tty=$(xenstore-read /local/domain/$id/console/tty 2>/dev/null); do sleep 0.1; done
 until grep -qs %[2]q %[3]s; do sleep 0.2; xl domid %[1]s >/dev/null; done
 setsid rat relay %[4]s $tty </dev/null >/dev/null 2>&1 &
-echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domainPort(d.port))
+echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domainPort(d.port), was)
 	out, err := d.host.Run(ctx, script)
 	if err != nil {
 		return err
@@ -171,7 +197,7 @@ func (d *Domain) Kernel() *Kernel { return d.host.kernels[d.cfg.Kernel] }
 
 // Destroy ends the domain as "xl destroy" does, without a word to the guest.
 func (d *Domain) Destroy(ctx context.Context) error {
-	_, err := d.host.Run(ctx, fmt.Sprintf("xl destroy %s; s=$?; pkill -f 'rat relay %s '; exit $s", d.cfg.Name, domainPort(d.port)))
+	_, err := d.host.Run(ctx, fmt.Sprintf("xl destroy %s; s=$?; %s; exit $s", d.cfg.Name, d.stopRelay()))
 	if d.line != nil {
 		d.line.close()
 	}

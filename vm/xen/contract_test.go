@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -293,6 +296,20 @@ func TestPVFrames(t *testing.T) {
 		if _, err := m.ReadPhys(b[:], mem.PA(page<<12)); !errors.Is(err, want) {
 			t.Errorf("page %d: %v, want %v", page, err, want)
 		}
+	}
+	want := []vm.Disputed{
+		{Page: 203 << 12, Frame: pvFrame(204), Is: 204 << 12, Owned: true}, {Page: 205 << 12, Frame: 1 << 40},
+	}
+	if list, all, err := m.Disputed(9); err != nil || all != 2 || !slices.Equal(list, want) {
+		t.Errorf("disputed: %+v of %d, %v, want %+v", list, all, err, want)
+	}
+	if list, all, err := m.Disputed(1); err != nil || all != 2 || !slices.Equal(list, want[:1]) {
+		t.Errorf("disputed: %+v of %d, %v, want one", list, all, err)
+	}
+	_, err = m.ReadPhys(b[:], 203<<12)
+	var d *FrameError
+	if !errors.As(err, &d) || vm.Disputed(*d) != want[0] || !strings.Contains(err.Error(), fmt.Sprintf("%#x", pvFrame(204))) || !strings.Contains(err.Error(), "0xcc000") {
+		t.Errorf("page 203: %v", err)
 	}
 	w := &writableMachine{m}
 	if _, err := w.WritePhys(b[:], 26<<12); !errors.Is(err, ErrPageTable) {

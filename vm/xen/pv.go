@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmscope/mem"
+	"vmscope/vm"
 )
 
 // machineBase is set in the number of a page that is a frame of the machine. So page tables lead to frames that have no
@@ -40,31 +41,52 @@ func (m *machine) openPV() error {
 		return err
 	}
 	m.pv, m.space = pv, pv
-	disagree := 0
 	var ram runs
-	err = pv.tables(func(t *p2m) error {
-		for page := range t.entries {
-			switch _, err := pv.frame(t, page); {
-			case errors.Is(err, ErrFrames):
-				disagree++
-			case errors.Is(err, mem.ErrNoRAM):
-			case err != nil:
-				return err
-			default:
-				ram.add(page)
-			}
-		}
-		return nil
-	})
+	_, disputed, err := pv.disputed(0, ram.add)
 	if err != nil {
 		return err
 	}
 	m.ram = ram
 	m.about.Layout = "pseudo-physical frames; the guest's p2m and Xen's m2p agree on all"
-	if disagree > 0 {
-		m.about.Layout = fmt.Sprintf("pseudo-physical frames; the guest's p2m and Xen's m2p DISAGREE on %d", disagree)
+	if disputed > 0 {
+		m.about.Layout = fmt.Sprintf("pseudo-physical frames; the guest's p2m and Xen's m2p DISAGREE on %d", disputed)
 	}
 	return nil
+}
+
+// disputed lists the first pages on which the tables contradict each other, and counts all; f is called for those on which
+// they agree.
+func (pv *paravirtual) disputed(most int, f func(page uint64)) (list []vm.Disputed, all int, err error) {
+	err = pv.tables(func(t *p2m) error {
+		for page := range t.entries {
+			_, err := pv.frame(t, page)
+			var d *FrameError
+			switch {
+			case err == nil:
+				f(page)
+			case errors.As(err, &d):
+				if all++; len(list) < most {
+					list = append(list, vm.Disputed(*d))
+				}
+			case !errors.Is(err, mem.ErrNoRAM):
+				return err
+			}
+		}
+		return nil
+	})
+	return list, all, err
+}
+
+// Disputed lists pages of a PV guest on which its p2m and Xen's m2p contradict each other. A guest of another kind has
+// none: it knows no frames of the machine. The p2m is mapped anew: its pages may be others by now.
+func (m *machine) Disputed(most int) ([]vm.Disputed, int, error) {
+	if m.pv == nil {
+		return nil, 0, nil
+	}
+	if err := m.pv.release(); err != nil {
+		return nil, 0, err
+	}
+	return m.pv.disputed(most, func(uint64) {})
 }
 
 // tables calls f with the guest's table mapped.
@@ -122,7 +144,11 @@ func (pv *paravirtual) frame(t *p2m, page uint64) (uint64, error) {
 		return 0, err
 	}
 	if !ok || back != page {
-		return 0, fmt.Errorf("%w: page %#x is machine frame %#x, which is page %#x", ErrFrames, page, e, back)
+		d := &FrameError{Page: mem.PA(page * mem.PageSize), Frame: e, Owned: ok}
+		if ok {
+			d.Is = mem.PA(back * mem.PageSize)
+		}
+		return 0, d
 	}
 	return e, nil
 }

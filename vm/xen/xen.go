@@ -20,6 +20,7 @@ import (
 	"fmt"
 
 	"vmscope/mem"
+	"vmscope/vm"
 )
 
 var le = binary.LittleEndian
@@ -50,3 +51,17 @@ var (
 	// reach any memory of the host.
 	ErrPageTable = errors.New("the page is a page table of a PV guest, which Xen protects from writes")
 )
+
+// FrameError is the ErrFrames of one page.
+type FrameError vm.Disputed
+
+func (e *FrameError) Error() string {
+	is := "none of its pages"
+	if e.Owned {
+		is = fmt.Sprintf("page %#x", uint64(e.Is))
+	}
+	return fmt.Sprintf("%v: the guest has page %#x in machine frame %#x, which by Xen is %s", ErrFrames, uint64(e.Page), e.Frame, is)
+}
+
+// Unwrap gives the class.
+func (e *FrameError) Unwrap() error { return ErrFrames }
