@@ -67,6 +67,9 @@ func running(ctx context.Context) ([]vmRow, error) {
 	var list []vmRow
 	qemus, err := qemu.List()
 	for _, p := range qemus {
+		if p.XenDomain != "" {
+			continue // listed as the domain
+		}
 		list = append(list, vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM, scheme: "qemu"})
 	}
 	others, oerr := proc.List()

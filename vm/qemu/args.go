@@ -26,6 +26,7 @@ type config struct {
 	qmp      []qmpEnd // control monitors
 	raw      string   // the command line as it is
 	secret   string   // type of the confidential-guest object, "" if none
+	domid    string   // -xen-domid: whose device model it is; "" if of none
 }
 
 // backend is a memory-backend object.
@@ -179,6 +180,8 @@ func parseArgs(args []string) config {
 			}
 		case "mem-path":
 			c.memPath = v
+		case "xen-domid":
+			c.domid = v
 		case "object":
 			o := parseOpts(v, "qom-type")
 			switch typ := o["qom-type"]; {

@@ -54,6 +54,14 @@ func TestParseArgs(t *testing.T) {
 		},
 		{"connects to a monitor's other end", []string{"-qmp", "unix:/run/a", "-qmp", "unix:/run/b,server,nowait"}, config{qmp: []qmpEnd{{path: "/run/b", fd: -1}}}},
 		{"encrypted", []string{"-object", "sev-snp-guest,id=sev0,cbitpos=51", "-machine", "q35,confidential-guest-support=sev0"}, config{machine: "q35", secret: "sev-snp-guest"}},
+		{
+			"as Xen's toolstack does",
+			[]string{
+				"-xen-domid", "3", "-no-shutdown", "-chardev", "socket,id=libxl-cmd,path=/var/run/xen/qmp-libxl-3,server=on,wait=off", "-mon", "chardev=libxl-cmd,mode=control",
+				"-nodefaults", "-no-user-config", "-xen-attach", "-name", "web1", "-vnc", "none", "-display", "none", "-machine", "xenpv", "-m", "1024",
+			},
+			config{name: "web1", machine: "xenpv", ram: g, domid: "3", qmp: []qmpEnd{{path: "/var/run/xen/qmp-libxl-3", fd: -1}}},
+		},
 		{"hole moved", []string{"-M", "pc,max-ram-below-4g=1G", "-M", "accel=kvm:tcg"}, config{machine: "pc", lowMax: g, accel: "kvm"}},
 		{"hot-plugged", []string{"-device", "pc-dimm,memdev=d"}, config{dimms: true}},
 		{"cut off", []string{"-m"}, config{}},

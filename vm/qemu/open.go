@@ -78,6 +78,9 @@ func Open(ctx context.Context, target string, opts ...Option) (vm.Machine, error
 	if p.Encrypted != "" {
 		return nil, fmt.Errorf("%s: %w against this host (%s): look into it from within, or start it without", p, ErrEncrypted, p.Encrypted)
 	}
+	if p.XenDomain != "" {
+		return nil, fmt.Errorf("%w: %s is but the device model of a Xen domain, and has none of its memory: use xen:%s", ErrNoVM, p, p.XenDomain)
+	}
 	return attach(ctx, p, o)
 }
 

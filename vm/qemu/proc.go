@@ -30,6 +30,9 @@ type Process struct {
 	// Encrypted names the confidential-computing object (e.g. "sev-guest") that
 	// keeps the guest's memory from the host; "" if there is none.
 	Encrypted string
+	// XenDomain is the number of the Xen domain whose devices it emulates ("0": it serves disks of all); "" if of none. Such a
+	// QEMU has no guest's memory: the hypervisor does.
+	XenDomain string
 
 	start uint64 // start time in clock ticks: tells a reused PID
 	conf  config
@@ -115,7 +118,7 @@ func inspect(pid int) (p Process, ppid int, ok bool) {
 	}
 	p = Process{
 		PID: pid, Name: c.name, Program: filepath.Base(prog), Machine: c.machine, Accel: accel(proc, c.accel),
-		RAM: c.ram, Encrypted: c.secret, start: start, conf: c,
+		RAM: c.ram, Encrypted: c.secret, XenDomain: c.domid, start: start, conf: c,
 	}
 	for _, q := range c.qmp {
 		if path := q.at(pid); path != "" {
