@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"vmscope"
@@ -72,9 +73,18 @@ func (r Result) Err() error {
 	if r.Gone && len(r.Checks) == 0 {
 		errs = append(errs, ErrGone)
 	}
+	of := make(map[string][]string) // checks that cannot tell for the same reason, by that
 	for _, c := range r.Checks {
 		if c.Err != nil {
-			errs = append(errs, fmt.Errorf("check %s: %w", c.Name, c.Err))
+			of[c.Err.Error()] = append(of[c.Err.Error()], c.Name)
+		}
+	}
+	for _, c := range r.Checks {
+		if c.Err == nil {
+			continue
+		}
+		if names := of[c.Err.Error()]; names[0] == c.Name {
+			errs = append(errs, fmt.Errorf("check %s: %w", strings.Join(names, ", "), c.Err))
 		}
 	}
 	return errors.Join(errs...)

@@ -50,7 +50,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetOut(buf)
 	root.SetErr(a.err)
 	strict(root)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	err = groups(cmd.Name(), err)
 	ferr := buf.Flush()
 	a.out = stdout
 	if a.note != "" {

@@ -68,6 +68,11 @@ told.`,
 			if _, err := chosen(only, nil); err != nil {
 				return err
 			}
+			for _, f := range []string{"state", "kernel", "modules-dir"} { // a shell's variable that was not set
+				if cmd.Flags().Changed(f) && cmd.Flags().Lookup(f).Value.String() == "" {
+					return fmt.Errorf("--%s needs a name", f)
+				}
+			}
 			keep := keeper{dir: state}
 			if modules != "" && kernelFile == "" {
 				return errors.New("--modules-dir needs --kernel: the code of modules leads to the kernel's")
@@ -83,6 +88,8 @@ told.`,
 				return fmt.Errorf("--watch %v: no pause between looks", every)
 			case changed("watch"):
 				return a.checkAgain(cmd.Context(), args[0], only, keep, every)
+			case changed("explain") && id == "":
+				return errors.New("--explain needs the ID of a finding, as check without it lists them")
 			case changed("explain"):
 				return a.view(cmd, args[0], func(v *vmscope.View) error {
 					return a.explain(cmd.Context(), v, args[0], id, keep)

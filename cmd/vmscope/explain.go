@@ -76,7 +76,7 @@ func byID(list []detect.Finding, id string) (detect.Finding, error) {
 	}
 	switch len(found) {
 	case 0:
-		return detect.Finding{}, fmt.Errorf("no finding %q is there (any more); check without --explain lists those that are", id)
+		return detect.Finding{}, fmt.Errorf("no finding %q is there (any more); check without --explain lists those that are, by the same --state and --kernel", id)
 	case 1:
 		return found[0], nil
 	}

@@ -60,7 +60,7 @@ func TestScanMistakes(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "at least one of the flags"},
+		{nil, "scan needs --pattern or --rules"},
 		{[]string{"--pattern", "{ 4g }"}, `--pattern "{ 4g }": "4g" is no byte`},
 		{[]string{"--pattern", "/(a/"}, "missing closing )"},
 		{[]string{"--rules", file}, file + `:2:21: the modifier "xor" is not supported`},
