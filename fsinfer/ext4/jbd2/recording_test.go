@@ -224,8 +224,9 @@ func (p *player) home(b uint64, data []byte) {
 		return
 	}
 	p.count.home++
-	// A file that outgrows its inode has its first block logged, and then written like any other data.
-	if inline := p.rec.Meta.Name == "inline-data"; !inline && !bytes.Equal(old, data) {
+	// A file that outgrows its inode has its first block logged, and then written like any other data. A recovery plays fast
+	// commits on top of what it writes home.
+	if inline := p.rec.Meta.Name == "inline-data"; !inline && p.round == 0 && !bytes.Equal(old, data) {
 		p.t.Errorf("block %d goes home with another content than its transaction has", b)
 	}
 }
