@@ -40,7 +40,12 @@ func Open(ctx context.Context, target string, opts ...Option) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Guest{target: target, machine: m, opt: o}, nil
+	files, err := o.files(ctx)
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return &Guest{target: target, machine: m, opt: o, files: files}, nil
 }
 
 // ErrTarget says that a target names nothing that can be opened.

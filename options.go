@@ -10,6 +10,8 @@ type options struct {
 	registers bool
 	truncated bool
 	route     string
+	types     string
+	systemMap string
 }
 
 // Layout tells how a raw dump lies in guest-physical space ("q35", "pc",
@@ -34,3 +36,14 @@ func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
 // Route forces the way to a live guest's memory: "mmap", "vmread" or "qmp".
 // Otherwise the fastest that works is taken.
 func Route(name string) Option { return func(o *options) { o.route = name } }
+
+// Types reads the kernel's types from a file, and the symbols that it has: for
+// kernels that carry no BTF (CONFIG_DEBUG_INFO_BTF). It may be a vmlinux with
+// DWARF or BTF, raw BTF, a symbol table of Volatility 3, or what 'vmscope
+// profile' makes of these; which, is told by its content. A file of another kernel
+// is a linux.ErrOtherKernel of View.
+func Types(path string) Option { return func(o *options) { o.types = path } }
+
+// SystemMap reads symbols from a file that kallsyms may lack, those of data
+// (CONFIG_KALLSYMS_ALL): a System.map, or what Types takes.
+func SystemMap(path string) Option { return func(o *options) { o.systemMap = path } }

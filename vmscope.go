@@ -41,6 +41,7 @@ type Guest struct {
 	target  string
 	machine vm.Machine // as opened
 	opt     options
+	files   linux.Files
 
 	mu     sync.Mutex
 	phys   vm.Machine // machine in the layout that was proved; nil until then
@@ -181,7 +182,7 @@ func (g *Guest) find(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", g.target, err)
 	}
-	var hints linux.Hints
+	hints := linux.Hints{Files: g.files}
 	var asked []linux.Step
 	if g.opt.registers || !infoOf(g.machine).Live {
 		if step := g.registers(ctx, &hints); g.opt.registers {

@@ -269,6 +269,21 @@ func (t Type) EnumName(v int64) (string, bool) {
 	return "", false
 }
 
+// Vars gives the variables of a DataSec, each a Var, with their offsets in the
+// section, bytes.
+func (t Type) Vars() iter.Seq2[Type, uint64] {
+	return func(yield func(Type, uint64) bool) {
+		if t.Kind() != DataSec {
+			return
+		}
+		for e := t.elems(12); len(e) >= 12; e = e[12:] {
+			if !yield(t.t.at(le.Uint32(e)), uint64(le.Uint32(e[4:]))) {
+				return
+			}
+		}
+	}
+}
+
 // Param is a parameter of a function.
 type Param struct {
 	Name string

@@ -12,6 +12,7 @@ import (
 
 	"vmscope"
 	"vmscope/kernel"
+	"vmscope/kernel/linux"
 	"vmscope/vm/dump"
 )
 
@@ -36,6 +37,8 @@ type app struct {
 	truncated bool
 	layout    string
 	route     string
+	types     string
+	sysmap    string
 
 	note string // for people, behind the output
 }
@@ -78,6 +81,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 			hint = "; see 'vmscope --help'"
 		case errors.Is(err, dump.ErrTruncated) && !a.truncated:
 			hint = ": --truncated"
+		case errors.Is(err, linux.ErrNoTypes):
+			hint = ": give a file that has them by --types, or once to 'vmscope profile'"
 		}
 		fmt.Fprintf(a.err, "vmscope: %s%s\n", oneLine(err), hint)
 		return statusFailed
@@ -115,6 +120,12 @@ func (a *app) options() []vmscope.Option {
 	}
 	if a.route != "" {
 		o = append(o, vmscope.Route(a.route))
+	}
+	if a.types != "" {
+		o = append(o, vmscope.Types(a.types))
+	}
+	if a.sysmap != "" {
+		o = append(o, vmscope.SystemMap(a.sysmap))
 	}
 	if a.pause {
 		// Stopped by Ctrl-Z we would leave the guest stopped.

@@ -17,7 +17,9 @@ func (a *app) rootCmd() *cobra.Command {
 		Long: `vmscope reads a guest's memory through the hypervisor, or out of a dump, and
 says what goes on in it; it looks into its disks, and tells what happens to the
 files on them as it is committed. It needs a target and nothing else: no agent,
-no profile, no debug symbols, no special option of the hypervisor.
+no profile, no debug symbols, no special option of the hypervisor. Only of kernels
+that were built without BTF it needs a file that tells their types (--types,
+'vmscope profile').
 
 Targets:
   NAME           the one running VM of that name
@@ -70,6 +72,8 @@ says why; 130 interrupted.`,
 	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
 	p.StringVar(&a.layout, "layout", "", "the file is raw RAM, and lies so: q35, pc, virt, flat, low=SIZE (default: found)")
 	p.StringVar(&a.route, "route", "", "way to a live guest's memory: mmap, vmread, qmp (default: the fastest that works)")
+	p.StringVar(&a.types, "types", "", "the kernel's types are in this `FILE`: vmlinux with DWARF or BTF, raw BTF, Volatility 3 symbols, or what 'vmscope profile' made (default: in memory)")
+	p.StringVar(&a.sysmap, "sysmap", "", "symbols that kallsyms lacks are in this `FILE`: System.map, or what --types takes")
 	_ = root.RegisterFlagCompletionFunc("color", fixed(colorWords...))
 	_ = root.RegisterFlagCompletionFunc("layout", fixed("q35", "pc", "virt", "flat"))
 	_ = root.RegisterFlagCompletionFunc("route", fixed("mmap", "vmread", "qmp"))
@@ -91,20 +95,24 @@ says why; 130 interrupted.`,
 	}
 	for _, c := range []*cobra.Command{a.watchCmd(), a.nbdCmd(), a.xenBlockCmd(), a.replayCmd()} {
 		c.GroupID = "disk"
-		without(c, "pause", "registers", "truncated", "layout", "route")
+		without(c, "pause", "registers", "truncated", "layout", "route", "types", "sysmap")
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{a.disksCmd(), a.lsCmd(), a.catCmd(), a.statCmd(), a.findCmd()} {
 		c.GroupID = "disk"
-		without(c, "registers", "truncated", "layout", "route")
+		without(c, "registers", "truncated", "layout", "route", "types", "sysmap")
 		root.AddCommand(c)
 	}
 	for _, c := range []*cobra.Command{a.symCmd(), a.typeCmd(), a.readCmd(), a.writeCmd(), a.dumpCmd()} {
 		c.GroupID = "raw"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.versionCmd(), a.manCmd()} {
-		without(c, "pause", "registers", "truncated", "layout", "route")
+	vms, _, _ := root.Find([]string{"vms"})
+	without(vms, "types", "sysmap") // it looks into several kernels
+	made := a.profileCmd()
+	made.GroupID = "raw"
+	for _, c := range []*cobra.Command{made, a.versionCmd(), a.manCmd()} {
+		without(c, "pause", "registers", "truncated", "layout", "route", "types", "sysmap")
 		root.AddCommand(c)
 	}
 	return root

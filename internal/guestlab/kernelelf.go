@@ -13,9 +13,9 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// elfImage returns the path of the kernel's ELF file, out of the bzImage that its package has. Xen starts either; but to
+// ELF returns the path of the kernel's ELF file, out of the bzImage that its package has. Xen starts either; but to
 // unpack XZ under emulation takes as long as the rest of a boot. The cache keeps it.
-func (k *Kernel) elfImage(ctx context.Context) (string, error) {
+func (k *Kernel) ELF(ctx context.Context) (string, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err

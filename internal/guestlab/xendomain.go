@@ -48,7 +48,7 @@ const domainPatience = 5 * time.Minute
 
 // addKernel puts a kernel and a first file system for domains into dom0.
 func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel, rat string) error {
-	vmlinux, err := k.elfImage(ctx)
+	vmlinux, err := k.ELF(ctx)
 	if err != nil {
 		return err
 	}

@@ -146,7 +146,7 @@ func (h *XenHost) start(ctx context.Context, tools *xenTools, rat string) error 
 	if err := h.writeInitramfs(ctx, tools, rat); err != nil {
 		return err
 	}
-	vmlinux, err := h.kernels[dom0Kernel].elfImage(ctx)
+	vmlinux, err := h.kernels[dom0Kernel].ELF(ctx)
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ type clockLayout struct {
 	// tk_core became a struct with a name in v6.13; before, it was anonymous:
 	// a sequence counter and the timekeeper.
 	Core ctype.Field `c:"tk_data.timekeeper,optional"`
-	Seq  uint64      `c:"sizeof(seqcount_raw_spinlock_t)|sizeof(seqcount_t)"`
+	Seq  uint64      `c:"sizeof(seqcount_raw_spinlock_t)|sizeof(seqcount_raw_spinlock)|sizeof(seqcount_t)|sizeof(seqcount)"`
 }
 
 // timekeeper finds the kernel's clock.

@@ -14,9 +14,11 @@ import (
 )
 
 // Hints are what the caller knows besides the memory. None is needed, and none
-// is believed: they only decide between kernels that all proved themselves.
+// is believed: registers only decide between kernels that all proved themselves,
+// files must fit the one that did.
 type Hints struct {
 	CPUs []vm.Registers // of the vCPUs, where the source has them
+	Files
 }
 
 // ErrNoKernel says that no running Linux kernel was found in a memory.
@@ -121,7 +123,9 @@ func (f *finder) find() (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.readTypes(k)
+	if err := f.readTypes(k); err != nil {
+		return nil, err
+	}
 	k.Report.Steps, k.Report.Rejected = f.report.Steps, f.report.Rejected
 	k.Report.Findings = append(k.Report.Findings, f.report.Findings...)
 	return k, nil

@@ -2,7 +2,8 @@
 // structures: processes, modules, files, mounts, sockets, log.
 //
 // Nothing has to be supplied: addresses come from the kernel's own symbol table
-// (kallsyms), layouts from its own type description (BTF), both found in RAM.
+// (kallsyms), layouts from its own type description (BTF), both found in RAM. Of
+// kernels that were built without one of them, a file can tell it (Files).
 // What differs between kernel releases is told by the presence of a type, a
 // member or a symbol, never by a version number.
 package linux
@@ -16,6 +17,7 @@ import (
 
 	"vmscope/arch"
 	"vmscope/ctype"
+	"vmscope/kernel/linux/profile"
 	"vmscope/ksym"
 	"vmscope/mem"
 )
@@ -35,11 +37,18 @@ type Kernel struct {
 	Mode arch.Mode // how the processor walks them
 
 	Symbols *ksym.Table
-	Types   *ctype.Types // nil: the kernel carries no BTF; TypesErr says why
+	Types   *ctype.Types // nil: neither the kernel's memory nor a file tells them; TypesErr says why
 	// TypesErr is why Types is nil.
 	TypesErr error
 
 	Report Report
+
+	more     *linked // symbols that a file has; nil: none
+	moreFrom *profile.Profile
+	moreSame int    // how many of them are as in kallsyms
+	unfit    error  // why the file's symbols were not taken
+	notesID  string // build id by the kernel's notes; "" if not known
+	foreign  bool   // Types are of a file, not of the kernel's memory
 
 	port    port
 	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
@@ -88,10 +97,10 @@ func layout[T any](k *Kernel) (*T, error) {
 // Symbol returns the address of a kernel symbol. Where several of its name lie at
 // different addresses, that is a ksym.AmbiguousError.
 func (k *Kernel) Symbol(name string) (mem.VA, error) {
-	if k.Symbols == nil {
+	if k.Symbols == nil && k.more == nil {
 		return 0, fmt.Errorf("symbol %s: the symbols of this kernel are not known: %w", name, errors.ErrUnsupported)
 	}
-	s, err := ksym.Only(name, k.Symbols.LookupAll(name))
+	s, err := ksym.Only(name, k.Named(name))
 	return s.Addr, err
 }
 
@@ -107,7 +116,7 @@ func (k *Kernel) CoreInfo() string {
 // NeedTypes returns the kernel's types, or why they are not known.
 func (k *Kernel) NeedTypes() (*ctype.Types, error) {
 	if k.Types == nil {
-		return nil, fmt.Errorf("the types of this kernel are not known: %w", k.TypesErr)
+		return nil, fmt.Errorf("%w: %w", ErrNoTypes, k.TypesErr)
 	}
 	return k.Types, nil
 }

@@ -30,6 +30,13 @@ func (v *View) ModuleTypes(name string) (*ctype.Types, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A module's types continue the kernel's own, by their numbers.
+	base := v.Types
+	if v.foreign {
+		if base, err = v.btf(v); err != nil {
+			return nil, fmt.Errorf("types of module %q: they continue those in the kernel's memory: %w", name, err)
+		}
+	}
 	head, err := v.Symbol("btf_modules")
 	if err != nil {
 		return nil, fmt.Errorf("types of module %q: %w: %w", name, err, errors.ErrUnsupported)
@@ -61,7 +68,7 @@ func (v *View) ModuleTypes(name string) (*ctype.Types, error) {
 		}
 		// Of a module that was built apart from its kernel the kernel has already
 		// made the types fit its own.
-		if types, err = ctype.ParseSplit(blob, v.Types); err != nil {
+		if types, err = ctype.ParseSplit(blob, base); err != nil {
 			return fmt.Errorf("types of module %q: %w", name, err)
 		}
 		return nil

@@ -195,7 +195,7 @@ func (r *Resolver) LookupAll(name string) ([]Symbol, error) {
 	module, bare := splitName(name)
 	var out []Symbol
 	if module == "" {
-		for _, s := range r.v.Symbols.LookupAll(bare) {
+		for _, s := range r.v.Named(bare) {
 			out = append(out, Symbol{Symbol: s})
 		}
 		if len(out) > 0 {
@@ -258,7 +258,7 @@ func (r *Resolver) Nearest(va mem.VA) (Symbol, uint64, error) {
 			}
 		}
 	}
-	s, off, err := r.v.Symbols.Nearest(va)
+	s, off, err := r.v.nearest(va)
 	return Symbol{Symbol: s}, off, err
 }
 
@@ -277,7 +277,7 @@ func (v *View) Nearest(va mem.VA) (Symbol, uint64, error) {
 // Resolver.Lookup. For many names make a Resolver.
 func (v *View) LookupSymbol(name string) (Symbol, error) {
 	if module, bare := splitName(name); module == "" {
-		if all := v.Symbols.LookupAll(bare); len(all) > 0 { // without a look at modules
+		if all := v.Named(bare); len(all) > 0 { // without a look at modules
 			s, err := ksym.Only(bare, all)
 			return Symbol{Symbol: s}, err
 		}

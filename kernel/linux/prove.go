@@ -51,8 +51,9 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	if s, err := k.Symbol("_stext"); err != nil || s != c.text {
 		return nil, bad("its symbol table says _stext = %#x (%v), it says %#x", uint64(s), err, uint64(c.text))
 	}
+	f.supply(k)
 	if err := v.imageInPlace(); err != nil {
-		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, err)
+		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, errors.Join(err, k.unfit))
 	}
 	if s, err := k.Symbol("init_top_pgt"); err == nil && s != c.root {
 		return nil, bad("its symbol table says init_top_pgt = %#x, it says %#x", uint64(s), uint64(c.root))
@@ -166,18 +167,7 @@ func checkInitTask(v *View) error {
 // 8 MiB.
 const maxBTF = 64 << 20
 
-// readTypes reads the kernel's BTF. A kernel without is no failure: it is said
-// by who needs types.
-func (f *finder) readTypes(k *Kernel) {
-	k.Types, k.TypesErr = k.btf(k.View(f.phys))
-	if k.TypesErr != nil {
-		f.step("read BTF", "%v", k.TypesErr)
-		return
-	}
-	f.step("read BTF", "%d types", k.Types.Len())
-	f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d", k.Types.Len()), "BTF in the image", "proved"})
-}
-
+// btf reads the type description that the kernel carries.
 func (k *Kernel) btf(v *View) (*ctype.Types, error) {
 	start, err := k.Symbol("__start_BTF")
 	if err != nil {

@@ -1,0 +1,372 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmscope/ctype"
+	"vmscope/kernel/linux/profile"
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// Files are what the caller has of the kernel besides its memory. Each is
+// checked: what is of another kernel is refused.
+type Files struct {
+	// Types has the kernel's types, which go before those in its memory; nil: none.
+	Types *profile.Profile
+	// Symbols has symbols that kallsyms may lack; nil: those of Types, if any.
+	Symbols *profile.Profile
+	// Ahead gives the profile that was made ahead of the kernel with a build id; none
+	// is an os.ErrNotExist. It is asked for a kernel whose memory does not tell its
+	// types, or not the symbols of its data. The id is what the guest says.
+	Ahead func(buildID string) (*profile.Profile, error)
+}
+
+// ErrOtherKernel says that a file is of another kernel than the guest's.
+var ErrOtherKernel = errors.New("it is of another kernel")
+
+// ErrNoTypes says that neither a kernel's memory nor a file tells its types.
+var ErrNoTypes = errors.New("the types of this kernel are not known")
+
+// linked are symbols of a file, moved to where a kernel lies.
+type linked struct {
+	list  *ksym.List
+	slide mem.VA
+}
+
+func (l *linked) move(s ksym.Symbol) ksym.Symbol {
+	if !s.Absolute {
+		s.Addr += l.slide
+	}
+	return s
+}
+
+func (l *linked) lookupAll(name string) []ksym.Symbol {
+	if l == nil {
+		return nil
+	}
+	all := l.list.LookupAll(name)
+	for i := range all {
+		all[i] = l.move(all[i])
+	}
+	return all
+}
+
+// Named lists the symbols of that name, by address: those of kallsyms, else
+// those of the file that was supplied. None is an empty list.
+func (k *Kernel) Named(name string) []ksym.Symbol {
+	if k.Symbols != nil {
+		if all := k.Symbols.LookupAll(name); len(all) > 0 {
+			return all
+		}
+	}
+	return k.more.lookupAll(name)
+}
+
+// nearest finds the symbol that va lies in: of kallsyms, or of the file if that
+// has one closer to it.
+func (k *Kernel) nearest(va mem.VA) (ksym.Symbol, uint64, error) {
+	s, off, err := k.Symbols.Nearest(va)
+	if k.more != nil {
+		if t, o, e := k.more.list.Nearest(va - k.more.slide); e == nil && (err != nil || o < off) {
+			return k.more.move(t), o, nil
+		}
+	}
+	return s, off, err
+}
+
+// fileError says that a file does not fit the kernel, and what is needed.
+func (k *Kernel) fileError(p *profile.Profile, format string, args ...any) error {
+	release := k.Release
+	if release == "" && k.info != nil {
+		release = k.info.OSRelease()
+	}
+	need := fmt.Sprintf("needed is a file of exactly the guest's kernel %s", release)
+	if id := k.idOf(); id != "" {
+		need += ", build id " + id
+	}
+	if strings.Contains(k.Banner, "Debian") {
+		need += " (Debian has it in linux-image-" + release + "-dbg)"
+	}
+	return fmt.Errorf("%s (%s): %w: %s; %s", p.Name, p.Format, ErrOtherKernel, fmt.Sprintf(format, args...), need)
+}
+
+// idOf is the build id that the kernel states, "" if none.
+func (k *Kernel) idOf() string {
+	if k.info != nil && k.info.BuildID() != "" {
+		return k.info.BuildID()
+	}
+	return k.notesID
+}
+
+// sampled is how many symbols of a file are compared with kallsyms, about.
+const sampled = 4096
+
+// place finds out where the symbols of a file lie in the kernel: all as far from
+// _stext as in kallsyms.
+func (k *Kernel) place(p *profile.Profile) (l *linked, same int, err error) {
+	text, err := p.Symbols.Lookup("_stext")
+	if err != nil {
+		return nil, 0, k.fileError(p, "it has no symbol _stext")
+	}
+	l = &linked{list: p.Symbols, slide: k.Text - text.Addr}
+	other, n, step := "", 0, 1+p.Symbols.Len()/sampled
+	different := 0
+	for s := range p.Symbols.All() {
+		if n++; n%step != 0 || s.Absolute {
+			continue
+		}
+		all := k.Symbols.LookupAll(s.Name)
+		switch at := l.move(s).Addr; {
+		case len(all) == 0:
+		case contains(all, at):
+			same++
+		default:
+			if different++; other == "" {
+				other = fmt.Sprintf("%s should be at %#x and is at %#x", s.Name, uint64(at), uint64(all[0].Addr))
+			}
+		}
+	}
+	// A list of a running kernel may have symbols of modules that bear names of the
+	// kernel's.
+	if same < 16 || different > same/64 {
+		return nil, same, k.fileError(p, "of its symbols %d lie where those of the guest's kernel do, %d elsewhere; %s", same, different, other)
+	}
+	return l, same, nil
+}
+
+func contains(all []ksym.Symbol, at mem.VA) bool {
+	for _, s := range all {
+		if s.Addr == at {
+			return true
+		}
+	}
+	return false
+}
+
+// supply takes up symbols from a file, before the kernel is proved: what is
+// needed for that may not be in kallsyms. A file that does not fit is told when
+// the kernel was found.
+func (f *finder) supply(k *Kernel) {
+	files := &f.hints.Files
+	p := files.Symbols
+	if p == nil && files.Types != nil && files.Types.Symbols != nil {
+		p = files.Types
+	}
+	given := p != nil
+	if _, err := k.Symbol("init_task"); !given && err != nil {
+		p = f.ahead(k)
+	}
+	if p == nil || p.Symbols == nil {
+		return
+	}
+	l, same, err := k.place(p)
+	switch {
+	case err == nil:
+		k.more, k.moreFrom, k.moreSame = l, p, same
+	case given:
+		k.unfit = err
+	}
+}
+
+// ahead is the profile that was made of the kernel ahead, nil if none.
+func (f *finder) ahead(k *Kernel) *profile.Profile {
+	id := k.idOf()
+	if id == "" || f.hints.Files.Ahead == nil {
+		return nil
+	}
+	p, err := f.hints.Files.Ahead(id)
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			f.step("read the profile made ahead", "%v", err)
+		}
+		return nil
+	}
+	return p
+}
+
+// readTypes finds the kernel's types: in the file that was given, else in its
+// memory, else in a profile made ahead. A kernel without is no failure: it is
+// said by who needs types. A file that does not fit is one.
+func (f *finder) readTypes(k *Kernel) error {
+	v := k.View(f.phys)
+	if id, err := v.BuildID(); err == nil {
+		k.notesID = id
+	}
+	if k.unfit != nil {
+		return k.unfit
+	}
+	if k.more != nil {
+		f.report.Findings = append(f.report.Findings, Finding{"more symbols", fmt.Sprint(k.more.list.Len()),
+			fmt.Sprintf("%s (%s), %d symbols as in kallsyms", filepath.Base(k.moreFrom.Name), k.moreFrom.Format, k.moreSame), "proved"})
+	}
+	if p := f.hints.Files.Types; p != nil {
+		return f.typesOf(v, p)
+	}
+	k.Types, k.TypesErr = k.btf(v)
+	if k.TypesErr == nil {
+		f.step("read BTF", "%d types", k.Types.Len())
+		f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d", k.Types.Len()), "BTF in the image", "proved"})
+		return nil
+	}
+	f.step("read BTF", "%v", k.TypesErr)
+	if p := f.ahead(k); p != nil && p.Types != nil {
+		if err := f.typesOf(v, p); err != nil { // of a profile that nobody named
+			k.Types = nil
+			k.TypesErr = fmt.Errorf("%w; a profile made ahead does not fit: %w", k.TypesErr, err)
+		}
+	}
+	return nil
+}
+
+// typesOf takes the types from a file that fits the kernel.
+func (f *finder) typesOf(v *View, p *profile.Profile) error {
+	why, sure, err := v.fits(p)
+	if err != nil {
+		return err
+	}
+	v.Kernel.Types, v.Kernel.TypesErr, v.foreign = p.Types, nil, true
+	f.step("read types", "%d types of %s", p.Types.Len(), p.Name)
+	f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d", p.Types.Len()),
+		fmt.Sprintf("%s (%s), %s", filepath.Base(p.Name), p.Format, why), sure})
+	return nil
+}
+
+// fits checks that types of a file are the kernel's, by all that both tell:
+// which build they are of, how they name themselves, where their symbols lie;
+// and for files that tell none of these, sizes and places that the kernel states
+// in VMCOREINFO, and where it has its per-CPU variables.
+func (v *View) fits(p *profile.Profile) (why, confidence string, err error) {
+	k := v.Kernel
+	var proofs []string
+	if id := k.idOf(); id != "" && p.BuildID != "" {
+		if id != p.BuildID {
+			return "", "", k.fileError(p, "its build id is %s", p.BuildID)
+		}
+		proofs = append(proofs, "same build id")
+	}
+	if k.Banner != "" && p.Banner != "" && len(proofs) == 0 {
+		if k.Banner != p.Banner {
+			return "", "", k.fileError(p, "it says it is %q, the guest's says %q", p.Banner, k.Banner)
+		}
+		proofs = append(proofs, "same banner")
+	}
+	if p.Symbols != nil {
+		_, same, err := k.place(p)
+		if err != nil {
+			return "", "", err
+		}
+		proofs = append(proofs, fmt.Sprintf("%d symbols as in kallsyms", same))
+	}
+	same, different := k.perCPU(p.Types)
+	if different != "" {
+		return "", "", k.fileError(p, "%s", different)
+	}
+	if same > 0 {
+		proofs = append(proofs, fmt.Sprintf("%d per-CPU variables as in kallsyms", same))
+	}
+	confidence = "proved"
+	if len(proofs) == 0 {
+		confidence = "stated"
+	}
+	stated, different := k.statedLayouts(p.Types)
+	if different != "" {
+		return "", "", k.fileError(p, "%s", different)
+	}
+	if stated > 0 {
+		proofs = append(proofs, fmt.Sprintf("%d places as VMCOREINFO states", stated))
+	}
+	if err := v.idleTask(p); err != nil {
+		return "", "", err
+	}
+	return strings.Join(proofs, ", "), confidence, nil
+}
+
+// perCPU compares where types have per-CPU variables with where the symbols have
+// them.
+func (k *Kernel) perCPU(types *ctype.Types) (same int, different string) {
+	base, err := k.Symbol("__per_cpu_start")
+	if err != nil {
+		return 0, ""
+	}
+	for t := range types.All() {
+		if t.Kind() != ctype.DataSec || t.Name() != ".data..percpu" {
+			continue
+		}
+		for variable, off := range t.Vars() {
+			at, err := k.Symbol(variable.Name())
+			switch {
+			case err != nil: // a namesake, or left out of kallsyms
+			case at == base+mem.VA(off):
+				same++
+			case different == "":
+				different = fmt.Sprintf("its per-CPU variable %s is at %#x, that of the guest's kernel at %#x", variable.Name(), off, uint64(at-base))
+			}
+		}
+	}
+	return same, different
+}
+
+// statedLayouts compares types with what VMCOREINFO states of some of them.
+func (k *Kernel) statedLayouts(types *ctype.Types) (same int, different string) {
+	if k.info == nil {
+		return 0, ""
+	}
+	for line := range strings.SplitSeq(k.info.Text(), "\n") {
+		key, _, _ := strings.Cut(line, "=")
+		what, name, ok := strings.Cut(strings.TrimSuffix(key, ")"), "(")
+		typ, path, _ := strings.Cut(name, ".")
+		t, err := types.Lookup(typ)
+		if !ok || err != nil || t.Size() == 0 {
+			continue
+		}
+		var has uint64
+		var says int64
+		switch what {
+		case "SIZE":
+			has = t.Size()
+			says, ok = k.info.Size(name)
+		case "OFFSET":
+			has, err = t.Offset(path)
+			says, ok = k.info.Offset(name)
+		default:
+			continue
+		}
+		switch {
+		case err != nil || !ok:
+		case has == uint64(says):
+			same++
+		case different == "":
+			different = fmt.Sprintf("%s is %d in it, and %d in the guest's kernel", key, has, says)
+		}
+	}
+	return same, different
+}
+
+// idleTask checks that the types find the idle task's name where it is.
+func (v *View) idleTask(p *profile.Profile) error {
+	at, err := v.Symbol("init_task")
+	if err != nil {
+		return nil
+	}
+	t, err := p.Types.Lookup("task_struct")
+	if err != nil {
+		return err
+	}
+	comm, err := t.Member("comm")
+	if err != nil {
+		return v.fileError(p, "its task_struct has no name")
+	}
+	b, err := v.Mem.CString(comm.At(at), int(min(comm.Size(), 64)))
+	if err != nil && !strings.HasPrefix(string(b), "swapper") {
+		return err
+	}
+	if !strings.HasPrefix(string(b), "swapper") {
+		return v.fileError(p, "by it the idle task's name is at %#x, where there is %.16q", uint64(comm.At(at)), b)
+	}
+	return nil
+}
