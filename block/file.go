@@ -14,6 +14,7 @@ import (
 // guest that owns the disk could write one.
 type File struct {
 	f    *os.File
+	raw  syscall.RawConn // of f: holds off a Close
 	size int64
 }
 
@@ -39,16 +40,20 @@ func NewFile(f *os.File) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	switch mode := st.Mode(); {
 	case mode.IsRegular():
-		return &File{f, st.Size()}, nil
+		return &File{f, raw, st.Size()}, nil
 	case mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0:
 		// The end of a block device is its size; ReadAt does not care for the place.
 		size, err := f.Seek(0, io.SeekEnd)
 		if err != nil {
 			return nil, fmt.Errorf("size of %s: %w", f.Name(), err)
 		}
-		return &File{f, size}, nil
+		return &File{f, raw, size}, nil
 	default:
 		return nil, fmt.Errorf("%s is neither a disk image nor a block device (%v)", f.Name(), mode.Type())
 	}
@@ -80,7 +85,10 @@ func (f *File) ReadNow(p []byte, off int64) bool {
 	}
 	x := [1]unix.Iovec{{Base: &p[0]}}
 	x[0].SetLen(len(p))
-	n, err := preadvNow(int(f.f.Fd()), x[:], off)
+	n := 0
+	err := f.raw.Control(func(fd uintptr) {
+		n, _ = preadvNow(int(fd), x[:], off)
+	})
 	return err == nil && n == len(p)
 }
 

@@ -60,10 +60,12 @@ func (r *Raw) check(off, n int64) error {
 
 // WriteAt writes all of p or gives an error.
 func (r *Raw) WriteAt(p []byte, off int64) (int, error) {
-	if err := r.check(off, int64(len(p))); err != nil {
-		return 0, err
+	v := [1][]byte{p}
+	n, err := r.vec(v[:], off, pwritev)
+	if no, ok := err.(unix.Errno); ok {
+		err = &os.PathError{Op: "write", Path: r.f.Name(), Err: no}
 	}
-	return r.f.WriteAt(p, off)
+	return n, err
 }
 
 // iovecs are the vectors of one system call, at most IOV_MAX.

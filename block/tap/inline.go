@@ -353,3 +353,6 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 type keepOpen struct{ block.Device }
 
 func (keepOpen) Close() error { return nil }
+
+// ReadNow is that of the disk, if it has one.
+func (k keepOpen) ReadNow(p []byte, off int64) bool { return readNow(k.Device, p, off) }

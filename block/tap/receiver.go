@@ -212,8 +212,7 @@ func (r *receiver) readCached(p []byte, off int64) bool {
 	r.mu.Lock()
 	c := r.conn
 	r.mu.Unlock()
-	f, ok := c.(interface{ ReadNow([]byte, int64) bool })
-	return ok && f.ReadNow(p, off)
+	return readNow(c, p, off)
 }
 
 // source connects to the disk's content.

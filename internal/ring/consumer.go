@@ -6,18 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"vmscope/internal/hot"
 )
 
 // Consumer reads records. Its methods are for one goroutine at a time, but for Wait, which may run beside Scan and At.
 type Consumer struct {
 	s    *shared
 	wake *os.File
-	cur  uint64 // of the next record
-	tail uint64 // all below it was released
-	seen uint64 // how far Scan has looked
+	bell syscall.RawConn // of wake
+	cur  uint64          // of the next record
+	tail uint64          // all below it was released
+	seen uint64          // how far Scan has looked
 	// kept are the positions of the records from tail to cur, behind the first gone ones.
 	kept []uint64
 	gone int
@@ -46,7 +51,12 @@ func NewConsumer(files Files) (*Consumer, error) {
 		s.close()
 		return nil, os.NewSyscallError("dup", err)
 	}
-	return &Consumer{s: s, wake: os.NewFile(uintptr(wake), "wake"), cur: t, tail: t, seen: t}, nil
+	c := &Consumer{s: s, wake: os.NewFile(uintptr(wake), "wake"), cur: t, tail: t, seen: t}
+	if c.bell, err = c.wake.SyscallConn(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // Close unmaps the ring: data that was given is void.
@@ -200,8 +210,12 @@ func (c *Consumer) Wait(ctx context.Context) error {
 	c.wake.SetReadDeadline(time.Time{})
 	stop := context.AfterFunc(ctx, func() { c.wake.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	var b [8]byte
-	_, err := c.wake.Read(b[:])
+	// Go's runtime is not told of the read, which never waits: each one that comes behind a rest would wake its monitor.
+	err := c.bell.Read(func(fd uintptr) bool {
+		var b [8]byte
+		_, no := hot.Now(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b)), 8, 0, 0, 0)
+		return no != unix.EAGAIN && no != unix.EINTR
+	})
 	w.Store(0)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return ctx.Err() // nil: it was an earlier context's

@@ -48,16 +48,36 @@ type Producer struct {
 	head uint64
 	tail uint64 // as last seen
 
-	unsaid atomic.Uint64 // bytes of records that the consumer was not woken for
-	late   atomic.Bool   // writes do not wake it; Answered does
-	due    atomic.Bool   // it should
+	open      bool          // a transaction of a journal is being written: its commit block is to come
+	unflushed bool          // there are writes for which a flush is the mark
+	unsaid    atomic.Uint64 // bytes of records that the consumer was not woken for
+	late      atomic.Bool   // writes do not wake it; Answered does
+	due       atomic.Bool   // it should
 }
 
 // urgent reports whether the consumer is to be woken for a record at once: where something has become durable or true, or the
 // stream has changed its state. What the guest writes without asking for that waits for such a record, for a sixteenth of
 // the ring's size, or for Tick: to wake a process for each write costs as much as the write.
-func (r *Record) urgent() bool {
-	return r.Kind == Flush || r.Kind == Lost || r.Kind == Marker || r.Flags&FUA != 0 || r.Flags&(Logged|More) == Logged
+//
+// A journal's commit block is such a record; the flushes before and behind it, which every fsync makes, say nothing more. p.mu is
+// held.
+func (p *Producer) urgent(r *Record) bool {
+	switch {
+	case r.Kind == PreImage:
+		return false
+	case r.Flags&Logged != 0:
+		p.open = r.Flags&More != 0
+		p.unflushed = p.unflushed && p.open
+		return !p.open || r.Flags&FUA != 0
+	case r.Kind == Flush:
+		said := p.open || !p.unflushed
+		p.unflushed = p.unflushed && p.open
+		return !said
+	case r.Kind == Lost || r.Kind == Marker:
+		return true
+	}
+	p.unflushed = true
+	return r.Flags&FUA != 0
 }
 
 // NewProducer opens a ring for writing. What an earlier producer left unfinished is given up: there must be only one
@@ -67,7 +87,7 @@ func NewProducer(files Files) (*Producer, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Producer{s: s, wake: files.Wake, now: func() int64 { return time.Now().UnixNano() }}
+	p := &Producer{s: s, wake: files.Wake, now: func() int64 { return time.Now().UnixNano() }, unflushed: true} // by one before us
 	p.head = s.word(hdrHead).Load()
 	p.tail = s.word(hdrTail).Load()
 	if p.head%headSize != 0 || p.tail%headSize != 0 || p.head-p.tail > s.size {
@@ -241,7 +261,7 @@ func (p *Producer) put(r Record, n int) Slot {
 	data := p.s.at(p.head+headSize, uint64(n))
 	p.head += size
 	p.s.word(hdrHead).Store(p.head)
-	return Slot{p, state, data[:n:n], r.urgent(), r.Kind == Write && p.late.Load()}
+	return Slot{p, state, data[:n:n], p.urgent(&r), r.Kind == Write && p.late.Load()}
 }
 
 // Commit hands the record over.

@@ -259,6 +259,7 @@ func TestUrgent(t *testing.T) {
 	}
 	woken() // of the producer's start
 	plain := Record{Kind: Write, Len: 512, Data: make([]byte, 512)}
+	flush := func() { p.Append(Record{Kind: Flush}) }
 	for _, x := range []struct {
 		name string
 		do   func()
@@ -267,10 +268,19 @@ func TestUrgent(t *testing.T) {
 		{"a write", func() { p.Append(plain) }, false},
 		{"a tick behind it", p.Tick, true},
 		{"a tick behind nothing", p.Tick, false},
-		{"a flush", func() { p.Append(Record{Kind: Flush}) }, true},
+		{"a flush", flush, true},
+		{"a flush of nothing", flush, false},
 		{"a durable write", func() { p.Append(Record{Kind: Write, Flags: FUA}) }, true},
 		{"a write to the journal", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, true},
+		{"the flush behind a commit", flush, false},
+		{"one more write", func() { p.Append(plain) }, false},
 		{"the beginning of a transaction", func() { p.Append(Record{Kind: Write, Flags: Logged | More}) }, false},
+		{"the flush before its commit", flush, false},
+		{"its commit", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, true},
+		{"the flush behind it", flush, false},
+		{"a write behind it", func() { p.Append(plain) }, false},
+		{"the flush of that", flush, true},
+		{"another beginning", func() { p.Append(Record{Kind: Write, Flags: Logged | More}) }, false},
 		{"a mark", func() { p.Append(Record{Kind: Marker}) }, true},
 		{"images", func() { p.AppendAll([]Record{{Kind: PreImage, Len: 1, Data: []byte("x")}}) }, false},
 		{"many writes", func() {
@@ -283,7 +293,8 @@ func TestUrgent(t *testing.T) {
 		{"a late write to the journal", func() { p.Append(Record{Kind: Write, Flags: Logged}) }, false},
 		{"its answer", p.Answered, true},
 		{"its answer again", p.Answered, false},
-		{"a flush, which is told before it is done", func() { p.Append(Record{Kind: Flush}) }, true},
+		{"a write that nobody is woken for", func() { p.Append(plain) }, false},
+		{"a flush, which is told before it is done", flush, true},
 		{"a late write that is never answered", func() { p.Append(Record{Kind: Write, Flags: FUA}) }, false},
 		{"a tick behind that", p.Tick, true},
 	} {
