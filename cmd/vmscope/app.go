@@ -81,6 +81,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 			hint = "; see 'vmscope --help'"
 		case errors.Is(err, dump.ErrTruncated) && !a.truncated:
 			hint = ": --truncated"
+		case errors.Is(err, linux.ErrNoData) && a.sysmap == "":
+			hint = ": give the kernel's System.map, or vmlinux, by --sysmap"
 		case errors.Is(err, linux.ErrNoTypes):
 			hint = ": give a file that has them by --types, or once to 'vmscope profile'"
 		}

@@ -13,7 +13,9 @@ import (
 	"testing"
 
 	"vmscope"
+	"vmscope/internal/guestlab"
 	"vmscope/internal/guestlab/isf"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -30,8 +32,16 @@ func (c *cli) testNoTypes(t *testing.T) {
 	}
 	t.Setenv("XDG_CACHE_HOME", t.TempDir()) // no profile is there
 	path := filepath.Join(t.TempDir(), "ram")
-	if out, err := exec.Command("cp", "--sparse=always", c.g.RAMFile(), path).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	// Of one moment: all that is read later is read of it.
+	err = vmscope.Look(t.Context(), c.g.Name(), func(*vmscope.View) error {
+		out, err := exec.Command("cp", "--sparse=always", c.g.RAMFile(), path).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	}, vmscope.Paused())
+	if err != nil {
+		t.Fatal(err)
 	}
 	n := &noTypes{cli: c, ram: path, image: image, want: make(map[string]answer)}
 	for _, line := range typed {
@@ -43,7 +53,6 @@ func (c *cli) testNoTypes(t *testing.T) {
 	t.Run("types", n.testTypes)
 	t.Run("made ahead", n.testAhead)
 	t.Run("other kernel", n.testOther)
-	n.wipeData(t)
 	t.Run("symbols", n.testSymbols)
 }
 
@@ -79,7 +88,7 @@ func (n *noTypes) ask(t *testing.T, line string, flags ...string) answer {
 func (n *noTypes) same(t *testing.T, line string, flags ...string) {
 	t.Helper()
 	got, want := n.ask(t, line, flags...), n.want[line]
-	if want.out == "" || want.status != 0 {
+	if want.out == "" {
 		t.Fatalf("%s of the whole memory: status %d, %s", line, want.status, want.err)
 	}
 	if got != want {
@@ -196,6 +205,13 @@ func (n *noTypes) testTypes(t *testing.T) {
 		n.same(t, "ps", "--types", file)
 		n.same(t, "lsmod", "--types", file)
 	}
+	if vmlinux := os.Getenv("VMSCOPE_VMLINUX"); vmlinux != "" { // by hand: DWARF of this very kernel, 600 MB
+		t.Setenv("XDG_CACHE_HOME", t.TempDir())
+		t.Log(decoded[profileRow](t, "profile", vmlinux))
+		for _, line := range typed {
+			n.same(t, line)
+		}
+	}
 	for file, want := range map[string]string{
 		n.image: `(BTF), same build id`, n.isf: `(Volatility symbols), same banner`, n.btf: `per-CPU variables as in kallsyms`,
 	} {
@@ -256,9 +272,14 @@ func (n *noTypes) wipeData(t *testing.T) {
 	t.Helper()
 	var names, tokens, index mem.VA
 	var num uint64
+	var layout string // of kallsyms, where the test does not know it
 	le := binary.LittleEndian
 	var table, recs, offs []byte
 	err := vmscope.Look(t.Context(), n.ram, func(v *vmscope.View) error {
+		if l := v.Symbols.Proof().Layout; l != ksym.BaseFirst {
+			layout = l.String()
+			return nil
+		}
 		for line := range strings.SplitSeq(v.CoreInfo(), "\n") {
 			for key, at := range map[string]*mem.VA{"kallsyms_names": &names, "kallsyms_token_table": &tokens, "kallsyms_token_index": &index} {
 				fmt.Sscanf(line, "SYMBOL("+key+")=%x", at)
@@ -283,6 +304,9 @@ func (n *noTypes) wipeData(t *testing.T) {
 		}
 		return nil
 	})
+	if layout != "" {
+		guestlab.Skip(t, "the test knows how to wipe kallsyms of kernels up to 6.3 only: here it has "+layout)
+	}
 	if err != nil || num < 1000 {
 		t.Fatalf("%d symbols, %v", num, err)
 	}
@@ -311,7 +335,8 @@ func (n *noTypes) wipeData(t *testing.T) {
 }
 
 func (n *noTypes) testSymbols(t *testing.T) {
-	failed(t, []string{"ps", n.ram, "--types", n.image}, "no such symbol")
+	n.wipeData(t)
+	failed(t, []string{"ps", n.ram, "--types", n.image}, "lack variables", "--sysmap")
 	for _, flags := range [][]string{
 		{"--types", n.image, "--sysmap", n.systemMap}, {"--types", n.isf}, {"--types", n.btf, "--sysmap", n.isf},
 	} {

@@ -53,6 +53,9 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	}
 	f.supply(k)
 	if err := v.imageInPlace(); err != nil {
+		if errors.Is(err, ksym.ErrNoSymbol) {
+			err = fmt.Errorf("%w: %w", ErrNoData, err)
+		}
 		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, errors.Join(err, k.unfit))
 	}
 	if s, err := k.Symbol("init_top_pgt"); err == nil && s != c.root {

@@ -32,6 +32,10 @@ var ErrOtherKernel = errors.New("it is of another kernel")
 // ErrNoTypes says that neither a kernel's memory nor a file tells its types.
 var ErrNoTypes = errors.New("the types of this kernel are not known")
 
+// ErrNoData says that a kernel's kallsyms has not the symbols of its variables,
+// and no file tells them (CONFIG_KALLSYMS_ALL).
+var ErrNoData = errors.New("the kernel's own symbols (kallsyms) lack variables")
+
 // linked are symbols of a file, moved to where a kernel lies.
 type linked struct {
 	list  *ksym.List
