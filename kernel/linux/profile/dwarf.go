@@ -13,7 +13,7 @@ import (
 
 // maxDebug bounds the debug information, unpacked; that of a distribution's
 // kernel has some 300 MiB, of an allyesconfig kernel some GiB.
-const maxDebug = 8 << 30
+const maxDebug = 4 << 30
 
 // dwarf makes BTF of the file's DWARF.
 func (e *elfFile) dwarf(ctx context.Context) ([]byte, error) {

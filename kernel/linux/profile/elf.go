@@ -15,7 +15,7 @@ import (
 
 // fromELF reads a vmlinux: its BTF, or else its DWARF, and its symbols. It needs
 // only those parts of the file in memory.
-func fromELF(ctx context.Context, r io.ReaderAt, size int64) (p *Profile, err error) {
+func fromELF(ctx context.Context, r io.ReaderAt) (p *Profile, err error) {
 	// debug/elf and debug/dwarf do not promise to bear any file.
 	defer func() {
 		if x := recover(); x != nil {
@@ -34,7 +34,12 @@ func fromELF(ctx context.Context, r io.ReaderAt, size int64) (p *Profile, err er
 	case f.Type == elf.ET_CORE:
 		return nil, errFormat("a dump, not the kernel's file")
 	}
-	e := &elfFile{f, size}
+	for _, s := range f.Sections {
+		if s.Flags&elf.SHF_COMPRESSED != 0 && !strings.HasPrefix(s.Name, ".debug_") {
+			return nil, errFormat("section %s is compressed", s.Name)
+		}
+	}
+	e := &elfFile{f}
 	p = &Profile{machine: uint16(f.Machine)}
 	if p.BuildID, err = e.buildID(); err != nil {
 		return nil, err
@@ -65,10 +70,7 @@ func fromELF(ctx context.Context, r io.ReaderAt, size int64) (p *Profile, err er
 	return p, nil
 }
 
-type elfFile struct {
-	*elf.File
-	size int64
-}
+type elfFile struct{ *elf.File }
 
 // section finds a section whose bytes are in the file: those of a file that only
 // has debug information are not.

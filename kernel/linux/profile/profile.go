@@ -90,7 +90,7 @@ func parse(ctx context.Context, r io.ReaderAt, size int64, packed bool) (*Profil
 		return nil, err
 	}
 	if bytes.HasPrefix(head, []byte("\x7fELF")) {
-		return fromELF(ctx, r, size)
+		return fromELF(ctx, r)
 	}
 	if size > maxWhole {
 		return nil, errFormat("a file of %d MiB that is no ELF file", size>>20)
