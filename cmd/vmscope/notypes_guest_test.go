@@ -337,7 +337,8 @@ func (n *noTypes) wipeData(t *testing.T) {
 
 func (n *noTypes) testSymbols(t *testing.T) {
 	n.wipeData(t)
-	failed(t, []string{"ps", n.ram, "--types", n.image}, "lack variables", "--sysmap")
+	// Of one layout: each is searched for another kernel.
+	failed(t, []string{"ps", n.ram, "--layout", "q35", "--types", n.image}, "lack variables", "--sysmap")
 	for _, flags := range [][]string{
 		{"--types", n.image, "--sysmap", n.systemMap}, {"--types", n.isf},
 	} {
@@ -383,5 +384,5 @@ func (n *noTypes) testSymbols(t *testing.T) {
 	if err := os.WriteFile(file, moved.Bytes(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	failed(t, []string{"ps", n.ram, "--types", n.image, "--sysmap", file}, "another kernel", "elsewhere")
+	failed(t, []string{"ps", n.ram, "--layout", "q35", "--types", n.image, "--sysmap", file}, "another kernel", "elsewhere")
 }
