@@ -14,6 +14,7 @@ var ErrReplaced = errors.New("another file system was made in its place")
 // CaughtUp says that the writes that are applied from now on were made after Attach.
 func (f *FS) CaughtUp() {
 	f.takeFound()
+	f.early, f.again = false, true
 	if f.journal != nil {
 		f.journal.behind = false
 	}

@@ -158,6 +158,11 @@ func (f *FS) homeChange(w *block.Write, off, n int64, b uint64) error {
 // Quiet implements fsinfer.Batcher. With a journal, it tells of content that was written over in place behind the last
 // transaction.
 func (f *FS) Quiet(now time.Time) ([]event.Event, error) {
+	if f.again {
+		if events := f.superAgain(now); events != nil {
+			return events, nil // the rest waits for the next quiet moment
+		}
+	}
 	if f.journal == nil {
 		return f.flushHome(now)
 	}

@@ -21,7 +21,11 @@ import (
 type FS struct {
 	dev block.Device
 	sb  *Super
-	raw []byte // the superblock as last seen
+
+	raw     []byte // the superblock as it was believed last
+	doubted []byte // as it was written last, if that is not believed
+	early   bool   // writes may be from before Attach
+	again   bool   // they are no longer: doubted is to be looked at once more
 
 	tables      []uint64 // first block of each group's inode table
 	tableOrder  []uint32 // groups by that block
@@ -96,7 +100,7 @@ func (f *FS) attach() error {
 	if err := sb.bounded(); err != nil {
 		return err
 	}
-	f.sb, f.raw = sb, raw
+	f.sb, f.raw, f.early = sb, raw, true
 	f.scratch = make([]byte, sb.BlockSize)
 	f.store = newStore(sb.BlockSize)
 	f.fast = fastState{}
@@ -271,6 +275,15 @@ func (f *FS) Close() error { return f.store.close() }
 
 // Apply implements fsinfer.Inferencer.
 func (f *FS) Apply(w block.Write) ([]event.Event, error) {
+	if !f.again {
+		return f.apply(w)
+	}
+	first := f.superAgain(w.Time)
+	events, err := f.apply(w)
+	return append(first, events...), err
+}
+
+func (f *FS) apply(w block.Write) ([]event.Event, error) {
 	switch w.Op {
 	case block.OpFlush:
 		return f.flushHome(w.Time)
@@ -346,9 +359,15 @@ func (f *FS) journalWrite(w *block.Write, off, n int64, index uint32) ([]event.E
 	tx, err := j.stream.Write(index, data)
 	if index == 0 {
 		j.fastArea()
-		if err == nil && j.recovered() {
-			return f.forgetJournal(w.Time)
+		if err != nil {
+			return nil, err
 		}
+		var events []event.Event
+		if j.recovered() {
+			f.early = false
+			events, err = f.forgetJournal(w.Time)
+		}
+		return append(events, f.superAgain(w.Time)...), err
 	}
 	if tx == nil {
 		return nil, err
@@ -367,6 +386,8 @@ func (f *FS) piece(w *block.Write, off, n int64) []byte {
 
 // commit works out a transaction and takes it into the model.
 func (f *FS) commit(tx *jbd2.Tx, when time.Time) ([]event.Event, error) {
+	f.early = false
+	first := f.superAgain(when)
 	blocks := make(map[uint64][]byte, len(tx.Blocks))
 	var errs []error
 	for i := range tx.Blocks {
@@ -388,7 +409,7 @@ func (f *FS) commit(tx *jbd2.Tx, when time.Time) ([]event.Event, error) {
 	f.journal.fast.Committed(tx.TID)
 	f.journal.last, f.journal.behind = tx.TID, false
 	f.data.reset()
-	return events, err
+	return append(first, events...), err
 }
 
 // homeWrite takes a block that is written to its place.
