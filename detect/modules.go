@@ -15,8 +15,9 @@ import (
 )
 
 // Modules finds modules that are loaded and that the kernel's list of modules,
-// which lsmod goes by, lacks: by what else of a module the kernel keeps. A
-// module that has taken itself off all of them is found by its text (Pages).
+// which lsmod goes by, lacks: by what else of a module the kernel keeps, and by
+// the memory that is mapped for it. A module that has made itself unknown there
+// as well is found by its text (Pages).
 type Modules struct{}
 
 // Name implements Detector.
@@ -39,10 +40,12 @@ type moduleLayout struct {
 	BTFMod  ctype.Field `c:"btf_module.module,optional"`
 }
 
-// place is one of the kernel's structures that name modules.
+// place is where modules are met: one of the kernel's structures that name them,
+// or memory in which one is found astray.
 type place struct {
-	name string
-	each func(func(module mem.VA) error) error
+	name  string
+	each  func(func(module mem.VA) error) error
+	stray bool
 }
 
 // Inspect implements Detector.
@@ -51,7 +54,7 @@ func (d Modules) Inspect(ctx context.Context, l *Look, report func(Finding)) err
 	if err != nil {
 		return err
 	}
-	return persists(ctx, l, report, func(report func(Finding)) error { return d.look(l, f, report) })
+	return outlasts(ctx, l, report, func(report func(Finding)) error { return d.look(l, f, report) })
 }
 
 func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
@@ -63,12 +66,18 @@ func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
 	for _, m := range modules {
 		listed[m.Addr] = m.Name
 	}
+	rest, err := findUnlisted(l, modules)
+	if err != nil {
+		return err
+	}
 	hidden := make(map[mem.VA][]string)
-	var errs []error // of places: the others are looked at all the same
-	for _, p := range d.places(l, f) {
+	named := make(map[mem.VA]bool) // by what the kernel goes by
+	var errs []error               // of places: the others are looked at all the same
+	for _, p := range slices.Concat(d.places(l, f), rest.places()) {
 		err := p.each(func(module mem.VA) error {
 			if _, ok := listed[module]; !ok && module != 0 && !slices.Contains(hidden[module], p.name) {
 				hidden[module] = append(hidden[module], p.name)
+				named[module] = named[module] || !p.stray
 			}
 			if len(hidden) > maxFindings {
 				return fmt.Errorf("%s names more than %d modules that are not listed: %w", p.name, maxFindings, mem.ErrInconsistent)
@@ -80,7 +89,14 @@ func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
 		}
 	}
 	for _, module := range slices.Sorted(maps.Keys(hidden)) {
-		if err := d.hidden(l, f, module, hidden[module], report); err != nil && len(errs) < maxErrors {
+		finding, err := d.hidden(l, f, module, hidden[module])
+		switch {
+		case err == nil:
+			finding.Evidence = append(finding.Evidence, rest.evidence(module)...)
+			finding.slow = !named[module] // what was unlisted stays in memory until it is freed
+			report(finding)
+		case !named[module] && passing(err): // it was freed just now
+		case len(errs) < maxErrors:
 			errs = append(errs, err)
 		}
 	}
@@ -90,18 +106,18 @@ func (d Modules) look(l *Look, f *moduleLayout, report func(Finding)) error {
 // maxErrors bounds the failures of one look that are told.
 const maxErrors = 32
 
-// hidden reports a module that stands in the named places and not in the list.
-// Whatever its state says: the kernel lists a module before all else, and takes
-// it off the list with the last of these places.
-func (d Modules) hidden(l *Look, f *moduleLayout, module mem.VA, where []string, report func(Finding)) error {
+// hidden is the finding of a module that stands in the named places and not in
+// the list. Whatever its state says: the kernel lists a module before all else,
+// and takes it off the list with the last of these places.
+func (d Modules) hidden(l *Look, f *moduleLayout, module mem.VA, where []string) (Finding, error) {
 	b, err := l.Mem.CString(f.Name.At(module), int(f.Name.Size()))
 	if err != nil {
-		return err
+		return Finding{}, err
 	}
 	name := kernel.Text(b)
 	next, err := l.Mem.Pointer(f.List.At(module))
 	if err != nil {
-		return err
+		return Finding{}, err
 	}
 	finding := Finding{Check: d.Name(), Severity: High, Confidence: Proved,
 		Summary: fmt.Sprintf("module %q is loaded and hidden: not in the list of modules, but in %s", name, strings.Join(where, ", ")),
@@ -110,8 +126,7 @@ func (d Modules) hidden(l *Look, f *moduleLayout, module mem.VA, where []string,
 			{What: "its link in the list of modules", Addr: f.List.At(module), Expected: "an entry of the list", Found: fmt.Sprintf("%#x", uint64(next))},
 		}}
 	finding.identify(string(name))
-	report(finding)
-	return nil
+	return finding, nil
 }
 
 // places are the structures that name modules. One that this kernel lacks gives
@@ -139,14 +154,14 @@ func (Modules) places(l *Look, f *moduleLayout) []place {
 		return func() (mem.VA, error) { return l.Symbol(name) }
 	}
 	return []place{
-		{"sysfs (module_kset)", list(func() (mem.VA, error) {
+		{name: "sysfs (module_kset)", each: list(func() (mem.VA, error) {
 			at, err := l.Symbol("module_kset")
 			if err != nil {
 				return 0, err
 			}
 			return l.Mem.Pointer(at)
 		}, f.Kobj, func(kobj mem.VA) (mem.VA, error) { return l.Mem.Pointer(f.Kmod.At(kobj)) })}, // built-in ones have none
-		{"the tree of module text (mod_tree)", func(each func(mem.VA) error) error {
+		{name: "the tree of module text (mod_tree)", each: func(each func(mem.VA) error) error {
 			if !f.TreeNode.Valid() || !f.Tree.Valid() {
 				return nil
 			}
@@ -162,7 +177,7 @@ func (Modules) places(l *Look, f *moduleLayout) []place {
 				return each(m)
 			})
 		}},
-		{"the list of module types (btf_modules)", list(symbol("btf_modules"), f.BTFList, func(b mem.VA) (mem.VA, error) { return l.Mem.Pointer(f.BTFMod.At(b)) })},
-		{"the list of bug tables (module_bug_list)", list(symbol("module_bug_list"), f.Bugs, func(m mem.VA) (mem.VA, error) { return m, nil })},
+		{name: "the list of module types (btf_modules)", each: list(symbol("btf_modules"), f.BTFList, func(b mem.VA) (mem.VA, error) { return l.Mem.Pointer(f.BTFMod.At(b)) })},
+		{name: "the list of bug tables (module_bug_list)", each: list(symbol("module_bug_list"), f.Bugs, func(m mem.VA) (mem.VA, error) { return m, nil })},
 	}
 }

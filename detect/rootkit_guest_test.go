@@ -57,9 +57,11 @@ func newBuilder(t *testing.T, g *vmscope.Guest) *builder {
 		}
 		var tree struct {
 			Owner ctype.Field `c:"module.mem[0].mtn.mod|module.core_layout.mtn.mod"`
+			Parts ctype.Field `c:"module.mem,optional"`
 		}
 		err = ctype.Bind(types, &tree)
-		fmt.Fprintf(&h, "#define TEXT_OWNER %d // of struct module\n", tree.Owner.Offset)
+		parts := max(1, tree.Parts.Type.Len())
+		fmt.Fprintf(&h, "enum { OWNER = %d, PARTS = %d, PART = %d }; // of struct module\n", tree.Owner.Offset, parts, tree.Parts.Size()/uint64(parts))
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -258,12 +260,15 @@ var rootkits = []rootkit{
 	},
 	{source: "creds", check: "creds", words: []string{"(sleeper)", "shares the credentials of process 1 "}},
 	{
-		source: "hidden", check: "modules", words: []string{`"bad_hidden"`, "hidden", "the tree of module text"},
+		source: "hidden", check: "modules", words: []string{`"bad_hidden"`, "hidden", "the tree of module text", "memory that is mapped for nobody (vmap areas)", "a table of module symbols (kallsyms)"},
 		load: "insmod /tmp/bad_hidden.ko && insmod /tmp/nothing.ko", unload: "rmmod nothing && rmmod bad_hidden",
 	},
 	{
 		source: "hidden", check: "pages", words: []string{"executable", "r-x", "nobody"}, flags: []string{"-DALL"},
-		also: map[string][]string{"kprobes": {"pre_handler", "__x64_sys_acct", "nobody"}, "hooks": {"module_notify_list", "nobody"}},
+		also: map[string][]string{
+			"kprobes": {"pre_handler", "__x64_sys_acct", "nobody"}, "hooks": {"module_notify_list", "nobody"},
+			"modules": {`"bad_hidden" is loaded and hidden: not in the list of modules, but in memory that is mapped for nobody (vmap areas), a table of module symbols (kallsyms)`, "probed"},
+		},
 		load: "insmod /tmp/bad_hidden.ko && insmod /tmp/nothing.ko", unload: "rmmod nothing && rmmod bad_hidden",
 	},
 }

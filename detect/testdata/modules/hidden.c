@@ -11,11 +11,12 @@ int register_kprobe(struct kprobe *p);
 void unregister_kprobe(struct kprobe *p);
 extern struct list_head modules, module_bug_list;
 
-// ours says whose the module's text is to the kernel's tree of that.
+// ours says whose the module's memory is to the kernel's tree of that.
 static void ours(struct module *whose)
 {
 #ifdef ALL
-	*(struct module **)((char *)&__this_module + TEXT_OWNER) = whose;
+	for (int part = 0; part < PARTS; part++)
+		*(struct module **)((char *)&__this_module + OWNER + part * PART) = whose;
 #endif
 }
 
