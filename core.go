@@ -2,6 +2,7 @@ package vmscope
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,10 @@ func (v *View) WriteCore(ctx context.Context, out io.Writer, progress func(done,
 	g, ok := v.Machine.(mem.Ranger)
 	if !ok {
 		return fmt.Errorf("dump: the RAM of this source is not known: %w", errors.ErrUnsupported)
+	}
+	processor, ok := processors[v.Arch]
+	if !ok {
+		return fmt.Errorf("dump: a core of a %s machine: %w", v.Arch, errors.ErrUnsupported)
 	}
 	base, err := v.DirectMap()
 	if err != nil {
@@ -57,8 +62,11 @@ func (v *View) WriteCore(ctx context.Context, out io.Writer, progress func(done,
 	if text := v.CoreInfo(); text != "" {
 		notes = append(notes, dump.CoreInfoNote(text))
 	}
-	return dump.WriteCore(ctx, out, notes, append(segs, image), progress)
+	return dump.WriteCore(ctx, out, processor, notes, append(segs, image), progress)
 }
+
+// processors are those of which cores are written, by what uname -m prints.
+var processors = map[string]elf.Machine{"x86_64": elf.EM_X86_64, "aarch64": elf.EM_AARCH64}
 
 // runsWithin lists what of the extents lies within r, as offsets into it.
 func runsWithin(r mem.Range, extents []mem.Range) []dump.Run {

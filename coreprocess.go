@@ -2,6 +2,7 @@ package vmscope
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,9 @@ import (
 // as zeros, or where a file is mapped, from that file if the debugger has it;
 // missing counts their bytes.
 func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task, progress func(done, total uint64)) (missing uint64, err error) {
+	if v.Arch != "x86_64" { // whose registers it would have to tell
+		return 0, fmt.Errorf("dump: the core of a process on %s: %w", v.Arch, errors.ErrUnsupported)
+	}
 	space, err := v.SpaceOf(t)
 	if err != nil {
 		return 0, err
@@ -71,7 +75,7 @@ func (v *View) WriteProcessCore(ctx context.Context, out io.Writer, t linux.Task
 	if err != nil {
 		return 0, err
 	}
-	err = dump.WriteCore(ctx, out, notes, segs, progress)
+	err = dump.WriteCore(ctx, out, elf.EM_X86_64, notes, segs, progress)
 	return missing, err
 }
 

@@ -32,6 +32,9 @@ type Mode interface {
 // It is safe for concurrent use. Where the memory is mapped into this process,
 // calls must run inside mem.Guard.
 type Paging interface {
+	// Root is the physical address of the topmost table: of the half of the
+	// process, where the halves have one each and it is a process's address space.
+	Root() mem.PA
 	// Translate walks the tables for an address. An entry that is not present is a
 	// *mem.FaultError with its level and itself; a table that cannot be read is one
 	// with the table's level and the entry that led there (the root's address for it).

@@ -73,6 +73,7 @@ func (r Result) Err() error {
 	if r.Gone && len(r.Checks) == 0 {
 		errs = append(errs, ErrGone)
 	}
+	errs = append(errs, errProcessor(r.Checks))
 	of := make(map[string][]string) // checks that cannot tell for the same reason, by that
 	for _, c := range r.Checks {
 		if c.Err != nil {
@@ -80,7 +81,7 @@ func (r Result) Err() error {
 		}
 	}
 	for _, c := range r.Checks {
-		if c.Err == nil {
+		if c.Err == nil || errors.Is(c.Err, ErrProcessor) {
 			continue
 		}
 		if names := of[c.Err.Error()]; names[0] == c.Name {
@@ -96,7 +97,8 @@ const maxFindings = 1000
 
 // Sweep runs detectors over one look. That the guest's structures contradict
 // themselves (mem.ErrInconsistent), or lead where nothing is mapped, is a finding
-// of its own; any other error of a detector is in its Check. A guest that boots, or
+// of its own; any other error of a detector is in its Check, also ErrProcessor of
+// one that does not know the guest's processor. A guest that boots, or
 // goes meanwhile, makes it Gone.
 func Sweep(ctx context.Context, v *vmscope.View, detectors []Detector) Result {
 	l := newLook(v)
@@ -116,7 +118,11 @@ func sweep(ctx context.Context, l *Look, detectors []Detector) (r Result) {
 		if ctx.Err() != nil {
 			break
 		}
-		c := Check{Name: d.Name()}
+		c := Check{Name: d.Name(), Err: fits(d.Name(), l.Arch)}
+		if c.Err != nil {
+			r.Checks = append(r.Checks, c)
+			continue
+		}
 		start, shown, more := time.Now(), make(map[bool]int), 0
 		c.Err = d.Inspect(ctx, l, func(f Finding) {
 			inventory := f.Severity == Info // must not push out anything else

@@ -2,6 +2,7 @@ package detect
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ type victim struct {
 	lab  *guestlab.Guest
 	tx   *vmscope.Tx // while a tampering is made
 	undo []patch
+	arch string // once it was looked at
 }
 
 type patch struct {
@@ -33,7 +35,8 @@ func (v *victim) sweep() Result {
 	v.Helper()
 	var r Result
 	if err := v.g.View(v.Context(), func(view *vmscope.View) error {
-		r = Sweep(v.Context(), view, All())
+		v.arch = view.Arch
+		r = Sweep(v.Context(), view, allOn(view.Arch))
 		return r.Err()
 	}); err != nil {
 		v.Fatal(err)
@@ -57,6 +60,48 @@ func (v *victim) tampered(do func()) {
 		return nil
 	}); err != nil {
 		v.Fatal(err)
+	}
+}
+
+// allOn are the checks that hold on an architecture.
+func allOn(arch string) []Detector {
+	return slices.DeleteFunc(All(), func(d Detector) bool { return fits(d.Name(), arch) != nil })
+}
+
+// testOthers demands that checks of another processor find nothing, and say so.
+func (v *victim) testOthers(t *testing.T) {
+	if err := v.g.View(t.Context(), func(view *vmscope.View) error {
+		r := Sweep(t.Context(), view, All())
+		if err := r.Err(); len(r.Tampered()) > 0 || !errors.Is(err, ErrProcessor) {
+			t.Errorf("%d findings, %v", len(r.Tampered()), err)
+		}
+		for _, c := range r.Checks {
+			if other := !slices.Contains(anywhere, c.Name); errors.Is(c.Err, ErrProcessor) != other || !other && c.Err != nil {
+				t.Errorf("check %s: %v", c.Name, c.Err)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testRodata changes a word of read-only data between two looks.
+func (v *victim) testRodata(t *testing.T) {
+	checks := []Detector{Rodata{NewReference()}}
+	err := v.g.Update(t.Context(), func(tx *vmscope.Tx) error {
+		v := &victim{T: t, tx: tx}
+		if r := Sweep(t.Context(), tx.View, checks); len(r.Findings) > 0 || r.Err() != nil {
+			t.Errorf("at first sight: %+v", r)
+		}
+		at := v.symbol("sys_call_table") + 8*63
+		v.put(at, uint64(v.nowhere()))
+		demand(t, Sweep(t.Context(), tx.View, checks), "rodata", []string{"sys_call_table", fmt.Sprintf("%#x", uint64(at)), "init_task"})
+		_, err := tx.Write(tx.Mem, v.undo[0].old, at)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -305,7 +350,7 @@ func (v *victim) spare(n int) mem.VA {
 // that goes on running with what was bent would crash at times: it is stopped
 // meanwhile, as a rootkit would make sure that nothing goes wrong.
 func TestTampering(t *testing.T) {
-	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud"} {
+	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud", "trixie-cloud-arm64"} {
 		t.Run(name, func(t *testing.T) {
 			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
 			holder := 0
@@ -325,11 +370,14 @@ func TestTampering(t *testing.T) {
 			v := &victim{T: t, g: g, lab: lab}
 			v.silent()
 			for _, c := range slices.Concat(tamperings, sleepTamperings, hookTamperings, credTamperings, bpfTamperings, injectionTamperings) {
+				if fits(c.check, v.arch) != nil {
+					continue
+				}
 				t.Run(c.name, func(t *testing.T) {
-					v := &victim{T: t, g: g, lab: lab}
+					v := &victim{T: t, g: g, lab: lab, arch: v.arch}
 					v.tampered(func() {
 						words := c.do(v)
-						r := Sweep(t.Context(), v.tx.View, All())
+						r := Sweep(t.Context(), v.tx.View, allOn(v.arch))
 						if err := r.Err(); err != nil {
 							t.Error(err)
 						}
@@ -338,7 +386,12 @@ func TestTampering(t *testing.T) {
 					v.silent()
 				})
 			}
-			t.Run("modules", func(t *testing.T) { testRootkits(t, lab) })
+			if v.arch == "x86_64" { // the modules are
+				t.Run("modules", func(t *testing.T) { testRootkits(t, lab) })
+			} else {
+				t.Run("read-only data", v.testRodata)
+				t.Run("checks of another processor", v.testOthers)
+			}
 		})
 	}
 }

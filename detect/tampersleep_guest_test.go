@@ -53,8 +53,8 @@ func asleep(t *testing.T, lab *guestlab.Guest, goes int) {
 	t.Helper()
 	if _, err := lab.Run(t.Context(), fmt.Sprintf(`
 sleep 1000000 >/dev/null 2>&1 &
-until grep -qE '^(35|230) ' /proc/$!/syscall; do usleep 10000; done # (clock_)nanosleep
-until grep -q '^202 ' /proc/%d/task/*/syscall; do usleep 10000; done # futex
+until grep -qE '^(35|230|101|115) ' /proc/$!/syscall; do usleep 10000; done # (clock_)nanosleep, also of AArch64
+until grep -qE '^(202|98) ' /proc/%d/task/*/syscall; do usleep 10000; done # futex
 `, goes)); err != nil {
 		t.Fatal(err)
 	}

@@ -60,6 +60,15 @@ func NewPaging(phys mem.PhysReader, m Mode, low, high mem.PA) *Paging {
 	return p
 }
 
+// Root is the physical address of the topmost table of the lower half, of the
+// upper one where the lower is not translated.
+func (p *Paging) Root() mem.PA {
+	if low := &p.sides[0]; low.top != 0 {
+		return low.root
+	}
+	return p.sides[1].root
+}
+
 // sideOf is the half that va lies in. Bit 55 selects it (D8.2.2); the bits above
 // those that are translated are all alike, the top byte apart where it is
 // ignored.

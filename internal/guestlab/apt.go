@@ -19,8 +19,8 @@ type privateApt struct {
 	conf string
 }
 
-// newPrivateApt prepares dir and downloads the package lists of the suites.
-func newPrivateApt(ctx context.Context, dir string, m mirrors, suites []string) (*privateApt, error) {
+// newPrivateApt prepares dir and downloads the package lists of the suites for machines of an architecture.
+func newPrivateApt(ctx context.Context, dir string, m mirrors, arch string, suites []string) (*privateApt, error) {
 	for _, d := range []string{"etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "state/lists/partial", "cache/archives/partial", "debs"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, err
@@ -32,13 +32,13 @@ func newPrivateApt(ctx context.Context, dir string, m mirrors, suites []string) 
 		if strings.HasSuffix(s, "-security") {
 			uri = m.security
 		}
-		fmt.Fprintf(&list, "deb [arch=amd64 target=Packages] %s %s main\n", uri, s)
+		fmt.Fprintf(&list, "deb [arch=%s target=Packages] %s %s main\n", arch, uri, s)
 	}
 	a := &privateApt{dir: dir, conf: filepath.Join(dir, "apt.conf")}
 	files := map[string]string{
 		filepath.Join(dir, "etc/sources.list"): list.String(),
 		filepath.Join(dir, "state/status"):     "",
-		a.conf:                                 aptConf(dir),
+		a.conf:                                 aptConf(dir, arch),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
@@ -51,15 +51,15 @@ func newPrivateApt(ctx context.Context, dir string, m mirrors, suites []string) 
 
 // aptConf is read after the system's own configuration. Hooks are cleared because a host's hooks act on the host's
 // caches; validity dates because an old suite is frozen, and its signature is still checked.
-func aptConf(dir string) string {
+func aptConf(dir, arch string) string {
 	return fmt.Sprintf(`#clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 #clear DPkg::Pre-Invoke;
 #clear DPkg::Post-Invoke;
 #clear APT::Architectures;
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; };
+APT::Architecture "%[2]s";
+APT::Architectures { "%[2]s"; };
 APT::Sandbox::User "root";
 Acquire::Check-Valid-Until "false";
 Acquire::Languages "none";
@@ -71,7 +71,7 @@ Dir::Cache "%[1]s/cache";
 Dir::Etc "%[1]s/etc";
 Dir::Etc::trusted "/etc/apt/trusted.gpg";
 Dir::Etc::trustedparts "/usr/share/keyrings";
-`, dir)
+`, dir, arch)
 }
 
 func (a *privateApt) run(ctx context.Context, tool string, args ...string) ([]byte, error) {

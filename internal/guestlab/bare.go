@@ -51,7 +51,7 @@ func fetchSystems(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), []string{"bookworm"})
+	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), amd64.arch, []string{"bookworm"})
 	if err == nil {
 		err = apt.unpack(ctx, filepath.Join(tmp, "root"), systemPackages...)
 	}

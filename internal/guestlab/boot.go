@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,8 +17,8 @@ const RequireGuests = "VMSCOPE_REQUIRE_GUESTS"
 // KernelsVariable is the environment variable that chooses what TestKernels returns: "all", or names with commas between.
 const KernelsVariable = "VMSCOPE_KERNELS"
 
-// TestKernels returns the kernels that a test which goes over several shall use. By default these are two, of different
-// ages, since each boot costs seconds; $VMSCOPE_KERNELS asks for others.
+// TestKernels returns the kernels for PCs of 64 bits that a test which goes over several shall use. By default these are two, of different
+// ages, since each boot costs seconds; $VMSCOPE_KERNELS asks for others. See OtherKernels for those of other processors.
 func TestKernels(tb testing.TB) []string {
 	tb.Helper()
 	switch v := os.Getenv(KernelsVariable); v {
@@ -32,7 +33,7 @@ func TestKernels(tb testing.TB) []string {
 				tb.Fatalf("%s: %v", KernelsVariable, err)
 			}
 		}
-		return names
+		return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(Kernels(), name) })
 	}
 }
 

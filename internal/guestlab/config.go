@@ -45,8 +45,8 @@ type Config struct {
 	Name      string   // QEMU's -name and the guest's host name; default unique on this machine
 	MemoryMiB int      // default 512
 	CPUs      int      // default 1
-	CPUModel  string   // QEMU's -cpu; default "qemu64" (4-level paging); "max" turns on 5-level paging where the kernel can
-	Machine   string   // QEMU's -machine: "q35" (default) or "pc"
+	CPUModel  string   // QEMU's -cpu; default "qemu64" (4-level paging), on Arm "cortex-a57"; "max" turns on 5-level paging (Arm: LPA2) where the kernel can
+	Machine   string   // QEMU's -machine: "q35" (default) or "pc", on Arm "virt"
 	RAM       RAM      // default SharedFile
 	Append    string   // more kernel command line
 	Modules   []string // more modules to load at boot, beside the usual ones
@@ -57,6 +57,8 @@ type Config struct {
 	Libvirt     bool     // have libvirt start QEMU (see NeedLibvirt); RAM is then private, and virtio the only bus
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end
+
+	platform *platform // the kernel's
 }
 
 var guestCount atomic.Int64
@@ -71,11 +73,16 @@ func (c Config) withDefaults() (Config, error) {
 	if c.CPUs == 0 {
 		c.CPUs = 1
 	}
+	src, err := lookupSource(c.Kernel)
+	if err != nil {
+		return c, err
+	}
+	c.platform = src.platform
 	if c.CPUModel == "" {
-		c.CPUModel = "qemu64"
+		c.CPUModel = c.platform.cpu
 	}
 	if c.Machine == "" {
-		c.Machine = "q35"
+		c.Machine = c.platform.machine
 	}
 	if strings.ContainsAny(c.Name, ",=/\n") || strings.ContainsAny(c.Disk, ",\n") {
 		return c, fmt.Errorf("guestlab: name %q or disk %q would be misread on QEMU's command line", c.Name, c.Disk)
@@ -90,15 +97,14 @@ func (c Config) withDefaults() (Config, error) {
 			return c, err
 		}
 	}
-	_, err := lookupSource(c.Kernel)
-	return c, err
+	return c, nil
 }
 
 // cpu is the processor model without CMPXCHG16B, unless it says itself what it wants. QEMU 7.2's emulation of that
 // instruction now and then leaves a pointer's bits in the flags register; the kernel's allocator uses it all the time,
 // and a guest under load (6.12 above all) dies of a trap after some seconds. Without it the kernel takes a lock.
 func (c *Config) cpu() string {
-	if strings.Contains(c.CPUModel, "cx16") {
+	if !c.platform.pc() || strings.Contains(c.CPUModel, "cx16") {
 		return c.CPUModel
 	}
 	return c.CPUModel + ",-cx16"
@@ -126,7 +132,7 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 		"-machine", machine,
 		"-kernel", image,
 		"-initrd", d.initrd(),
-		"-append", strings.TrimSpace(kernelCommandLine+" "+c.Append),
+		"-append", c.commandLine(),
 		"-display", "none", "-nodefaults", "-no-user-config",
 		"-chardev", fmt.Sprintf("socket,id=console,path=%s,server=on,wait=off,logfile=%s", d.consoleSocket(), d.consoleLog()),
 		"-serial", "chardev:console",
@@ -149,6 +155,8 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 	return append(args, c.QEMUArgs...)
 }
 
-// kernelCommandLine leaves KASLR as it is by default: on. Few messages go to the slow serial line; the kernel's own
+// commandLine leaves KASLR as it is by default: on. Few messages go to the slow serial line; the kernel's own
 // log has them all. A panic ends QEMU at once rather than after the test's patience.
-const kernelCommandLine = "console=ttyS0 loglevel=4 panic=-1"
+func (c *Config) commandLine() string {
+	return strings.TrimSpace("console=" + c.platform.console + " loglevel=4 panic=-1 " + c.Append)
+}

@@ -83,7 +83,7 @@ func (c *Config) domain(emulator, image string, d runDir) (string, error) {
 		fmt.Fprintf(&disks, domainDisk, k.Format, escape(k.Path), 'a'+i, k.ID)
 	}
 	return fmt.Sprintf(domainXML, c.Name, c.MemoryMiB, c.CPUs, c.Machine, escape(image), escape(d.initrd()),
-		escape(strings.TrimSpace(kernelCommandLine+" "+c.Append)), c.CPUModel, escape(emulator), disks.String(),
+		escape(c.commandLine()), c.CPUModel, escape(emulator), disks.String(),
 		escape(d.consoleLog()), escape(d.agentSocket()), agentPort), nil
 }
 

@@ -1,6 +1,7 @@
 package guestlab
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"runtime"
@@ -10,6 +11,7 @@ import (
 // An emulator is a QEMU that runs for as long as this process does, at most.
 type emulator struct {
 	pid    int
+	qemu   string        // the program, "" for that of PCs
 	exited chan struct{} // closed when it is gone and waited for
 }
 
@@ -22,7 +24,7 @@ func (e *emulator) launch(log string, args ...string) error {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.Command(qemu, args...)
+	cmd := exec.Command(cmp.Or(e.qemu, qemu), args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	// A session of its own: Ctrl-C in a terminal is for the caller, who then closes the guest in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}

@@ -41,7 +41,7 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 		return nil, err
 	}
 	dir := filepath.Join(cache, "kernels", name)
-	if k, err := openKernel(name, dir); err == nil {
+	if k, err := openKernel(src, dir); err == nil {
 		return k, nil
 	}
 	unlock, err := lockFile(ctx, filepath.Join(cache, "kernels", name+".lock"))
@@ -49,7 +49,7 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 		return nil, err
 	}
 	defer unlock()
-	if k, err := openKernel(name, dir); err == nil { // someone else fetched it while this one waited
+	if k, err := openKernel(src, dir); err == nil { // someone else fetched it while this one waited
 		return k, nil
 	}
 	if err := require("apt-get", "apt-cache", "dpkg-deb"); err != nil {
@@ -71,7 +71,7 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 	if err := os.Rename(filepath.Join(tmp, "kernel"), dir); err != nil {
 		return nil, err
 	}
-	return openKernel(name, dir)
+	return openKernel(src, dir)
 }
 
 // removeLeftovers removes what a killed program left. The caller holds the lock that whoever made it would hold.
@@ -82,16 +82,16 @@ func removeLeftovers(pattern string) {
 	}
 }
 
-func openKernel(name, dir string) (*Kernel, error) {
+func openKernel(src source, dir string) (*Kernel, error) {
 	release, err := os.ReadFile(filepath.Join(dir, "release"))
 	if err != nil {
 		return nil, err
 	}
-	return &Kernel{Name: name, Release: strings.TrimSpace(string(release)), Dir: dir}, nil
+	return &Kernel{Name: src.name, Release: strings.TrimSpace(string(release)), Arch: src.platform.arch, Dir: dir}, nil
 }
 
 func fetchInto(ctx context.Context, src source, tmp string) error {
-	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), src.suites)
+	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), src.platform.arch, src.suites)
 	if err != nil {
 		return err
 	}

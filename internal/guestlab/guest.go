@@ -42,14 +42,18 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := require(qemu); err != nil {
+	src, err := lookupSource(cfg.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	if err := require(src.platform.qemu); err != nil {
 		return nil, err
 	}
 	kernel, err := Fetch(ctx, cfg.Kernel)
 	if err != nil {
 		return nil, err
 	}
-	rat, err := buildHelper(ctx)
+	rat, err := buildHelper(ctx, src.platform)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +62,7 @@ func Start(ctx context.Context, cfg Config) (*Guest, error) {
 		if err != nil {
 			return nil, err
 		}
-		g := &Guest{Agent: Agent{name: cfg.Name}, cfg: cfg, kernel: kernel, dir: dir, emulator: emulator{exited: make(chan struct{})}}
+		g := &Guest{Agent: Agent{name: cfg.Name}, cfg: cfg, kernel: kernel, dir: dir, emulator: emulator{qemu: src.platform.qemu, exited: make(chan struct{})}}
 		if err = g.start(ctx, rat); err == nil {
 			return g, nil
 		}

@@ -23,8 +23,9 @@ var helperSources embed.FS
 // helperGoMod gives the helper a module of its own, with the import paths that its files use.
 const helperGoMod = "module vmscope\n\ngo 1.26.0\n"
 
-// buildHelper returns the path of the static helper program, building it unless the cache has it for these sources.
-func buildHelper(ctx context.Context) (string, error) {
+// buildHelper returns the path of the static helper program for a platform, building it unless the cache has it for these
+// sources.
+func buildHelper(ctx context.Context, p *platform) (string, error) {
 	files, sum, err := helperFiles()
 	if err != nil {
 		return "", err
@@ -33,7 +34,7 @@ func buildHelper(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(cache, "rat", "rat-"+sum)
+	bin := filepath.Join(cache, "rat", "rat-"+p.arch+"-"+sum)
 	if _, err := os.Stat(bin); err == nil {
 		return bin, nil
 	}
@@ -66,7 +67,7 @@ func buildHelper(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", "rat", "./internal/guestlab/rat")
 	cmd.Dir = tmp
 	// GOFLAGS and GOWORK of the caller speak of another module.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=", "GOWORK=off", "GO111MODULE=on")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+p.arch, "GOFLAGS=", "GOWORK=off", "GO111MODULE=on")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("guestlab: build the guest's helper: %w: %s", err, bytes.TrimSpace(out))
 	}

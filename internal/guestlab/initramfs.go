@@ -19,7 +19,7 @@ var spareModules = []string{"dummy", "ifb", "macvlan", "veth", "tun"}
 // inittab keeps the agent and a shell on the serial console running. Its own process is busybox init, which reaps.
 const inittab = `::sysinit:/etc/rc
 ::respawn:/bin/rat agent
-ttyS0::respawn:-/bin/sh
+CONSOLE::respawn:-/bin/sh
 ::ctrlaltdel:/bin/reboot
 `
 
@@ -64,7 +64,7 @@ func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
 	for i := range cfg.Disks {
 		modules = append(modules, cfg.Disks[i].modules()...)
 	}
-	root := initramfs{kernel: k, rat: rat, name: cfg.Name, modules: modules, inittab: inittab}
+	root := initramfs{kernel: k, rat: rat, name: cfg.Name, modules: modules, inittab: strings.ReplaceAll(inittab, "CONSOLE", cfg.platform.console)}
 	return root.write(w)
 }
 

@@ -2,33 +2,58 @@ package guestlab
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // A source says where a kernel of the lab comes from. ABI numbers move with every point release, so it names Debian's
 // meta package, whose dependencies lead to the kernel of the day.
 type source struct {
-	name   string
-	suites []string // searched together; the newest version wins
-	meta   string
-	note   string
+	name     string
+	suites   []string // searched together; the newest version wins
+	meta     string
+	note     string
+	platform *platform
+	rare     bool // for long tests
 }
 
 var sources = []source{
 	// The meta packages of an old stable release live on in its security suite.
-	{"bullseye-cloud", []string{"bullseye", "bullseye-security"}, "linux-image-cloud-amd64", "5.10"},
-	{"bookworm-cloud", []string{"bookworm"}, "linux-image-cloud-amd64", "6.1"},
-	{"bookworm", []string{"bookworm"}, "linux-image-amd64", "6.1, all drivers, ext4 as a module"},
-	{"trixie-cloud", []string{"trixie"}, "linux-image-cloud-amd64", "6.12"},
-	{"sid-cloud", []string{"sid"}, "linux-image-cloud-amd64", "7.x or newer"},
+	{"bullseye-cloud", []string{"bullseye", "bullseye-security"}, "linux-image-cloud-amd64", "5.10", amd64, false},
+	{"bookworm-cloud", []string{"bookworm"}, "linux-image-cloud-amd64", "6.1", amd64, false},
+	{"bookworm", []string{"bookworm"}, "linux-image-amd64", "6.1, all drivers, ext4 as a module", amd64, false},
+	{"trixie-cloud", []string{"trixie"}, "linux-image-cloud-amd64", "6.12", amd64, false},
+	{"sid-cloud", []string{"sid"}, "linux-image-cloud-amd64", "7.x or newer", amd64, false},
+
+	{"trixie-cloud-arm64", []string{"trixie"}, "linux-image-cloud-arm64", "6.12, AArch64", arm64, false},
+	{"trixie-arm64-16k", []string{"trixie"}, "linux-image-arm64-16k", "6.12, AArch64, pages of 16 KiB, all drivers", arm64, true},
 }
 
-// Kernels returns the short names that Fetch and Config.Kernel know, oldest kernel first.
-func Kernels() []string {
-	names := make([]string, len(sources))
-	for i, s := range sources {
-		names[i] = s.name
+// Kernels returns the short names of the kernels for PCs of 64 bits, oldest kernel first.
+func Kernels() []string { return kernels(func(s source) bool { return s.platform == amd64 }) }
+
+// OtherKernels returns the short names of the kernels for other processors and modes that tests shall use: by default
+// those that are not rare; of all of them those that $VMSCOPE_KERNELS names, if that is set.
+func OtherKernels() []string {
+	asked := os.Getenv(KernelsVariable)
+	return kernels(func(s source) bool {
+		switch {
+		case s.platform == amd64:
+			return false
+		case asked == "":
+			return !s.rare
+		}
+		return asked == "all" || slices.Contains(strings.Split(asked, ","), s.name)
+	})
+}
+
+func kernels(of func(source) bool) (names []string) {
+	for _, s := range sources {
+		if of(s) {
+			names = append(names, s.name)
+		}
 	}
 	return names
 }
@@ -39,13 +64,14 @@ func lookupSource(name string) (source, error) {
 			return s, nil
 		}
 	}
-	return source{}, fmt.Errorf("guestlab: no kernel %q; known: %s", name, strings.Join(Kernels(), " "))
+	return source{}, fmt.Errorf("guestlab: no kernel %q; known: %s", name, strings.Join(kernels(func(source) bool { return true }), " "))
 }
 
 // Kernel is a fetched kernel in the cache.
 type Kernel struct {
 	Name    string // short name, such as "bookworm-cloud"
 	Release string // as uname -r prints it
+	Arch    string // as Debian names it: "amd64", "arm64"
 	Dir     string // holds vmlinuz, config, busybox and modules/; read only for all but Fetch
 }
 

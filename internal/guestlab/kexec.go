@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 )
 
@@ -34,7 +33,7 @@ func (g *Guest) Kexec(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	rat, err := buildHelper(ctx)
+	rat, err := buildHelper(ctx, amd64)
 	if err != nil {
 		return err
 	}
@@ -51,7 +50,7 @@ func (g *Guest) Kexec(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	line := strings.TrimSpace(kernelCommandLine + " " + g.cfg.Append)
+	line := g.cfg.commandLine()
 	if err := g.bootAnew(ctx, "rat kexec /tmp/vmlinuz /tmp/initrd '"+line+"'"); err != nil {
 		return err
 	}

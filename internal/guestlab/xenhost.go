@@ -119,7 +119,7 @@ func StartXen(ctx context.Context, cfg XenConfig) (*XenHost, error) {
 	if err != nil {
 		return nil, err
 	}
-	rat, err := buildHelper(ctx)
+	rat, err := buildHelper(ctx, amd64)
 	if err != nil {
 		return nil, err
 	}

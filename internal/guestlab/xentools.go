@@ -72,7 +72,7 @@ func fetchXen(ctx context.Context) (*xenTools, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
-	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), []string{r.suite, r.suite + "-security"})
+	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), amd64.arch, []string{r.suite, r.suite + "-security"})
 	if err != nil {
 		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", ErrMissing, err)
 	}

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"vmscope/arch"
-	"vmscope/arch/x86"
 	"vmscope/ksym"
 	"vmscope/mem"
 	"vmscope/vm"
@@ -28,14 +27,8 @@ var ErrNoKernel = errors.New("no running Linux kernel found in this memory")
 // it is looked at.
 var ErrNoClaim = fmt.Errorf("%w: neither a VMCOREINFO text nor a kallsyms table lies", ErrNoKernel)
 
-// kernelMap is where x86-64 kernels map their image: __START_KERNEL_map, the
-// last 2 GiB (Documentation/arch/x86/x86_64/mm.rst). KASLR moves the image
-// within its first GiB in steps of imageAlign (CONFIG_PHYSICAL_ALIGN).
-const (
-	kernelMap  = 0xffffffff80000000
-	imageAlign = 2 << 20
-	imageMax   = 128 << 20 // more than any image; bounds searches near one
-)
+// imageMax is more than any image has, bytes; it bounds searches near one.
+const imageMax = 128 << 20
 
 // Find looks for a running kernel in phys.
 //
@@ -159,7 +152,8 @@ type claim struct {
 	release string // "" if it does not say
 	text    mem.VA // _stext
 	delta   uint64 // virtual minus physical address of the image
-	root    mem.VA // init_top_pgt
+	slide   uint64 // of KASLR
+	root    mem.VA // swapper_pg_dir, which x86-64 calls init_top_pgt
 	port    port
 	modes   []arch.Mode
 	info    *ksym.CoreInfo
@@ -169,41 +163,41 @@ type claim struct {
 
 func (c *claim) phys(va mem.VA) mem.PA { return mem.PA(uint64(va) - c.delta) }
 
-// fromCoreInfo reads the claim of a VMCOREINFO text
-// (kernel/vmcore_info.c and arch/x86/kernel/vmcore_info_64.c).
+// fromCoreInfo reads the claim of a VMCOREINFO text (kernel/vmcore_info.c and
+// arch/*/kernel/vmcore_info*.c).
 func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
-	c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), port: amd64{}, modes: []arch.Mode{x86.Level4, x86.Level5}}
 	fail := func(what string) (*claim, error) {
 		return nil, fmt.Errorf("VMCOREINFO at %#x: %s: %w", uint64(info.Places[0]), what, mem.ErrInconsistent)
 	}
-	var ok bool
-	if c.text, ok = info.Symbol("_stext"); !ok {
+	text, ok := info.Symbol("_stext")
+	if !ok {
 		return fail("no SYMBOL(_stext)")
 	}
-	if c.root, ok = info.Symbol("init_top_pgt"); !ok {
-		if c.root, ok = info.Symbol("swapper_pg_dir"); !ok {
-			return fail("no SYMBOL(init_top_pgt)")
-		}
-	}
-	base, ok := info.Number("phys_base")
+	root, ok := info.Symbol("swapper_pg_dir")
 	if !ok {
-		return fail("no NUMBER(phys_base): not an x86-64 kernel")
+		return fail("no SYMBOL(swapper_pg_dir)")
 	}
-	c.delta = kernelMap - uint64(base)
-	if n, ok := info.Number("pgtable_l5_enabled"); ok && n != 0 {
-		c.modes = []arch.Mode{x86.Level5, x86.Level4}
-	}
-	c.symbols = func(s *mem.Space) (*ksym.Table, string, error) {
-		if places, ok := info.Kallsyms(); ok {
-			if t, err := ksym.At(s.Read, places); err == nil {
-				return t, "kallsyms where VMCOREINFO says", nil
-			}
+	for _, p := range ports {
+		c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), text: text, root: root, port: p}
+		if !p.claim(c) {
+			continue
 		}
-		// Kernels before v6.0 do not say where: look for it in the image.
-		t, err := f.tableNear(c)
-		return t, "kallsyms found in the image", err
+		c.symbols = func(s *mem.Space) (*ksym.Table, string, error) {
+			if places, ok := info.Kallsyms(); ok {
+				if t, err := ksym.At(s.Read, places); err == nil {
+					return t, "kallsyms where VMCOREINFO says", nil
+				}
+			}
+			// Kernels before v6.0 do not say where: look for it in the image.
+			t, err := f.tableNear(c)
+			return t, "kallsyms found in the image", err
+		}
+		return c, nil
 	}
-	return c, nil
+	if text < 1<<32 {
+		return nil, fmt.Errorf("VMCOREINFO, release %q: a kernel of 32 bits: %w", info.OSRelease(), errors.ErrUnsupported)
+	}
+	return fail("a kernel for no processor that is known")
 }
 
 // tableNear looks for the symbol table in the image that c claims.
@@ -255,7 +249,7 @@ func (f *finder) search(extents []mem.Range) ([]*Kernel, error) {
 		if err := f.ctx.Err(); err != nil {
 			return nil, err
 		}
-		claims, err := fromTable(t)
+		claims, err := f.fromTable(t)
 		var k *Kernel
 		for _, c := range claims {
 			if k, err = f.prove(c); err == nil {
@@ -270,48 +264,46 @@ func (f *finder) search(extents []mem.Range) ([]*Kernel, error) {
 	return found, nil
 }
 
-// fromTable lists the claims that fit a symbol table found in RAM. The image is
-// physically contiguous and moves in steps of imageAlign, both physically and
-// virtually, so few distances are possible.
-func fromTable(t ksym.Found) ([]*claim, error) {
-	var at [3]uint64
-	for i, name := range []string{"_stext", "_end", "init_top_pgt"} {
-		s, err := t.Lookup(name)
+// fromTable lists the claims that fit a symbol table found in RAM.
+func (f *finder) fromTable(t ksym.Found) ([]*claim, error) {
+	for _, p := range ports {
+		if p.tableArch() == t.Arch() {
+			claims, err := p.tableClaims(f, t)
+			if err != nil {
+				return nil, fmt.Errorf("kallsyms at %#x: %w", uint64(t.TokenTable), err)
+			}
+			for _, c := range claims {
+				c.source, c.port = "kallsyms", p
+			}
+			return claims, nil
+		}
+	}
+	return nil, fmt.Errorf("kallsyms at %#x: symbols of %s: %w", uint64(t.TokenTable), t.Arch(), errors.ErrUnsupported)
+}
+
+// imageIn is where a symbol table has the kernel's image, and its root.
+func imageIn(t ksym.Found, rootName string) (text, end, root uint64, err error) {
+	for _, want := range []struct {
+		name string
+		to   *uint64
+	}{{"_stext", &text}, {"_end", &end}, {rootName, &root}} {
+		s, err := t.Lookup(want.name)
 		if err != nil {
-			return nil, fmt.Errorf("kallsyms at %#x: %w", uint64(t.TokenTable), err)
+			return 0, 0, 0, err
 		}
-		at[i] = uint64(s.Addr)
+		*want.to = uint64(s.Addr)
 	}
-	text, end, root := at[0], at[1], at[2]
 	if end <= text || end-text > imageMax {
-		return nil, fmt.Errorf("kallsyms at %#x: %w: an image of %d bytes", uint64(t.TokenTable), mem.ErrInconsistent, end-text)
+		return 0, 0, 0, fmt.Errorf("%w: an image of %d bytes", mem.ErrInconsistent, end-text)
 	}
-	var out []*claim
-	add := func(delta uint64, virt uint64, table *ksym.Table) {
-		out = append(out, &claim{
-			source: "kallsyms", text: mem.VA(text + virt), root: mem.VA(root + virt), delta: delta,
-			port:  amd64{},
-			modes: []arch.Mode{x86.Level4, x86.Level5},
-			symbols: func(*mem.Space) (*ksym.Table, string, error) {
-				return table, "kallsyms found in RAM", nil
-			},
-		})
+	return text, end, root, nil
+}
+
+// tableClaim is the claim of a table at one distance of the image from where it
+// lies; virt is what is added to the table's addresses.
+func tableClaim(t *ksym.Table, text, root, delta, virt uint64, modes ...arch.Mode) *claim {
+	return &claim{
+		text: mem.VA(text + virt), root: mem.VA(root + virt), delta: delta, modes: modes,
+		symbols: func(*mem.Space) (*ksym.Table, string, error) { return t, "kallsyms found in RAM", nil },
 	}
-	if t.Proof().Physical {
-		// The table tells where its symbols lie; they may be mapped in each
-		// step of the kernel's first GiB.
-		for base := uint64(kernelMap); base < kernelMap+1<<30; base += imageAlign {
-			delta := base + text%imageAlign - text
-			add(delta, delta, t.Rebase(delta))
-		}
-		return out, nil
-	}
-	// The table tells where its symbols are mapped, and lies somewhere between
-	// _stext and _end itself.
-	for va := text - text%imageAlign + uint64(t.TokenTable)%imageAlign; va < end; va += imageAlign {
-		if va >= text {
-			add(va-uint64(t.TokenTable), 0, t.Table)
-		}
-	}
-	return out, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/arch"
 	"vmscope/arch/x86"
 	"vmscope/internal/guestlab"
 	"vmscope/kernel/linux"
@@ -29,10 +30,11 @@ func wanted(t *testing.T, c guestlab.Config) bool {
 	return slices.Contains(guestlab.TestKernels(t), c.Kernel)
 }
 
-// openRAM opens the RAM file of a guest in the layout that q35 gives it.
-func openRAM(t testing.TB, path string) vm.Machine {
+// openRAM opens the RAM file of a guest in the layout that its board gives it,
+// q35 if it is not told.
+func openRAM(t testing.TB, path string, board ...string) vm.Machine {
 	t.Helper()
-	m, err := dump.Open(path, dump.Layout("q35"))
+	m, err := dump.Open(path, dump.Layout(append(board, "q35")[0]))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,21 +92,25 @@ func TestFindGuest(t *testing.T) {
 				checkRoots(t, g, m, k)
 			}
 
-			// Without the text that makes it easy the same must be found.
-			w := withoutCoreInfo(t, g.RAMFile())
-			k2, err := linux.Find(t.Context(), w, linux.Hints{})
-			if err != nil {
-				t.Fatalf("without VMCOREINFO: %v", err)
-			}
-			if k2.Root != k.Root || k2.Text != k.Text || k2.Phys != k.Phys || k2.Mode != k.Mode || k2.Symbols.Len() != k.Symbols.Len() {
-				t.Errorf("without VMCOREINFO: root %#x text %#x at %#x %v, want %#x %#x %#x %v",
-					uint64(k2.Root), uint64(k2.Text), uint64(k2.Phys), k2.Mode, uint64(k.Root), uint64(k.Text), uint64(k.Phys), k.Mode)
-			}
+			checkWithoutCoreInfo(t, withoutCoreInfo(t, g.RAMFile()), k)
 		})
 	}
 }
 
-func check(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel, mode x86.Mode) {
+// checkWithoutCoreInfo finds the same kernel without the text that makes it easy.
+func checkWithoutCoreInfo(t *testing.T, w vm.Machine, k *linux.Kernel) {
+	t.Helper()
+	k2, err := linux.Find(t.Context(), w, linux.Hints{})
+	if err != nil {
+		t.Fatalf("without VMCOREINFO: %v", err)
+	}
+	if k2.Root != k.Root || k2.Text != k.Text || k2.Phys != k.Phys || k2.Mode != k.Mode || k2.Symbols.Len() != k.Symbols.Len() {
+		t.Errorf("without VMCOREINFO: root %#x text %#x at %#x %v, want %#x %#x %#x %v",
+			uint64(k2.Root), uint64(k2.Text), uint64(k2.Phys), k2.Mode, uint64(k.Root), uint64(k.Text), uint64(k.Phys), k.Mode)
+	}
+}
+
+func check(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel, mode arch.Mode) {
 	t.Helper()
 	out, err := g.Run(t.Context(), "uname -r; cat /proc/version")
 	if err != nil {
@@ -117,7 +123,11 @@ func check(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel, mode 
 	if k.Mode != mode {
 		t.Errorf("paging is %v, want %v", k.Mode, mode)
 	}
-	for _, name := range []string{"_stext", "init_task", "linux_banner", "init_top_pgt"} {
+	root := "init_top_pgt"
+	if k.Arch != "x86_64" {
+		root = "swapper_pg_dir"
+	}
+	for _, name := range []string{"_stext", "init_task", "linux_banner", root} {
 		got, err := k.Symbol(name)
 		if want := symbolIn(t, g, name); err != nil || got != want {
 			t.Errorf("%s = %#x, %v; the guest says %#x", name, uint64(got), err, uint64(want))
@@ -212,7 +222,7 @@ func copyRAM(t *testing.T, path string) string {
 }
 
 // withoutCoreInfo is a copy of RAM in which nobody finds VMCOREINFO.
-func withoutCoreInfo(t *testing.T, path string) vm.Machine {
+func withoutCoreInfo(t *testing.T, path string, board ...string) vm.Machine {
 	t.Helper()
 	to := copyRAM(t, path)
 	f, err := os.OpenFile(to, os.O_RDWR, 0)
@@ -225,7 +235,7 @@ func withoutCoreInfo(t *testing.T, path string) vm.Machine {
 			t.Fatal(err)
 		}
 	}
-	return openRAM(t, to)
+	return openRAM(t, to, board...)
 }
 
 // coreInfoOffsets are where VMCOREINFO texts begin in a RAM file.

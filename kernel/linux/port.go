@@ -1,16 +1,27 @@
 package linux
 
-import "vmscope/mem"
+import (
+	"vmscope/ksym"
+	"vmscope/mem"
+)
+
+// ports are those that are known. A claim is of the first that takes it.
+var ports = []port{amd64{}, arm64{}}
 
 // port is what of Linux differs between architectures, as far as it is not told
 // by the kernel's symbols and types. There is one for each in a file of its own.
 type port interface {
-	// arch is the architecture as uname -m prints it.
+	// arch is the architecture as uname -m prints it, tableArch as ksym names it.
 	arch() string
-	// wordSize is that of a pointer and of a long, bytes.
-	wordSize() int
-	// linkedText is where _stext lies without KASLR; 0: not known.
-	linkedText() mem.VA
+	tableArch() string
+
+	// claim fills in what a VMCOREINFO text claims, of which _stext and
+	// swapper_pg_dir are known: the distance of the image, KASLR's and the modes
+	// that may be meant. It is false for a kernel of another architecture.
+	claim(c *claim) bool
+	// tableClaims lists the claims that fit a symbol table found in RAM.
+	tableClaims(f *finder, t ksym.Found) ([]*claim, error)
+
 	// directMap is where physical address 0 is, or would be, in the map of all RAM.
 	directMap(v *View) (mem.VA, error)
 	// vmemmap is where the struct page of frame 0 is, or would be.
@@ -28,7 +39,8 @@ func (s Span) Holds(va mem.VA) bool { return va >= s.Start && va < s.End }
 // Halves says what lies where in the kernel's half of the address space. A span
 // that is not known is empty.
 type Halves struct {
-	Image   Span // the kernel's image and its modules
+	Image   Span // the kernel's image, on x86-64 with its modules
+	Modules Span
 	Direct  Span // the map of all RAM
 	Vmalloc Span // what the kernel allocates by pages; Image goes before it
 }

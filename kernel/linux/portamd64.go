@@ -1,19 +1,86 @@
 package linux
 
 import (
+	"vmscope/arch"
 	"vmscope/arch/x86"
+	"vmscope/ksym"
 	"vmscope/mem"
+)
+
+// kernelMap is where x86-64 kernels map their image: __START_KERNEL_map, the
+// last 2 GiB. KASLR moves the image within its first GiB in steps of imageAlign
+// (CONFIG_PHYSICAL_ALIGN).
+const (
+	kernelMap  = 0xffffffff80000000
+	imageAlign = 2 << 20
 )
 
 // amd64 is the port of x86-64 (Documentation/arch/x86/x86_64/mm.rst).
 type amd64 struct{}
 
-func (amd64) arch() string  { return "x86_64" }
-func (amd64) wordSize() int { return 8 }
+func (amd64) arch() string      { return "x86_64" }
+func (amd64) tableArch() string { return "amd64" }
 
-// linkedText is __START_KERNEL_map + CONFIG_PHYSICAL_START, 16 MiB on every
-// distribution's kernel.
-func (amd64) linkedText() mem.VA { return kernelMap + 16<<20 }
+// linkedText is where _stext lies without KASLR: __START_KERNEL_map +
+// CONFIG_PHYSICAL_START, 16 MiB on every distribution's kernel.
+const linkedText = kernelMap + 16<<20
+
+func (amd64) claim(c *claim) bool {
+	base, ok := c.info.Number("phys_base")
+	if !ok {
+		return false
+	}
+	c.delta = kernelMap - uint64(base)
+	c.slide = uint64(c.text) - linkedText
+	if at, ok := c.info.Symbol("init_top_pgt"); ok {
+		c.root = at
+	}
+	c.modes = []arch.Mode{x86.Level4, x86.Level5}
+	if n, ok := c.info.Number("pgtable_l5_enabled"); ok && n != 0 {
+		c.modes = []arch.Mode{x86.Level5, x86.Level4}
+	}
+	return true
+}
+
+// tableClaims lists few: the image is physically contiguous and moves in steps
+// of imageAlign, both physically and virtually.
+func (amd64) tableClaims(_ *finder, t ksym.Found) ([]*claim, error) {
+	text, end, root, err := imageIn(t, "init_top_pgt")
+	if err != nil {
+		return nil, err
+	}
+	var out []*claim
+	add := func(table *ksym.Table, delta, virt uint64) {
+		c := tableClaim(table, text, root, delta, virt, x86.Level4, x86.Level5)
+		c.slide = uint64(c.text) - linkedText
+		out = append(out, c)
+	}
+	if t.Proof().Physical {
+		// The table tells where its symbols lie; they may be mapped in each
+		// step of the kernel's first GiB.
+		for base := uint64(kernelMap); base < kernelMap+1<<30; base += imageAlign {
+			delta := base + text%imageAlign - text
+			add(t.Rebase(delta), delta, delta)
+		}
+		return out, nil
+	}
+	for _, delta := range steps(t, text, end, imageAlign) {
+		add(t.Table, delta, 0)
+	}
+	return out, nil
+}
+
+// steps lists how far the image may be mapped from where it lies, if both places
+// are in steps of align: the table, which tells where its symbols are mapped,
+// lies somewhere between _stext and _end itself.
+func steps(t ksym.Found, text, end, align uint64) (deltas []uint64) {
+	for va := text - text%align + uint64(t.TokenTable)%align; va < end; va += align {
+		if va >= text {
+			deltas = append(deltas, va-uint64(t.TokenTable))
+		}
+	}
+	return deltas
+}
 
 // What the kernel places where, if it does not choose the places when it boots
 // (arch/x86/include/asm/page_64_types.h, pgtable_64_types.h).

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmscope/arch"
 	"vmscope/ctype"
 	"vmscope/kernel"
 	"vmscope/mem"
@@ -357,8 +358,7 @@ func (r *reader) image(mm mem.VA, pid int) *image {
 	s, err := r.v.spaceOf(r.s, mm, pid)
 	miss("address space", err)
 	if err == nil {
-		root, _ := s.Tr.(interface{ Root() mem.PA })
-		g.root = root.Root()
+		g.root = s.Tr.(arch.Paging).Root()
 		g.cmdline, err = r.cmdline(s, mm)
 		if errors.Is(err, mem.ErrNotMapped) {
 			err = fmt.Errorf("a page of it is not in memory: %w", err)

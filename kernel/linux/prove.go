@@ -35,7 +35,7 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%s, release %q: %w: %s", c.source, c.release, mem.ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	k := &Kernel{Arch: c.port.arch(), port: c.port, Text: c.text, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
+	k := &Kernel{Arch: c.port.arch(), port: c.port, Text: c.text, Slide: c.slide, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
 	v := k.View(f.phys)
 
 	// The page tables lead where the image is said to lie.
@@ -58,13 +58,10 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 		}
 		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, errors.Join(err, k.unfit))
 	}
-	if s, err := k.Symbol("init_top_pgt"); err == nil && s != c.root {
-		return nil, bad("its symbol table says init_top_pgt = %#x, it says %#x", uint64(s), uint64(c.root))
+	if s, name, err := k.firstSymbol("init_top_pgt", "swapper_pg_dir"); err == nil && s != c.root {
+		return nil, bad("its symbol table says %s = %#x, it says %#x", name, uint64(s), uint64(c.root))
 	}
 	k.describe(v, c)
-	if linked := c.port.linkedText(); linked != 0 {
-		k.Slide = uint64(c.text - linked)
-	}
 	k.Report.Findings = []Finding{
 		{"kernel", k.Release, "linux_banner", "proved"},
 		{"image", fmt.Sprintf("_stext %#x at physical %#x", uint64(k.Text), uint64(k.Phys)), c.source, "proved"},

@@ -2,6 +2,7 @@ package dump
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,7 +86,7 @@ func WriteBundle(ctx context.Context, out io.Writer, about About, extra []byte, 
 	if err != nil {
 		return err
 	}
-	if err := WriteCore(ctx, z, append(ours, notes...), segs, progress); err != nil {
+	if err := WriteCore(ctx, z, elf.EM_X86_64, append(ours, notes...), segs, progress); err != nil {
 		return err
 	}
 	return z.Close()

@@ -2,6 +2,7 @@ package dump
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -35,15 +36,15 @@ type Run struct{ Off, Size uint64 }
 // maxSegments is what Open reads, less the notes.
 const maxSegments = maxSegs - 1
 
-// WriteCore writes an ELF64 core of an x86-64 machine, as crash, drgn, gdb and
-// Open read it. The first segment must have bytes of its own. Runs without data
+// WriteCore writes an ELF64 core of a machine with such a processor, as crash,
+// drgn, gdb and Open read it; its notes are of that too. The first segment must have bytes of its own. Runs without data
 // become holes where out is a regular file and written at its end. progress, if
 // not nil, is told the bytes of segments done so far. Nothing is written if the
 // segments make no sense.
 //
 // A guest that runs changes while it is copied: pause it for a core that is of
 // one moment.
-func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment, progress func(done, total uint64)) error {
+func WriteCore(ctx context.Context, out io.Writer, processor elf.Machine, notes []Note, segs []Segment, progress func(done, total uint64)) error {
 	if err := check(segs); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func WriteCore(ctx context.Context, out io.Writer, notes []Note, segs []Segment,
 			offs[i] = offs[s.Of] + s.Off
 		}
 	}
-	if _, err := w.Write(coreHeaders(segs, offs, headers, uint64(len(noteBytes)))); err != nil {
+	if _, err := w.Write(coreHeaders(processor, segs, offs, headers, uint64(len(noteBytes)))); err != nil {
 		return err
 	}
 	if _, err := w.Write(noteBytes); err != nil {
@@ -148,12 +149,12 @@ func align(n, to uint64) uint64 { return (n + to - 1) / to * to }
 // crash takes a core for a kernel's by p_align 0 in the first PT_LOAD, and all
 // that precedes this segment in the file for the header, which it reads into
 // memory (crash's netdump.c, is_netdump).
-func coreHeaders(segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte {
+func coreHeaders(processor elf.Machine, segs []Segment, offs []uint64, noteOff, noteSize uint64) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, 0, 64+56*(len(segs)+1))
 	b = append(b, 0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	b = le.AppendUint16(b, etCore)
-	b = le.AppendUint16(b, emX86)
+	b = le.AppendUint16(b, uint16(processor))
 	b = le.AppendUint32(b, 1)
 	b = le.AppendUint64(b, 0)  // entry
 	b = le.AppendUint64(b, 64) // program headers

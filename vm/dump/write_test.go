@@ -49,7 +49,7 @@ func write(t testing.TB, notes []Note, segs ...Segment) (path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := WriteCore(t.Context(), f, notes, segs, nil); err != nil {
+	if err := WriteCore(t.Context(), f, elf.EM_X86_64, notes, segs, nil); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -78,7 +78,7 @@ func TestWriteCore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	err = WriteCore(t.Context(), f, []Note{CoreInfoNote("OSRELEASE=x\n")}, segs, func(done, all uint64) {
+	err = WriteCore(t.Context(), f, elf.EM_X86_64, []Note{CoreInfoNote("OSRELEASE=x\n")}, segs, func(done, all uint64) {
 		if done < last || done > all {
 			t.Errorf("progress %d of %d after %d", done, all, last)
 		}
@@ -174,7 +174,7 @@ func TestWriteCoreAnywhere(t *testing.T) {
 			if _, err := f.Seek(c.at, io.SeekStart); err != nil {
 				t.Fatal(err)
 			}
-			if err := WriteCore(t.Context(), f, nil, segs, nil); err != nil {
+			if err := WriteCore(t.Context(), f, elf.EM_X86_64, nil, segs, nil); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := os.ReadFile(path); err != nil || string(got) != c.before+string(want) {
@@ -192,7 +192,7 @@ func TestWriteCoreAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := WriteCore(t.Context(), f, nil, segs, nil); err != nil {
+		if err := WriteCore(t.Context(), f, elf.EM_X86_64, nil, segs, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got[:len(want)], want) {
@@ -206,7 +206,7 @@ func TestWriteCoreAnywhere(t *testing.T) {
 		}
 		go func() {
 			defer w.Close()
-			if err := WriteCore(t.Context(), w, nil, segs, nil); err != nil {
+			if err := WriteCore(t.Context(), w, elf.EM_X86_64, nil, segs, nil); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -245,7 +245,7 @@ func TestWriteCoreRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := WriteCore(t.Context(), &out, nil, c.segs, nil)
+			err := WriteCore(t.Context(), &out, elf.EM_X86_64, nil, c.segs, nil)
 			if err == nil || !strings.Contains(err.Error(), c.want) || out.Len() > 0 {
 				t.Errorf("%v after %d bytes", err, out.Len())
 			}
@@ -263,19 +263,19 @@ func TestWriteCoreStops(t *testing.T) {
 		}
 		return nil
 	}}
-	if err := WriteCore(ctx, io.Discard, nil, []Segment{s}, nil); !errors.Is(err, context.Canceled) || reads != 3 {
+	if err := WriteCore(ctx, io.Discard, elf.EM_X86_64, nil, []Segment{s}, nil); !errors.Is(err, context.Canceled) || reads != 3 {
 		t.Errorf("%v after %d reads", err, reads)
 	}
 	// In a hole too.
 	ctx, cancel = context.WithCancel(t.Context())
 	s.Data = []Run{{0, 1}}
 	s.Read = func([]byte, uint64) error { cancel(); return nil }
-	if err := WriteCore(ctx, io.Discard, nil, []Segment{s}, nil); !errors.Is(err, context.Canceled) {
+	if err := WriteCore(ctx, io.Discard, elf.EM_X86_64, nil, []Segment{s}, nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	gone := errors.New("the guest is gone")
 	s.Read = func([]byte, uint64) error { return gone }
-	if err := WriteCore(t.Context(), io.Discard, nil, []Segment{s}, nil); !errors.Is(err, gone) {
+	if err := WriteCore(t.Context(), io.Discard, elf.EM_X86_64, nil, []Segment{s}, nil); !errors.Is(err, gone) {
 		t.Error(err)
 	}
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
@@ -283,7 +283,7 @@ func TestWriteCoreStops(t *testing.T) {
 		t.Skip(err)
 	}
 	defer full.Close()
-	if err := WriteCore(t.Context(), full, nil, []Segment{ram(0, pattern(1, 4096))}, nil); !errors.Is(err, syscall.ENOSPC) {
+	if err := WriteCore(t.Context(), full, elf.EM_X86_64, nil, []Segment{ram(0, pattern(1, 4096))}, nil); !errors.Is(err, syscall.ENOSPC) {
 		t.Error(err)
 	}
 }
@@ -403,7 +403,7 @@ func FuzzWriteCore(f *testing.F) {
 		}
 		path := write(t, []Note{{"FUZZ", 1, note}}, segs...)
 		var pipe bytes.Buffer
-		if err := WriteCore(t.Context(), onlyWriter{&pipe}, []Note{{"FUZZ", 1, note}}, segs, nil); err != nil {
+		if err := WriteCore(t.Context(), onlyWriter{&pipe}, elf.EM_X86_64, []Note{{"FUZZ", 1, note}}, segs, nil); err != nil {
 			t.Fatal(err)
 		}
 		if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, pipe.Bytes()) {

@@ -1,6 +1,6 @@
 // Command lab fetches the lab's kernels and boots guests by hand, for developers and demos.
 //
-//	lab fetch [KERNEL…]            download kernels into the cache (default: all)
+//	lab fetch [KERNEL…]            download kernels into the cache (default: those of the tests)
 //	lab boot KERNEL [FLAGS]        boot one, print where it is, stay until Ctrl-C
 //	lab xen [FLAGS]                boot a host that runs Xen, and domains on it
 //	lab run NAME [SCRIPT]          run a shell script (default: standard input) in a guest that lab booted
@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 
 func fetch(ctx context.Context, kernels []string) error {
 	if len(kernels) == 0 {
-		kernels = guestlab.Kernels()
+		kernels = append(guestlab.Kernels(), guestlab.OtherKernels()...)
 	}
 	for _, name := range kernels {
 		began := time.Now()

@@ -9,32 +9,30 @@ import (
 
 // Commands, types of programs and places to attach them (include/uapi/linux/bpf.h).
 const (
-	bpfMapCreate     = 0
-	bpfMapUpdate     = 2
-	bpfMapDelete     = 3
-	bpfProgLoad      = 5
-	bpfRawOpen       = 17
-	bpfTypesLoad     = 18 // BPF_BTF_LOAD
-	bpfLinkCreate    = 28
-	progSocket       = 1
-	progKprobe       = 2
-	progClassifier   = 3
-	progTracepoint   = 5
-	progXDP          = 6
-	progCgroupSKB    = 8
-	progRaw          = 17
-	progTracing      = 26
-	progStructOps    = 27
-	progLSM          = 29
-	attachIngress    = 0 // of a cgroup
-	attachEntry      = 24
-	attachExit       = 25
-	attachLSM        = 27
-	attachXDP        = 37
-	attachMulti      = 42
-	attachTCX        = 46
-	sysBPF           = 321 // arch/x86/entry/syscalls/syscall_64.tbl
-	sysPerfEventOpen = 298
+	bpfMapCreate   = 0
+	bpfMapUpdate   = 2
+	bpfMapDelete   = 3
+	bpfProgLoad    = 5
+	bpfRawOpen     = 17
+	bpfTypesLoad   = 18 // BPF_BTF_LOAD
+	bpfLinkCreate  = 28
+	progSocket     = 1
+	progKprobe     = 2
+	progClassifier = 3
+	progTracepoint = 5
+	progXDP        = 6
+	progCgroupSKB  = 8
+	progRaw        = 17
+	progTracing    = 26
+	progStructOps  = 27
+	progLSM        = 29
+	attachIngress  = 0 // of a cgroup
+	attachEntry    = 24
+	attachExit     = 25
+	attachLSM      = 27
+	attachXDP      = 37
+	attachMulti    = 42
+	attachTCX      = 46
 )
 
 // bpfAttr is union bpf_attr, and what it points to.

@@ -8,16 +8,6 @@ import (
 
 // System calls for files that the syscall package has no function for; amd64 numbers.
 const (
-	sysRenameat2      = 316
-	sysNameToHandleAt = 303
-	sysSyncfs         = 306
-	sysLsetxattr      = 189
-	sysLgetxattr      = 192
-	sysLlistxattr     = 195
-	sysLremovexattr   = 198
-	sysStatx          = 332
-	sysLinkat         = 265
-
 	atFDCWD           = ^uintptr(99) // -100
 	atSymlinkFollow   = 0x400
 	atSymlinkNoFollow = 0x100

@@ -199,7 +199,7 @@ func openKind(kind string) error {
 		}
 		return nil
 	}
-	switch kind { // numbers that the syscall package lacks, from arch/x86/entry/syscalls/syscall_64.tbl
+	switch kind {
 	case "pipe":
 		err = syscall.Pipe2(fds[:], 0)
 	case "socketpair":
@@ -209,15 +209,15 @@ func openKind(kind string) error {
 	case "inotify":
 		_, err = syscall.InotifyInit1(0)
 	case "eventfd":
-		err = raw(290, 0, 0, 0, 0)
+		err = raw(sysEventfd2, 0, 0, 0, 0)
 	case "bpf":
 		err = openBPF()
 	case "memfd":
-		err = raw(319, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
+		err = raw(sysMemfdCreate, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	case "timerfd":
-		err = raw(283, 1, 0, 0, 0) // CLOCK_MONOTONIC
+		err = raw(sysTimerfdCreate, 1, 0, 0, 0) // CLOCK_MONOTONIC
 	case "signalfd":
-		err = raw(289, ^uintptr(0), uintptr(unsafe.Pointer(&mask)), 8, 0)
+		err = raw(sysSignalfd4, ^uintptr(0), uintptr(unsafe.Pointer(&mask)), 8, 0)
 	default:
 		err = openCode(kind)
 	}

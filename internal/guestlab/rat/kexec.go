@@ -7,8 +7,6 @@ import (
 	"unsafe"
 )
 
-const sysKexecFileLoad = 320 // not in the syscall package
-
 // kexec goes over into another kernel at once: nothing is unmounted, the memory of this kernel stays as it is.
 func kexec(args []string) error {
 	if len(args) != 3 {

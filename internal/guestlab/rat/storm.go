@@ -82,8 +82,6 @@ func modstorm(w io.Writer, args []string) error {
 	return err
 }
 
-const sysFinitModule = 313 // not in the syscall package
-
 func loadModule(file string) error {
 	f, err := os.Open(file)
 	if err != nil {

@@ -2,20 +2,6 @@ package main
 
 import "encoding/binary"
 
-// Machine code for the tiny programs.
-var (
-	pauseCode = []byte{
-		0xb8, 34, 0, 0, 0, // mov eax, SYS_pause
-		0x0f, 0x05, // syscall
-		0xeb, 0xf7, // again, after a stop or a handled signal
-	}
-	exitCode = []byte{
-		0x31, 0xff, // xor edi, edi
-		0xb8, 60, 0, 0, 0, // mov eax, SYS_exit
-		0x0f, 0x05, // syscall
-	}
-)
-
 // tinyELF makes a static program out of code that needs no stack and no data. Such a program has one thread, runs
 // whatever its arguments are, and starts fast under emulation.
 func tinyELF(code []byte) []byte {
@@ -27,8 +13,8 @@ func tinyELF(code []byte) []byte {
 	)
 	le := binary.LittleEndian
 	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-	b = le.AppendUint16(b, 2)           // ET_EXEC
-	b = le.AppendUint16(b, 62)          // EM_X86_64
+	b = le.AppendUint16(b, 2) // ET_EXEC
+	b = le.AppendUint16(b, elfMachine)
 	b = le.AppendUint32(b, 1)           // EV_CURRENT
 	b = le.AppendUint64(b, base+codeAt) // entry
 	b = le.AppendUint64(b, headerSize)  // program headers
