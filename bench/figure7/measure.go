@@ -115,7 +115,7 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 	}
 	for _, i := range rand.Perm(len(res.numbers)) {
 		var took [modes]time.Duration
-		var lag time.Duration
+		var lag, late time.Duration
 		whole := true
 		for _, k := range rand.Perm(int(modes)) {
 			m := mode(k)
@@ -135,7 +135,7 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 				}
 			}
 			if m == watched {
-				lag = time.Duration(watchers[m].lag.Load())
+				lag, late = time.Duration(watchers[m].lag.Load()), watchers[m].late()
 			}
 		}
 		if !whole {
@@ -144,7 +144,7 @@ func oneRound(ctx context.Context, g *guestlab.Guest, disks []guestlab.Disk, rou
 		for m := range modes {
 			res.samples[i][m] = append(res.samples[i][m], took[m])
 		}
-		res.lags = append(res.lags, lag)
+		res.lags, res.lates = append(res.lags, lag), append(res.lates, late)
 	}
 	return nil
 }
@@ -161,6 +161,9 @@ func fill(ctx context.Context, g *guestlab.Guest, w *watcher, what, dir string, 
 	took, err := g.Load(ctx, guestlab.Load{Kind: what, Path: dir, N: n})
 	if err != nil {
 		return 0, err
+	}
+	if w != nil && what == "create" {
+		w.synced = time.Now()
 	}
 	for began := time.Now(); w.tells() && w.count() < seen+int64(n) && time.Since(began) < patience; time.Sleep(time.Millisecond) {
 		select {
@@ -182,8 +185,18 @@ type watcher struct {
 	mode   mode
 	cancel context.CancelFunc
 	done   chan error
-	events atomic.Int64 // MKFILE and RMFILE
-	lag    atomic.Int64 // from the last MKFILE's commit on disk to its event, in ns
+	events atomic.Int64              // MKFILE and RMFILE
+	lag    atomic.Int64              // from the last MKFILE's commit on disk to its event, in ns
+	told   atomic.Pointer[time.Time] // of that event
+	synced time.Time                 // when the guest said that all files are made and its sync has returned
+}
+
+// late is how long behind that the last of the files was told; 0 if it was before.
+func (w *watcher) late() time.Duration {
+	if told := w.told.Load(); told != nil {
+		return max(0, told.Sub(w.synced))
+	}
+	return 0
 }
 
 // startWatcher returns when the watch is complete.
@@ -205,7 +218,9 @@ func startWatcher(ctx context.Context, g *guestlab.Guest, disk string, m mode) (
 				default:
 				}
 			case event.MkFile:
-				w.lag.Store(int64(time.Since(e.Time)))
+				now := time.Now()
+				w.told.Store(&now)
+				w.lag.Store(int64(now.Sub(e.Time)))
 				w.events.Add(1)
 			case event.RmFile:
 				w.events.Add(1)

@@ -29,6 +29,7 @@ type result struct {
 	samples [][modes][]time.Duration
 	failed  []error         // samples that do not count; not kept in CSV
 	lags    []time.Duration // from the commit's arrival at the disk to the last event of it
+	lates   []time.Duration // from when the guest said that its sync was done to the same; 0 if the event was there already
 }
 
 func newResult(numbers []int) *result {
@@ -73,6 +74,16 @@ func (r *result) table() string {
 	if len(r.lags) > 0 {
 		fmt.Fprintf(&b, "\nThe last event of a sample was told %s ms (median; 9 of 10 within %s ms) behind the commit's arrival at the disk.", ms(sample.Quantile(r.lags, 0.5)), ms(sample.Quantile(r.lags, 0.9)))
 	}
+	if len(r.lates) > 0 {
+		there := 0
+		for _, d := range r.lates {
+			if d == 0 {
+				there++
+			}
+		}
+		fmt.Fprintf(&b, " When the guest's word came that its sync had returned, it was there already in %d of %d samples, and %s ms later in the median (9 of 10 within %s ms).",
+			there, len(r.lates), ms(sample.Quantile(r.lates, 0.5)), ms(sample.Quantile(r.lates, 0.9)))
+	}
 	b.WriteByte('\n')
 	return b.String()
 }
@@ -105,6 +116,7 @@ func (r *result) csv() string {
 		}
 	}
 	line("0", "lag", r.lags)
+	line("0", "late", r.lates)
 	return b.String()
 }
 
@@ -127,8 +139,12 @@ func parseCSV(text string) (*result, error) {
 			}
 			v = append(v, time.Duration(us)*time.Microsecond)
 		}
-		if f[1] == "lag" {
+		switch f[1] {
+		case "lag":
 			r.lags = append(r.lags, v...)
+			continue
+		case "late":
+			r.lates = append(r.lates, v...)
 			continue
 		}
 		i := slices.Index(r.numbers, n)

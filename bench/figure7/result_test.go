@@ -19,7 +19,7 @@ func samples() *result {
 			}
 		}
 	}
-	r.lags = []time.Duration{time.Millisecond}
+	r.lags, r.lates = []time.Duration{time.Millisecond}, []time.Duration{0, time.Millisecond}
 	return r
 }
 
