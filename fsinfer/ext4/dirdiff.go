@@ -416,7 +416,7 @@ func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, 
 		return f.sb.InlineDirents(in, see)
 	}
 	spans, err := f.dirSpans(v, in, nil)
-	scratch := make([]byte, f.sb.BlockSize)
+	scratch, number := make([]byte, f.sb.BlockSize), le.AppendUint32(nil, one)
 	for _, s := range spans {
 		for b := s.start; b < s.end() && more; b++ {
 			if f.reads != nil {
@@ -428,7 +428,7 @@ func (f *FS) scan(v *view, in *Inode, one uint32, wanted func(ino uint32) bool, 
 			if rerr != nil {
 				return rerr
 			}
-			if one != 0 && !bytes.Contains(data, le.AppendUint32(nil, one)) {
+			if one != 0 && !bytes.Contains(data, number) {
 				continue
 			}
 			if derr := f.sb.DirentsOf(in, data, see); derr != nil && err == nil {
