@@ -250,7 +250,7 @@ func checkWritten(t *testing.T, name string, p *Profile) {
 		}
 	}
 	if readelf, err := exec.LookPath("readelf"); err == nil {
-		if out, err := exec.Command(readelf, "--wide", "--sections", "--notes", "--lint", path).CombinedOutput(); err != nil || bytes.Contains(out, []byte("arning")) {
+		if out, err := exec.Command(readelf, "--wide", "--sections", "--notes", "--symbols", path).CombinedOutput(); err != nil || bytes.Contains(out, []byte("arning")) {
 			t.Errorf("%s: readelf: %v: %s", name, err, out)
 		}
 	}
