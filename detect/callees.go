@@ -5,6 +5,7 @@ import (
 
 	"vmscope/kernel"
 	"vmscope/kernel/linux"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
@@ -26,7 +27,7 @@ type callees struct {
 	returns []mem.VA          // return thunks: what a call of nothing may jump to
 	nothing []mem.VA          // functions whose calls are made code that calls nothing
 
-	functions map[kernel.Text][]mem.VA // where those of modules begin; nil: not known
+	ofModules map[kernel.Text]*ksym.List // symbols; nil: it keeps none
 }
 
 // forget has all be read again that may change.
@@ -132,29 +133,30 @@ func (c *callees) statically(key, to mem.VA) bool {
 		return slices.Contains(c.returns, to)
 	}
 	if to == is || to < is && is-to <= thunkSize {
-		return c.begins(is)
+		return !c.amid(is)
 	}
 	f, err := c.Functions()
 	return err != nil || slices.ContainsFunc(f.Trampolines, func(t linux.PatchSite) bool { return t.Key == key && t.At == to })
 }
 
-// begins reports whether a function begins at an address, if a module has that.
-// Where those of a module that keeps no symbols begin is not known.
-func (c *callees) begins(at mem.VA) bool {
+// amid reports whether an address lies within a function of a module, behind its
+// beginning. Modules may lack the symbols of some functions.
+func (c *callees) amid(at mem.VA) bool {
 	o, _ := c.code.Owner(at)
 	if o.Kind != "module" {
-		return true
+		return false
 	}
-	list, ok := c.functions[o.Name]
+	list, ok := c.ofModules[o.Name]
 	if !ok {
-		if f, err := c.ModuleFunctions(c.modules[o.Name]); err == nil {
-			list = f.Entries
+		list, _ = c.ModuleSymbols(c.modules[o.Name])
+		if c.ofModules == nil {
+			c.ofModules = make(map[kernel.Text]*ksym.List)
 		}
-		if c.functions == nil {
-			c.functions = make(map[kernel.Text][]mem.VA)
-		}
-		c.functions[o.Name] = list
+		c.ofModules[o.Name] = list
 	}
-	_, is := slices.BinarySearch(list, at)
-	return is || len(list) == 0
+	if list == nil {
+		return false
+	}
+	_, off, err := list.Nearest(at)
+	return err == nil && off > 0
 }

@@ -154,15 +154,15 @@ func (v *Vendor) of(m *run, live map[kernel.Text]kernel.Module) *vendored {
 	return &vendored{why: noFile}
 }
 
-// begins reports whether by its file a function of a module begins at an address;
-// without a file that is not known.
-func (v *Vendor) begins(module kernel.Text, at mem.VA) bool {
+// amid reports whether by its file an address lies within a function of a module,
+// behind its beginning.
+func (v *Vendor) amid(module kernel.Text, at mem.VA) bool {
 	for k, f := range v.loaded {
-		if k.name == module && f.ready && !f.module.Entry(at) {
-			return false
+		if k.name == module && f.ready && f.module.Amid(at) {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // load takes up the files of modules that have started.

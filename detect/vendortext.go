@@ -70,7 +70,7 @@ func (w *vet) leads(s vendorfile.Site, to mem.VA, may func(linux.PatchSite, mem.
 				return false
 			}
 		case "module":
-			if !w.vendor.begins(o.Name, to) {
+			if w.vendor.amid(o.Name, to) {
 				return false
 			}
 		}

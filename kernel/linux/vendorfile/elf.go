@@ -152,9 +152,10 @@ type symbol struct {
 	bind  byte
 	index uint16
 	value uint64
+	size  uint64
 }
 
 func parseSymbol(b []byte) symbol {
 	le := binary.LittleEndian
-	return symbol{name: le.Uint32(b), bind: b[4] >> 4, index: le.Uint16(b[6:]), value: le.Uint64(b[8:])}
+	return symbol{name: le.Uint32(b), bind: b[4] >> 4, index: le.Uint16(b[6:]), value: le.Uint64(b[8:]), size: le.Uint64(b[16:])}
 }

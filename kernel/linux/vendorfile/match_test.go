@@ -194,3 +194,12 @@ func vas(list []mem.VA) (b []byte) {
 	}
 	return b
 }
+
+func TestAmid(t *testing.T) {
+	m := &Module{functions: []span{{0x1000, 0x20}, {0x1040, 0}, {0x1010, 4}}} // the last begins within the first
+	for va, want := range map[mem.VA]bool{0xfff: false, 0x1000: false, 0x1001: true, 0x1010: false, 0x1011: true, 0x101f: true, 0x1020: false, 0x1040: false, 0x1041: false} {
+		if m.Amid(va) != want {
+			t.Errorf("%#x lies amid a function: %v", uint64(va), !want)
+		}
+	}
+}

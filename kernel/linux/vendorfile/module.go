@@ -18,7 +18,7 @@ type Module struct {
 	percpu         int    // section of per-CPU data; -1 if there is none
 	percpuBase     mem.VA // what its symbols count from
 	at             map[string]mem.VA
-	code           map[mem.VA]bool // where symbols of code are
+	functions      []span // symbols of code
 	exports        []string
 }
 
@@ -120,12 +120,12 @@ func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) 
 		}
 	}
 	m.settle()
-	m.at, m.code = make(map[string]mem.VA), make(map[mem.VA]bool)
+	m.at, m.functions = make(map[string]mem.VA), nil
 	m.each(func(s symbol) bool {
 		if va, ok := base[s.index]; ok && s.name != 0 {
 			m.at[cstring(m.strtab, uint64(s.name))] = va + mem.VA(s.value)
 			if code[s.index] {
-				m.code[va+mem.VA(s.value)] = true
+				m.functions = append(m.functions, span{va + mem.VA(s.value), s.size})
 			}
 		}
 		return true
@@ -138,8 +138,24 @@ func (m *Module) Place(section func(name string) (mem.VA, bool), percpu uint64) 
 	}
 }
 
-// Entry reports whether a symbol of code begins at an address.
-func (m *Module) Entry(va mem.VA) bool { return m.code[va] }
+// span is a run of memory.
+type span struct {
+	at   mem.VA
+	size uint64
+}
+
+// Amid reports whether an address lies within a function of the module, and none
+// begins there. Files may lack the symbols of some.
+func (m *Module) Amid(va mem.VA) bool {
+	amid := false
+	for _, f := range m.functions {
+		if f.at == va {
+			return false
+		}
+		amid = amid || uint64(va-f.at) < f.size
+	}
+	return amid
+}
 
 // Relocate makes the sections that have a place what they are there. resolve
 // gives the values of symbols of the kernel and of other modules.
