@@ -20,6 +20,7 @@ const (
 // place is where the guest has a file system mounted.
 type place struct {
 	at      string
+	last    string    // where it was when that was known last, since MOUNT: where UNMOUNT, which the guest sees first, is told for
 	mounted time.Time // when MOUNT was told last
 	until   time.Time // at is taken for granted
 	asked   chan answer
@@ -43,7 +44,7 @@ func (w *Watch) place(v *volume, events []event.Event) {
 	fresh := p.asked == nil
 	for i := range events {
 		if events[i].Op == event.Mount {
-			p.mounted, p.until, fresh = now, time.Time{}, true // what was asked before does not count
+			p.last, p.mounted, p.until, fresh = "", now, time.Time{}, true // what was asked before does not count
 		}
 	}
 	if fresh {
@@ -93,6 +94,7 @@ func (p *place) take(a answer, now time.Time) {
 	case a.err != nil:
 	case a.at != "":
 		p.at = mountPoint(a.at)
+		p.last = p.at
 		wait = max(wait, placeAfter)
 	default:
 		p.at = ""

@@ -63,6 +63,41 @@ func TestMountAfterMount(t *testing.T) {
 	}
 }
 
+// TestUnmountBeforeUnmount: when the write that UNMOUNT is told for comes, the guest has the file system nowhere any more.
+func TestUnmountBeforeUnmount(t *testing.T) {
+	asked, gone := 0, -1
+	const want = "/mnt"
+	run := func() {
+		now, found := time.Unix(1e9, 0), false
+		asked = 0
+		boots(t, watch.Options{
+			Clock: func() time.Time { now = now.Add(2 * time.Second); return now }, // each answer is old
+			Mounted: func(string, *ext4.Super) (string, error) {
+				if asked++; asked == gone {
+					return "", nil
+				}
+				return "/mnt", nil
+			},
+		}, func(e event.Event) error {
+			if e.Op == event.Unmount && !found {
+				found = true
+				if e.Path != want {
+					t.Errorf("UNMOUNT %q at answer %d, want %q", e.Path, asked, want)
+				}
+				if gone < 0 {
+					gone = asked
+				}
+			}
+			return nil
+		})
+		if !found {
+			t.Error("no UNMOUNT")
+		}
+	}
+	run()
+	run() // with an answer that it is nowhere, just before
+}
+
 // TestPlaceHangs: a guest that keeps from us where its file systems are does not keep its events, nor Run.
 func TestPlaceHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -82,6 +82,10 @@ func fsLabel(name string, s *ext4.Super) string {
 // finish gives events what they lack: where they happened, and the guest's paths.
 func (v *volume) finish(e *event.Event) {
 	e.Disk, e.FS = v.disk, v.label
+	if e.Op == event.Unmount && v.at == "" && v.last != "" {
+		e.Path = v.last
+		return
+	}
 	if v.at == "" || v.at == "/" {
 		return
 	}
