@@ -6,6 +6,7 @@ import (
 
 	"vmscope/block/tap"
 	"vmscope/internal/guestlab/standin"
+	stub "vmscope/vm/gdb"
 	"vmscope/vm/qemu"
 )
 
@@ -13,6 +14,7 @@ import (
 // makes them run again is this program, started anew.
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	stub.RunResumeHelper()
 	standin.Main()
 	tap.Helper() // what receives a disk's writes is this binary, too
 	os.Exit(m.Run())

@@ -11,6 +11,7 @@ import (
 
 	"vmscope/vm"
 	"vmscope/vm/dump"
+	"vmscope/vm/gdb"
 	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
 	"vmscope/vm/xen"
@@ -25,6 +26,8 @@ import (
 //	pid:N          the process that runs a guest, whatever VMM it is
 //	xen:NAME       a domain of this Xen host, by name
 //	xen:ID         a domain of this Xen host, by number
+//	gdb:HOST:PORT  a QEMU by its GDB stub (gdb:PATH: a unix socket), for want of
+//	               better: the guest stands still for moments
 //	PATH           a running QEMU by its QMP socket, or a dump
 //	file:PATH      a dump
 //	NAME           the one running VM of that name
@@ -66,6 +69,8 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 		return openProcess(ctx, scheme, rest, o)
 	case ok && scheme == "xen":
 		return openXen(ctx, rest, o)
+	case ok && scheme == "gdb":
+		return openGDB(ctx, rest, o)
 	}
 	st, err := os.Stat(target)
 	switch {
@@ -78,7 +83,7 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
-		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid:, xen: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
+		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid:, xen:, gdb: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
 	}
 	return openNamed(ctx, target, o)
 }
@@ -133,7 +138,7 @@ func openProcess(ctx context.Context, vmm, target string, o options) (vm.Machine
 // schemeLike reports whether s looks like the scheme of a target, not like part
 // of a VM's name.
 func schemeLike(s string) bool {
-	for _, known := range []string{"xen", "libvirt", "gdb", "kvm", "esx", "hyperv"} {
+	for _, known := range []string{"libvirt", "kvm", "esx", "hyperv"} {
 		if s == known {
 			return true
 		}
@@ -173,4 +178,12 @@ func openXen(ctx context.Context, target string, o options) (vm.Machine, error) 
 		opts = append(opts, xen.Writable())
 	}
 	return xen.Open(ctx, target, opts...)
+}
+
+func openGDB(ctx context.Context, target string, o options) (vm.Machine, error) {
+	var opts []gdb.Option
+	if o.writable {
+		opts = append(opts, gdb.Writable())
+	}
+	return gdb.Open(ctx, target, opts...)
 }

@@ -2,6 +2,7 @@ package vmscope_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,10 @@ func targetsOf(g *guestlab.Guest) []string {
 	}
 	if f := g.RAMFile(); f != "" {
 		out = append(out, f, "file:"+f)
+	}
+	if args := g.Config().QEMUArgs; len(args) == 2 && args[0] == "-gdb" {
+		path, _, _ := strings.Cut(strings.TrimPrefix(args[1], "unix:"), ",")
+		out = append(out, "gdb:"+path)
 	}
 	return out
 }
@@ -79,6 +84,12 @@ func testRoutes(t *testing.T, g *guestlab.Guest) {
 func TestOddGuest(t *testing.T) {
 	kernels := guestlab.TestKernels(t)
 	old, young := kernels[0], kernels[len(kernels)-1]
+	dir, err := os.MkdirTemp("", "gdb") // short: a socket lies in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	stub := []string{"-gdb", "unix:" + dir + "/stub,server=on,wait=off"}
 	for _, c := range []struct {
 		name  string
 		cfg   guestlab.Config
@@ -86,7 +97,7 @@ func TestOddGuest(t *testing.T) {
 		above bool // RAM above 4 GiB
 	}{
 		{"memfd pc", guestlab.Config{Kernel: young, RAM: guestlab.Memfd, Machine: "pc"}, "4-level", false},
-		{"private, no monitor", guestlab.Config{Kernel: old, RAM: guestlab.Anonymous, NoQMP: true}, "4-level", false},
+		{"private, no monitor but a stub", guestlab.Config{Kernel: old, RAM: guestlab.Anonymous, NoQMP: true, QEMUArgs: stub}, "4-level", false},
 		{"private 5 GiB, 5-level, no monitor", guestlab.Config{Kernel: young, RAM: guestlab.Anonymous, NoQMP: true, MemoryMiB: 5 << 10, CPUs: 2, CPUModel: "max"}, "5-level", true},
 		{"shared 5 GiB pc, 5-level", guestlab.Config{Kernel: old, MemoryMiB: 5 << 10, CPUs: 2, CPUModel: "max", Machine: "pc"}, "5-level", true},
 	} {

@@ -182,10 +182,10 @@ func (g *Guest) find(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", g.target, err)
 	}
-	hints := linux.Hints{Files: g.files}
+	hints := linux.Hints{Files: g.files, Slow: infoOf(g.machine).Slow}
 	var asked []linux.Step
-	if g.opt.registers || !infoOf(g.machine).Live {
-		if step := g.registers(ctx, &hints); g.opt.registers {
+	if i := infoOf(g.machine); g.opt.registers || !i.Live || i.Slow {
+		if step := g.registers(ctx, &hints); g.opt.registers || i.Slow {
 			asked = append(asked, step)
 		}
 	}

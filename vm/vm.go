@@ -38,6 +38,7 @@ type Info struct {
 	VMM    string // "qemu-kvm", "qemu-tcg", "xen-pvh", "dump"
 	RAM    uint64 // bytes
 	Live   bool   // the guest may change while it is read
+	Slow   bool   // reading all memory takes minutes: ask the registers first where to look
 	Route  string // how its memory is read, e.g. "mmap /dev/shm/x", "process_vm_readv"
 	// Layout says where RAM lies in guest-physical space and how that is known.
 	Layout string

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -50,6 +51,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	a.out = buf
 	root := a.rootCmd()
 	root.SetArgs(args)
+	if slices.ContainsFunc(args, func(s string) bool { return strings.HasPrefix(s, "gdb:") }) {
+		signal.Ignore(syscall.SIGTSTP) // a guest stands still for moments, in one of which Ctrl-Z would stop us
+	}
 	root.SetOut(buf)
 	root.SetErr(a.err)
 	strict(root)

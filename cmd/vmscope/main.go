@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"vmscope/block/tap"
+	"vmscope/vm/gdb"
 	"vmscope/vm/qemu"
 	"vmscope/vm/xen"
 )
@@ -20,6 +21,7 @@ func main() {
 	// to it is this binary, started anew.
 	qemu.RunResumeHelper()
 	xen.RunResumeHelper()
+	gdb.RunResumeHelper()
 	tap.Helper() // what receives a disk's writes is this binary, too
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

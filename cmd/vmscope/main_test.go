@@ -14,6 +14,7 @@ import (
 
 	"vmscope/block/tap"
 	"vmscope/internal/guestlab/standin"
+	"vmscope/vm/gdb"
 	"vmscope/vm/qemu"
 )
 
@@ -27,6 +28,7 @@ const (
 
 func TestMain(m *testing.M) {
 	qemu.RunResumeHelper()
+	gdb.RunResumeHelper()
 	standin.Main()
 	tap.Helper() // what receives a disk's writes is this binary, too
 	switch os.Getenv(asAnother) {

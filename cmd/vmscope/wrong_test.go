@@ -60,6 +60,8 @@ func TestWrongTargets(t *testing.T) {
 		{"xen:dom0", []string{"no dom0 of a Xen host", "/dev/xen/privcmd"}},
 		{"esx:web1", []string{`no driver "esx"`, "qemu:", "xen:", "file:"}},
 		{"libvirt:///web1", []string{"libvirt"}},
+		{"gdb:", []string{"gdb:", "missing address"}},
+		{"gdb:127.0.0.1:1", []string{"unreachable", "refused"}},
 		{"evil\x1b[31m\nname", []string{"no such VM", `\x1b`}},
 		{filepath.Join(dir, "missing"), []string{"no such file"}},
 		{"file:" + filepath.Join(dir, "missing"), []string{"no such file"}},

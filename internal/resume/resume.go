@@ -128,6 +128,14 @@ func (h *Helper) Arm() error {
 	return nil
 }
 
+// Disarm tells the helper that the guest runs. It may be armed again. A failed Disarm has ended the helper.
+func (h *Helper) Disarm() error {
+	if _, err := h.pipe.Write([]byte("d")); err != nil {
+		return errors.Join(fmt.Errorf("disarm the resume helper: %w", err), h.Done())
+	}
+	return nil
+}
+
 // Done tells the helper that all is well, and waits for its end.
 func (h *Helper) Done() error {
 	_, err := h.pipe.Write([]byte("d"))

@@ -18,6 +18,8 @@ import (
 type Hints struct {
 	CPUs []vm.Registers // of the vCPUs, where the source has them
 	Files
+	// Slow says that reading all memory takes minutes: a kernel is searched first where the vCPUs' page tables map one.
+	Slow bool
 }
 
 // ErrNoKernel says that no running Linux kernel was found in a memory.
@@ -83,13 +85,20 @@ func (f *finder) find() (*Kernel, error) {
 	}
 	f.step("list data extents", "%d extents, %d MiB", len(extents), size>>20)
 
-	infos, err := ksym.FindVMCoreInfo(f.ctx, f.phys, extents)
-	if err = f.planted(err); err != nil {
-		return nil, fmt.Errorf("search VMCOREINFO: %w", err)
-	}
-	f.step("search VMCOREINFO", "%d candidates", len(infos))
-
 	var found []*Kernel
+	if f.hints.Slow {
+		if found, err = f.mapped(extents); err != nil {
+			return nil, err
+		}
+	}
+	var infos []*ksym.CoreInfo
+	if len(found) == 0 {
+		infos, err = ksym.FindVMCoreInfo(f.ctx, f.phys, extents)
+		if err = f.planted(err); err != nil {
+			return nil, fmt.Errorf("search VMCOREINFO: %w", err)
+		}
+		f.step("search VMCOREINFO", "%d candidates", len(infos))
+	}
 	for _, info := range infos {
 		if err := f.ctx.Err(); err != nil {
 			return nil, err

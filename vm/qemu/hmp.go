@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,21 +9,12 @@ import (
 	"strings"
 
 	"vmscope/internal/qmp"
-	"vmscope/mem"
 	"vmscope/vm"
 )
 
-// region is a run of guest-physical memory that a RAM block fills.
-type region struct {
-	name string
-	pa   mem.PA
-	off  uint64 // in the block
-	size uint64
-}
-
 // ramRegions asks for the memory map and keeps what memory backends fill: main
 // memory and memory devices, but no video RAM and no ROM.
-func ramRegions(ctx context.Context, c *qmp.Client) ([]region, error) {
+func ramRegions(ctx context.Context, c *qmp.Client) ([]qmp.Region, error) {
 	raw, err := c.Run(ctx, "query-memdev", nil)
 	if err != nil {
 		return nil, err
@@ -43,98 +33,11 @@ func ramRegions(ctx context.Context, c *qmp.Client) ([]region, error) {
 	for _, d := range devs {
 		ids = append(ids, d.ID)
 	}
-	r := parseTree(s, ids)
+	r := qmp.ParseTree(s, ids)
 	if len(r) == 0 {
 		return nil, fmt.Errorf("the monitor's memory map (%d bytes) shows no RAM of the backends %q", len(s), ids)
 	}
 	return r, nil
-}
-
-// maxRegions bounds the lines of a memory map that are used.
-const maxRegions = 1 << 16
-
-// parseTree reads `info mtree -f` (QEMU softmmu/memory.c mtree_print_flatview):
-// the flat view of the address space "memory", lines such as
-//
-//	0000000000100000-000000007fffffff (prio 0, ram): pc.ram @0000000000100000 KVM
-//
-// RAM of one block at one displacement is one region: what lies over it within
-// (video memory, shadowed ROM) hides it from the guest but is not it.
-func parseTree(s string, ids []string) []region {
-	type key struct {
-		name  string
-		delta uint64
-	}
-	groups := map[key]*region{}
-	var order []key
-	inView := false
-	for line := range strings.Lines(s) {
-		line = strings.TrimRight(line, "\r\n")
-		if strings.HasPrefix(line, "FlatView #") {
-			if len(groups) > 0 {
-				break
-			}
-			inView = false
-			continue
-		}
-		if strings.HasPrefix(line, ` AS "memory",`) {
-			inView = true
-			continue
-		}
-		if !inView || !strings.HasPrefix(line, "  ") || len(order) > maxRegions {
-			continue
-		}
-		r, typ, ok := parseRegion(strings.TrimSpace(line))
-		if !ok || typ != "ram" && typ != "rom" && typ != "nv" || !slices.Contains(ids, r.name) {
-			continue
-		}
-		k := key{r.name, uint64(r.pa) - r.off}
-		g := groups[k]
-		if g == nil {
-			groups[k], order = &r, append(order, k)
-			continue
-		}
-		if end := r.pa + mem.PA(r.size); end > g.pa+mem.PA(g.size) {
-			g.size = uint64(end - g.pa)
-		}
-	}
-	var out []region
-	for _, k := range order {
-		out = append(out, *groups[k])
-	}
-	slices.SortFunc(out, func(a, b region) int { return cmp.Compare(a.pa, b.pa) })
-	for i := 1; i < len(out); i++ {
-		if out[i-1].pa+mem.PA(out[i-1].size) > out[i].pa {
-			return nil // two blocks interleave: not a map of RAM that we know
-		}
-	}
-	return out
-}
-
-func parseRegion(line string) (r region, typ string, ok bool) {
-	span, rest, ok1 := strings.Cut(line, " (prio ")
-	attrs, rest, ok2 := strings.Cut(rest, "): ")
-	_, typ, ok3 := strings.Cut(attrs, ", ")
-	from, to, ok4 := strings.Cut(span, "-")
-	if !ok1 || !ok2 || !ok3 || !ok4 {
-		return r, "", false
-	}
-	start, err1 := strconv.ParseUint(from, 16, 64)
-	end, err2 := strconv.ParseUint(to, 16, 64)
-	if err1 != nil || err2 != nil || end <= start || end > 1<<56 {
-		return r, "", false
-	}
-	r.pa, r.size = mem.PA(start), end-start+1
-	name, off, found := strings.Cut(strings.TrimSuffix(rest, " KVM"), " @")
-	if found {
-		v, err := strconv.ParseUint(off, 16, 64)
-		if err != nil || v > 1<<56 {
-			return r, "", false
-		}
-		r.off = v
-	}
-	r.name = strings.TrimPrefix(name, "/objects/")
-	return r, typ, true
 }
 
 // parseHVA reads the answer of gpa2hva.

@@ -254,7 +254,7 @@ func TestEveryRoute(t *testing.T) {
 				t.Run(string(r), func(t *testing.T) {
 					want := want
 					if r == QMP {
-						want.Ranges = withoutVGA(want.Ranges)
+						want.Ranges = qmp.WithoutVGA(want.Ranges)
 					}
 					opt := Force(r)
 					if r == c.best {

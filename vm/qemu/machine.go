@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"vmscope/internal/procram"
+	"vmscope/internal/qmp"
 	"vmscope/internal/ramfile"
 	"vmscope/mem"
 	"vmscope/vm"
@@ -204,7 +205,7 @@ func (g *guest) in(l vm.Layout, owner bool) (vm.Machine, error) {
 		for _, p := range places {
 			g.asked.ranges = append(g.asked.ranges, mem.Range{Start: p.PA, Size: p.Size})
 		}
-		g.asked.ranges = withoutVGA(g.asked.ranges)
+		g.asked.ranges = qmp.WithoutVGA(g.asked.ranges)
 	}
 	return &asked{v, g.asked}, nil
 }

@@ -127,9 +127,9 @@ func (g *guest) ask(ctx context.Context, maps []procram.Mapping) (blocks []block
 		}
 		index := map[string]int{}
 		for _, r := range regions {
-			i, ok := index[r.name]
+			i, ok := index[r.Name]
 			if !ok {
-				reply, err := qmp.Human(ctx, c, fmt.Sprintf("gpa2hva %#x", uint64(r.pa)))
+				reply, err := qmp.Human(ctx, c, fmt.Sprintf("gpa2hva %#x", uint64(r.PA)))
 				if err != nil {
 					return err
 				}
@@ -138,11 +138,11 @@ func (g *guest) ask(ctx context.Context, maps []procram.Mapping) (blocks []block
 					return err
 				}
 				i = len(blocks)
-				index[r.name] = i
-				blocks = append(blocks, block{id: r.name, Block: procram.Block{HVA: hva - r.off}})
+				index[r.Name] = i
+				blocks = append(blocks, block{id: r.Name, Block: procram.Block{HVA: hva - r.Off}})
 			}
-			blocks[i].Size = max(blocks[i].Size, r.off+r.size)
-			places = append(places, procram.Place{PA: r.pa, Block: i, Off: r.off, Size: r.size})
+			blocks[i].Size = max(blocks[i].Size, r.Off+r.Size)
+			places = append(places, procram.Place{PA: r.PA, Block: i, Off: r.Off, Size: r.Size})
 		}
 		return nil
 	})

@@ -45,9 +45,9 @@ func (g *guest) attachQMP(ctx context.Context) (vm.Machine, error) {
 	err := g.mon.do(ctx, func(c *qmp.Client) error {
 		regions, err := ramRegions(ctx, c)
 		for i, r := range regions {
-			g.blocks = append(g.blocks, block{id: r.name, Block: procram.Block{Size: r.size}})
-			g.exact = append(g.exact, procram.Place{PA: r.pa, Block: i, Size: r.size})
-			l.Ranges = append(l.Ranges, mem.Range{Start: r.pa, Size: r.size})
+			g.blocks = append(g.blocks, block{id: r.Name, Block: procram.Block{Size: r.Size}})
+			g.exact = append(g.exact, procram.Place{PA: r.PA, Block: i, Size: r.Size})
+			l.Ranges = append(l.Ranges, mem.Range{Start: r.PA, Size: r.Size})
 		}
 		return err
 	})
@@ -56,21 +56,6 @@ func (g *guest) attachQMP(ctx context.Context) (vm.Machine, error) {
 	}
 	g.layouts, g.known = []vm.Layout{l}, "told by QEMU's monitor"
 	return g.in(l, true)
-}
-
-// withoutVGA leaves out the video memory window: read by the machine's own
-// eyes it is a device, which notices being read.
-func withoutVGA(in []mem.Range) []mem.Range {
-	const from, to = 0xa0000, 0xc0000
-	var out []mem.Range
-	for _, r := range in {
-		if r.Start > from || r.End() < to {
-			out = append(out, r)
-			continue
-		}
-		out = append(out, mem.Range{Start: r.Start, Size: from - uint64(r.Start)}, mem.Range{Start: to, Size: uint64(r.End()) - to})
-	}
-	return out
 }
 
 // Ranges lists the RAM.
