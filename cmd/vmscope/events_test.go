@@ -37,7 +37,7 @@ func TestWrongWatches(t *testing.T) {
 		{"--route mmap watch web", []string{"no use for --route", "vmscope watch --help"}},
 		{"nbd --layout q35", []string{"no use for --layout"}},
 		{"disks " + file + " --truncated", []string{"no use for --truncated"}},
-		{"watch xen:a", []string{"QEMU"}},
+		{"watch xen:a", []string{"no such VM"}},
 		{"watch " + file, []string{"file", "vmscope nbd", "vmscope replay"}},
 		{"watch file:" + file, []string{"file", "vmscope replay"}},
 		{"watch web --op NONSENSE", []string{"NONSENSE", "MKFILE"}},

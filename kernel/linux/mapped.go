@@ -15,7 +15,7 @@ func (f *finder) mapped(extents []mem.Range) ([]*Kernel, error) {
 		}
 		mode := x86.ModeOf(c.CR0, c.CR4, c.EFER)
 		for _, root := range []mem.PA{mem.PA(c.CR3), x86.KernelRoot(mem.PA(c.CR3))} {
-			image := imageIn(mem.NewSpace("vCPU", f.phys, x86.NewPaging(f.phys, root, mode)))
+			image := mappedImage(mem.NewSpace("vCPU", f.phys, x86.NewPaging(f.phys, root, mode)))
 			if image.Size == 0 || len(tried) > 0 && tried[len(tried)-1] == image.Start {
 				continue
 			}
@@ -29,8 +29,8 @@ func (f *finder) mapped(extents []mem.Range) ([]*Kernel, error) {
 	return nil, nil
 }
 
-// imageIn finds the run of memory that page tables map in the kernel's image area and that lies in one piece.
-func imageIn(s *mem.Space) (r mem.Range) {
+// mappedImage finds the run of memory that page tables map in the kernel's image area and that lies in one piece.
+func mappedImage(s *mem.Space) (r mem.Range) {
 	for off := mem.VA(0); off < 1<<30 && r.Size < imageMax; off += imageAlign {
 		m, err := s.Translate(kernelMap + off)
 		switch {
