@@ -25,6 +25,9 @@ func TestArm64Guest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests")
 	}
+	if len(guestlab.OtherKernels()) == 0 {
+		t.Skip(guestlab.KernelsVariable + " asks for none of these kernels")
+	}
 	for _, c := range []struct {
 		name string
 		cfg  guestlab.Config
