@@ -36,7 +36,7 @@ test-long: deps
 
 # On a real Xen host, in QEMU's software emulation.
 test-xen: deps
-	VMSCOPE_XEN=1 $(GO) test -timeout 30m -count 1 -run Xen -v ./cmd/vmscope
+	VMSCOPE_XEN=1 $(GO) test -timeout 60m -count 1 -run Xen -v ./cmd/vmscope
 
 check:
 	@scripts/check

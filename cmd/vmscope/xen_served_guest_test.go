@@ -85,7 +85,7 @@ func (d *xenDisk) events(t *testing.T, want ...string) {
 // processes are those of ours that have to do with the disk: the number and the command line.
 func (d *xenDisk) processes(t *testing.T) map[int]string {
 	t.Helper()
-	out := d.run(t, 0, `for p in /proc/[0-9]*; do case "$(readlink $p/exe)" in */vmscope) echo ${p#/proc/} $(tr '\0' ' ' <$p/cmdline);; esac; done`)
+	out := d.run(t, 0, `for p in /proc/[0-9]*; do [ $p/exe -ef /bin/vmscope ] && echo ${p#/proc/} $(tr '\0' ' ' <$p/cmdline); done; true`)
 	all := map[int]string{}
 	for line := range strings.Lines(out) {
 		pid, command, _ := strings.Cut(strings.TrimSpace(line), " ")

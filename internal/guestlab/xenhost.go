@@ -123,26 +123,36 @@ func StartXen(ctx context.Context, cfg XenConfig) (*XenHost, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &XenHost{Agent: Agent{name: "dom0"}, cfg: cfg, machine: emulator{exited: make(chan struct{})}, kernels: map[string]*Kernel{}}
+	kernels := map[string]*Kernel{}
 	for _, name := range append([]string{dom0Kernel}, cfg.Kernels...) {
-		if h.kernels[name], err = Fetch(ctx, name); err != nil {
+		if kernels[name], err = Fetch(ctx, name); err != nil {
 			return nil, err
 		}
 	}
-	if h.dir, err = newRunDir(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, bootPatience)
-	defer cancel()
-	if err := h.start(ctx, tools, rat); err != nil {
+	for attempt := 1; ; attempt++ {
+		h := &XenHost{Agent: Agent{name: "dom0"}, cfg: cfg, machine: emulator{exited: make(chan struct{})}, kernels: kernels}
+		if h.dir, err = newRunDir(); err != nil {
+			return nil, err
+		}
+		if err = h.launch(ctx, tools, rat); err != nil {
+			h.Close()
+			return nil, fmt.Errorf("guestlab: start Xen: %w", err)
+		}
+		if err = h.boot(ctx); err == nil {
+			return h, nil
+		}
 		err = fmt.Errorf("guestlab: boot Xen: %w%s", err, h.tail())
 		h.Close()
-		return nil, err
+		if attempt == bootAttempts || ctx.Err() != nil {
+			return nil, err
+		}
+		// Nothing but the emulator, Xen and dom0's kernel has run until here.
+		fmt.Fprintf(os.Stdout, "guestlab: Xen is booted again: %v\n", err)
 	}
-	return h, nil
 }
 
-func (h *XenHost) start(ctx context.Context, tools *xenTools, rat string) error {
+// launch starts the emulator.
+func (h *XenHost) launch(ctx context.Context, tools *xenTools, rat string) error {
 	if err := h.writeInitramfs(ctx, tools, rat); err != nil {
 		return err
 	}
@@ -155,9 +165,13 @@ func (h *XenHost) start(ctx context.Context, tools *xenTools, rat string) error 
 	if err := os.Symlink(vmlinux, kernel); err != nil {
 		return err
 	}
-	if err := h.machine.launch(h.dir.qemuLog(), h.qemuArgs(tools, kernel)...); err != nil {
-		return err
-	}
+	return h.machine.launch(h.dir.qemuLog(), h.qemuArgs(tools, kernel)...)
+}
+
+// boot waits until dom0 answers.
+func (h *XenHost) boot(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
 	if h.line, err = dialLine(ctx, h.dir.agentSocket(), h.machine.exited); err != nil {
 		return err
 	}
