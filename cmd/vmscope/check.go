@@ -88,8 +88,6 @@ told.`,
 				return fmt.Errorf("--watch %v: no pause between looks", every)
 			case changed("watch"):
 				return a.checkAgain(cmd.Context(), args[0], only, keep, every)
-			case changed("explain") && id == "":
-				return errors.New("--explain needs the ID of a finding, as check without it lists them")
 			case changed("explain"):
 				return a.view(cmd, args[0], func(v *vmscope.View) error {
 					return a.explain(cmd.Context(), v, args[0], id, keep)
