@@ -26,6 +26,8 @@ Targets:
   qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
   firecracker:ID a running Firecracker by its --id, its process id, or its API's
                  socket; so cloud-hypervisor:, crosvm: and kvmtool:
+  xen:NAME       a Xen domain, in dom0; xen:ID by its number
+  gdb:HOST:PORT  a QEMU by its GDB stub: the guest stands still for moments
   pid:N          the process that runs a guest, whatever VMM it is
   /run/qmp.sock  a running QEMU by its QMP socket
   file:PATH      a dump (ELF core of dump-guest-memory, raw RAM, or a bundle of
