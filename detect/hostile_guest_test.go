@@ -42,6 +42,7 @@ func newScene(t *testing.T, name string) *scene {
 	}
 	lab.Close()
 	s.mem = s.view().Mem
+	s.idle()
 	s.direct = 0xffff888000000000
 	if at, err := s.kernel.Symbol("page_offset_base"); err == nil { // KASLR
 		s.direct = s.pointer(at)
@@ -58,6 +59,36 @@ func newScene(t *testing.T, name string) *scene {
 	}
 	t.Logf("a sweep makes %d reads", s.reads)
 	return s
+}
+
+// idle makes the copy one of a guest that has nothing to do. Its clock stands, and
+// the checks wait for a guest to go on that looks as if it were at something:
+// each sweep that finds anything would take seconds.
+func (s *scene) idle() {
+	s.Helper()
+	l := newLook(s.view())
+	q, err := bind[queueLayout](l)
+	if err != nil {
+		s.Fatal(err)
+	}
+	g, err := bind[graceLayout](l)
+	if err != nil {
+		s.Fatal(err)
+	}
+	rqs, err := l.LookupSymbol("runqueues")
+	if err != nil {
+		s.Fatal(err)
+	}
+	offsets, err := perCPU(l)
+	if err != nil {
+		s.Fatal(err)
+	}
+	for _, off := range offsets {
+		if m, err := s.mem.Translate(q.Running.At(rqs.Addr + off)); err == nil { // else a CPU that can not be
+			clear(s.ram.at(m.PA)[:4])
+		}
+	}
+	s.ram.at(s.pa(g.Seq.At(s.symbol("rcu_state"))))[0] &^= 3 // no grace period
 }
 
 // TestHostile changes words of a guest's memory that the checks read, in ways
