@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
 	"vmscope/block"
 	"vmscope/block/part"
+	"vmscope/vm/proc"
 	"vmscope/vm/qemu"
 )
 
@@ -71,6 +73,9 @@ func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, err
 	case ok && scheme == "qemu":
 		return openMachineDisks(ctx, rest, o)
 	}
+	if err := diskless(target); err != nil {
+		return nil, err
+	}
 	st, err := os.Stat(target)
 	switch {
 	case err == nil && st.Mode()&os.ModeSocket != 0:
@@ -89,6 +94,19 @@ func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, err
 		err = fmt.Errorf("no file %q here, and %w", target, err)
 	}
 	return all, err
+}
+
+// diskless says what to do where a target names a machine of which only the memory is found; nil if it does not.
+func diskless(target string) error {
+	scheme, _, _ := strings.Cut(target, ":")
+	switch {
+	case scheme == target:
+	case scheme == "xen":
+		return fmt.Errorf("disks of %s: %w: name their images or block devices; to watch one, serve it: 'vmscope xen-block --help'", target, errors.ErrUnsupported)
+	case scheme == "gdb", scheme == "pid", slices.Contains(proc.Kinds(), scheme):
+		return fmt.Errorf("disks of %s: %w: name their images, block devices or NBD exports; to watch one, serve it: 'vmscope nbd --help'", target, errors.ErrUnsupported)
+	}
+	return nil
 }
 
 // OpenDisk opens one disk of target: by its name, by its id, or, if name is "",

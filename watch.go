@@ -76,7 +76,7 @@ func tapTarget(target string) (string, error) {
 	case ok && (scheme == "file" || schemeLike(scheme)):
 		return "", fmt.Errorf("watch %s: %w: only the disks of a running QEMU are written to", target, errors.ErrUnsupported)
 	}
-	return target, nil
+	return target, diskless(target)
 }
 
 // mountPoints asks the guest's memory where file systems are mounted.

@@ -99,9 +99,10 @@ func fakeVM(t testing.TB, args ...string) int {
 		c.Process.Kill()
 		c.Wait()
 	})
-	// Until exec it still looks like us.
+	// Until exec it still looks like us, and for a moment behind it has no arguments.
 	for range 200 {
-		if exe, _ := os.Readlink("/proc/" + itoa(c.Process.Pid) + "/exe"); exe == path {
+		args, _ := os.ReadFile("/proc/" + itoa(c.Process.Pid) + "/cmdline")
+		if exe, _ := os.Readlink("/proc/" + itoa(c.Process.Pid) + "/exe"); exe == path && len(args) > 0 {
 			return c.Process.Pid
 		}
 		time.Sleep(10 * time.Millisecond)
