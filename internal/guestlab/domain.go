@@ -44,6 +44,10 @@ func Virsh(ctx context.Context, args ...string) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", uri}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return virsh(cmd, args)
+}
+
+func virsh(cmd *exec.Cmd, args []string) (string, error) {
 	out, err := cmd.CombinedOutput()
 	out = bytes.TrimSpace(out)
 	if err != nil {
@@ -108,7 +112,13 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text, err := g.cfg.domain(emulator, g.kernel.Image(), g.dir)
+	image := g.kernel.Image()
+	if d := g.cfg.Daemon; d != nil {
+		if image, err = d.lend(g.dir.path, image); err != nil {
+			return err
+		}
+	}
+	text, err := g.cfg.domain(emulator, image, g.dir)
 	if err != nil {
 		return err
 	}
@@ -116,7 +126,12 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return err
 	}
-	if _, err := Virsh(ctx, "create", path); err != nil {
+	if d := g.cfg.Daemon; d != nil {
+		if err := d.own(path); err != nil {
+			return err
+		}
+	}
+	if _, err := g.virsh(ctx, "create", path); err != nil {
 		return fmt.Errorf("%w: %w", errNoDomain, err)
 	}
 	pid, err := domainPID(g.cfg.Name)
@@ -139,11 +154,19 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	return nil
 }
 
+// virsh runs virsh at the libvirt that has the guest.
+func (g *Guest) virsh(ctx context.Context, args ...string) (string, error) {
+	if g.cfg.Daemon != nil {
+		return g.cfg.Daemon.Virsh(ctx, args...)
+	}
+	return Virsh(ctx, args...)
+}
+
 // destroy ends the domain.
 func (g *Guest) destroy() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if _, err := Virsh(ctx, "destroy", g.cfg.Name); err != nil && g.pid != 0 {
+	if _, err := g.virsh(ctx, "destroy", g.cfg.Name); err != nil && g.pid != 0 {
 		unix.Kill(g.pid, unix.SIGKILL)
 	}
 }
