@@ -32,7 +32,7 @@ func TestLibvirtDomain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := m.(*qmp.Virsh); !ok {
+	if _, ok := m.(*qmp.Relay); !ok {
 		t.Fatalf("the monitor is a %T", m)
 	}
 	null, err := os.Open(os.DevNull)

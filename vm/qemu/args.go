@@ -40,8 +40,9 @@ type backend struct {
 // qmpEnd is where a control monitor listens: at a path, or at a descriptor that
 // QEMU inherited.
 type qmpEnd struct {
-	path string
-	fd   int
+	path    string
+	fd      int
+	libvirt bool // libvirt made it for itself, and holds it
 }
 
 // opts is a parsed QemuOpts string or its JSON form.
@@ -228,10 +229,11 @@ func parseArgs(args []string) config {
 	for _, id := range control {
 		// Without server it is QEMU that connects, to a daemon (Proxmox's qmeventd).
 		if o := chardevs[id]; o["backend"] == "socket" && o.on("server") {
+			libvirt := id == "charmonitor" // src/qemu/qemu_command.c
 			if fd, err := strconv.Atoi(o["fd"]); err == nil {
-				c.qmp = append(c.qmp, qmpEnd{fd: fd})
+				c.qmp = append(c.qmp, qmpEnd{fd: fd, libvirt: libvirt})
 			} else if o["path"] != "" {
-				c.qmp = append(c.qmp, qmpEnd{path: o["path"], fd: -1})
+				c.qmp = append(c.qmp, qmpEnd{path: o["path"], fd: -1, libvirt: libvirt})
 			}
 		}
 	}

@@ -29,7 +29,7 @@ func TestParseArgs(t *testing.T) {
 				"-chardev", "socket,id=charmonitor,fd=24,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control",
 			},
 			config{
-				name: "a,b=c", machine: "q35", accel: "kvm", ram: 2 * g, qmp: []qmpEnd{{fd: 24}},
+				name: "a,b=c", machine: "q35", accel: "kvm", ram: 2 * g, qmp: []qmpEnd{{fd: 24, libvirt: true}},
 				backends: []backend{{id: "pc.ram", typ: "memfd", shared: true, size: 2 * g}},
 			},
 		},
