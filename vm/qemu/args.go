@@ -22,7 +22,7 @@ type config struct {
 	memPath string // -mem-path
 	// backends in the order in which they make up main memory.
 	backends []backend
-	dimms    bool     // memory devices beside main memory
+	dimms    bool     // memory devices beside main memory, or room for some
 	qmp      []qmpEnd // control monitors
 	raw      string   // the command line as it is
 	secret   string   // type of the confidential-guest object, "" if none
@@ -168,8 +168,12 @@ func parseArgs(args []string) config {
 		case "name":
 			c.name = parseOpts(v, "guest")["guest"]
 		case "m":
-			if n := size(parseOpts(v, "size")["size"], 1<<20); n > 0 {
+			o := parseOpts(v, "size")
+			if n := size(o["size"], 1<<20); n > 0 {
 				c.ram = n
+			}
+			if o["maxmem"] != "" { // what was added since does not stand here
+				c.dimms = true
 			}
 		case "M", "machine":
 			for k, x := range parseOpts(v, "type") {
