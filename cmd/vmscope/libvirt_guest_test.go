@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"vmscope/internal/guestlab"
 	"vmscope/vm/qemu"
@@ -95,6 +97,41 @@ func (v *libvirtCLI) testMemory(t *testing.T) {
 	if s := v.virsh("domstate", "--reason", v.g.Name()); s != "running (unpaused)" {
 		t.Errorf("after --pause: %s", s)
 	}
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT} {
+		v.interrupt(t, sig)
+	}
+}
+
+// interrupt ends the program while the guest is paused and it hangs in writing: the guest must run on.
+func (v *libvirtCLI) interrupt(t *testing.T, sig syscall.Signal) {
+	becomes := func(state string) {
+		t.Helper()
+		for i := 0; v.virsh("domstate", v.g.Name()) != state; i++ {
+			if i == 1200 {
+				t.Fatalf("%v: the guest does not get %s", sig, state)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	cmd := vmscopeCmd("dump", v.target, "-", "--pause")
+	out, err := cmd.StdoutPipe() // which nobody reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	becomes("paused")
+	if err := cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	becomes("running")
+	if _, err := v.g.Run(t.Context(), "true"); err != nil {
+		t.Error(err)
+	}
 }
 
 // testNames has the daemon found.
@@ -149,6 +186,31 @@ func (v *libvirtCLI) testWatch(t *testing.T) {
 	}
 	v.virsh(resize...)
 	v.passFile(t)
+
+	// Another format, whose content QEMU exports. libvirt gets the disk when it asked for it, and not before.
+	snapshot := []string{"snapshot-create-as", v.g.Name(), "--disk-only", "--no-metadata", "--diskspec", "vda,file=" + filepath.Join(v.l.Dir, "snap")}
+	v.virsh(snapshot...)
+	if out, stderr, _ := run(t, "disks", v.target, "--json"); !strings.Contains(out, `"format":"qcow2"`) || !strings.Contains(out, fmt.Sprintf(`"size":%d`, 80<<20)) {
+		t.Errorf("disks: %s%s", out, stderr)
+	}
+	w = startWatch(t, v.g.Name(), "/srv/root")
+	inGuest("mkdir /srv/root/late; sync")
+	if got := strings.Join(w.until(t, "late"), ", "); got != "MKDIR: /srv/root/late" {
+		t.Errorf("told %s", got)
+	}
+	if out, err := v.l.Virsh(t.Context(), snapshot...); err == nil {
+		t.Errorf("a snapshot while it is watched: %s", out)
+	}
+	if err := w.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if status, stderr := w.ended(); status != 0 && status != statusInterrupted || stderr != "" {
+		t.Errorf("Ctrl-C: status %d, %q", status, stderr)
+	}
+	if left := leftInQEMU(t, v.g); len(left) > 0 {
+		t.Errorf("Ctrl-C left %s", left)
+	}
+	v.virsh("blockcommit", v.g.Name(), "vda", "--active", "--pivot", "--wait")
 
 	w = startWatch(t, v.target)
 	v.virsh("destroy", v.g.Name())

@@ -54,7 +54,7 @@ type Config struct {
 
 	Disk        string   // raw image to attach as /dev/vda by QEMU's old -drive; default none
 	Disks       []Disk   // more disks, by -blockdev; Guest.DiskDevice finds them in the guest
-	Libvirt     bool     // have libvirt start QEMU (see NeedLibvirt); RAM is then private, and virtio the only bus
+	Libvirt     bool     // have the host's libvirt start QEMU; RAM is then private, and virtio the only bus
 	Daemon      *Libvirt // have this libvirt start QEMU; the disks are in its Dir
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,22 +18,6 @@ import (
 
 // errNoDomain says that libvirt is there but starts no guest of the lab: its QEMU may be kept from the lab's files.
 var errNoDomain = errors.New("libvirt does not start a domain")
-
-// NeedLibvirt skips a test where no libvirt answers that starts QEMU: it is no program of the lab's own, so that guests that
-// are demanded (RequireGuests) are so without it.
-func NeedLibvirt(tb testing.TB) {
-	tb.Helper()
-	if testing.Short() {
-		Skip(tb, "boots a guest; not under -short")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if out, err := Virsh(ctx, "version"); err != nil {
-		Skip(tb, err.Error())
-	} else {
-		tb.Logf("%s", out)
-	}
-}
 
 // Virsh runs virsh at the libvirt that starts domains of the lab: the system's for root, else the user's own.
 func Virsh(ctx context.Context, args ...string) (string, error) {
