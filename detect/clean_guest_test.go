@@ -166,7 +166,7 @@ for m in tun veth macvlan ifb dummy; do rmmod $m; done
 
 // refused are the ways to attach programs that a kernel has not got.
 var refused = map[string][]string{
-	"bullseye-cloud":     {"kprobe_multi", "tcx"},
+	"bullseye-cloud":     {"perf_link", "kprobe_multi", "tcx"},
 	"bookworm-cloud":     {"kprobe_multi", "tcx"},
 	"bookworm":           {"kprobe_multi", "tcx"},
 	"trixie-cloud-arm64": {"kprobe_multi"},

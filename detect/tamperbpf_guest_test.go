@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"vmscope/ctype"
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
@@ -41,6 +42,25 @@ var bpfTamperings = []tampering{
 	}},
 	{"program with other code", "bpf", func(v *victim) []string {
 		return v.bend(v.member(v.held().Addr, "bpf_prog", "bpf_func"), `"held"`, "code of nobody")
+	}},
+	{"program that changes what functions return", "bpf", func(v *victim) []string {
+		var f struct {
+			Override ctype.Field `c:"bpf_prog.kprobe_override"`
+		}
+		types, err := v.tx.NeedTypes()
+		if err == nil {
+			err = ctype.Bind(types, &f)
+		}
+		if err != nil {
+			v.Fatal(err)
+		}
+		at := f.Override.At(v.held().Addr)
+		bits, err := v.tx.Mem.Uint(at, 1)
+		if err != nil {
+			v.Fatal(err)
+		}
+		v.write(at, []byte{byte(bits | 1<<f.Override.BitOffset)})
+		return []string{"info", `eBPF program "held"`, "changes what functions of the kernel return"}
 	}},
 	{"inventory of eBPF", "bpf", func(v *victim) []string {
 		return []string{`eBPF program "held" (raw_tracepoint, tag`, "of user 0", "attached to raw_tracepoint sys_enter", "held by process", "(holder)"}

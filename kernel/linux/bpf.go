@@ -37,13 +37,6 @@ type bpfLayout struct {
 	LinkType ctype.Field `c:"bpf_link.type,optional"`
 	LinkProg ctype.Field `c:"bpf_link.prog,optional"`
 	Types    ctype.Type  `c:"enum bpf_link_type,optional"`
-
-	RawEvent ctype.Field `c:"bpf_raw_tp_link.btp,optional"` // kernel/bpf/syscall.c
-	RawPoint ctype.Field `c:"bpf_raw_event_map.tp,optional"`
-	RawName  ctype.Field `c:"tracepoint.name,optional"`
-
-	MultiAddrs ctype.Field `c:"bpf_kprobe_multi_link.addrs,optional"` // kernel/trace/bpf_trace.c
-	MultiCount ctype.Field `c:"bpf_kprobe_multi_link.cnt,optional"`
 }
 
 // Bounds: a program has at most 256 functions (BPF_MAX_SUBPROGS) and hidden
@@ -76,18 +69,18 @@ type BPFProgram struct {
 
 // BPFLink is an attachment of a program of eBPF.
 type BPFLink struct {
-	Addr    mem.VA // of its struct bpf_link
-	ID      uint32
-	Type    string // "raw_tracepoint", "kprobe_multi", …
+	Addr    mem.VA // of its struct bpf_link; of the struct perf_event of one that is none
+	ID      uint32 // 0 of one that is none
+	Type    string // "raw_tracepoint", "kprobe_multi", "perf_event", …
 	Prog    mem.VA // its struct bpf_prog
 	Target  string // what it is attached to, where that is known
 	Holders []kernel.Owner
 }
 
-// bpfHolders maps programs and links to the descriptors that lead to them.
+// bpfHolders maps programs, links and events to the descriptors that lead to them.
 func (v *View) bpfHolders() (map[mem.VA][]kernel.Owner, error) {
 	var ops []mem.VA
-	for _, name := range []string{"bpf_prog_fops", "bpf_link_fops", "bpf_link_fops_poll"} {
+	for _, name := range []string{"bpf_prog_fops", "bpf_link_fops", "bpf_link_fops_poll", "perf_fops"} {
 		if at, err := v.Symbol(name); err == nil {
 			ops = append(ops, at)
 		}
@@ -95,7 +88,8 @@ func (v *View) bpfHolders() (map[mem.VA][]kernel.Owner, error) {
 	return v.holders(ctype.Field{}, ops...)
 }
 
-// BPF lists the programs of eBPF and the links that attach them, by their ids. A
+// BPF lists the programs of eBPF and the links that attach them, by their ids,
+// and then the events that processes hold and that attach one without a link. A
 // kernel without has none.
 func (v *View) BPF() (progs []BPFProgram, links []BPFLink, err error) {
 	progIDR, err := v.Symbol("prog_idr")
@@ -146,7 +140,8 @@ func (v *View) BPF() (progs []BPFProgram, links []BPFLink, err error) {
 	for i := range links {
 		links[i].Holders = held[links[i].Addr]
 	}
-	return progs, links, err
+	events, eerr := v.perfLinks(progs, links, held)
+	return progs, append(links, events...), errors.Join(err, eerr)
 }
 
 // enumName is the name of a value without what all begin with, in lower case;
@@ -227,26 +222,8 @@ func (v *View) bpfLink(l *bpfLayout, at mem.VA) (BPFLink, error) {
 	k.ID = r.u32(l.LinkID.At(at))
 	k.Type = enumName(l.Types, uint64(r.u32(l.LinkType.At(at))), "BPF_LINK_TYPE_")
 	k.Prog = mem.VA(r.u64(l.LinkProg.At(at)))
-	switch {
-	case k.Type == "raw_tracepoint" && l.RawEvent.Valid() && l.RawPoint.Valid() && l.RawName.Valid():
-		// The link stands at the start of what bears it.
-		tp := mem.VA(r.u64(l.RawPoint.At(mem.VA(r.u64(l.RawEvent.At(at))))))
-		name := mem.VA(r.u64(l.RawName.At(tp)))
-		if r.err == nil {
-			b, err := v.Mem.CString(name, ksymNameLen)
-			k.Target, r.err = string(b), err
-		}
-	case k.Type == "kprobe_multi" && l.MultiAddrs.Valid() && l.MultiCount.Valid():
-		addrs, n := mem.VA(r.u64(l.MultiAddrs.At(at))), r.u32(l.MultiCount.At(at))
-		if n > 0 && r.err == nil {
-			first := mem.VA(r.u64(addrs))
-			if s, off, err := v.Symbols.Nearest(first); err == nil {
-				k.Target = fmt.Sprintf("%s+%#x", s.Name, off)
-			}
-			if n > 1 {
-				k.Target += fmt.Sprintf(" and %d more", n-1)
-			}
-		}
+	if r.err == nil {
+		k.Target, r.err = v.bpfTarget(k.Type, at)
 	}
 	return k, r.err
 }

@@ -22,5 +22,11 @@ func FuzzBPF(f *testing.F) {
 			t.Errorf("%d symbols of %d bytes", len(p.Symbols), len(answers))
 		}
 		v.bpfLink(l, 0x2000)
+		for _, kind := range []string{"raw_tracepoint", "kprobe_multi", "cgroup", "xdp", "tcx", "perf_event"} {
+			v := viewOf(k, &memtest.Script{Answers: answers})
+			if target, err := v.bpfTarget(kind, 0x1000); err == nil && len(target) > maxAttachPath+64 {
+				t.Errorf("%s: a target of %d bytes", kind, len(target))
+			}
+		}
 	})
 }

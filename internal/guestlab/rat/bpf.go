@@ -31,6 +31,7 @@ const (
 	attachExit     = 25
 	attachLSM      = 27
 	attachXDP      = 37
+	attachPerf     = 41
 	attachMulti    = 42
 	attachTCX      = 46
 )
@@ -86,7 +87,13 @@ func (p bpfProgram) load() (int, error) {
 	copy(a.b[48:], "held")
 	a.u32(68, p.attach)
 	a.u32(108, p.to)
-	return a.call(bpfProgLoad, 116)
+	for {
+		// The kernel gives up on a program when a signal comes, as Go's scheduler sends them.
+		fd, err := a.call(bpfProgLoad, 116)
+		if err != syscall.EAGAIN {
+			return fd, err
+		}
+	}
 }
 
 // openRaw attaches a program to a raw tracepoint or, without a name, to what it was loaded for.

@@ -32,6 +32,7 @@ var attachments = []struct {
 	{"kprobe", func(a *attacher) error { return a.probe("kprobe", "do_sys_openat2", 0, 0) }},
 	{"kretprobe", func(a *attacher) error { return a.probe("kprobe", "vfs_statx", 0, 1) }},
 	{"uprobe", (*attacher).userProbe},
+	{"perf_link", (*attacher).perfLink},
 	{"kprobe_multi", (*attacher).multi},
 	{"fentry", func(a *attacher) error { return a.trampoline(progTracing, attachEntry, "vfs_read") }},
 	{"fexit", func(a *attacher) error { return a.trampoline(progTracing, attachExit, "vfs_write") }},
@@ -155,13 +156,28 @@ func (a *attacher) multi() error {
 	return err
 }
 
-// perf opens an event of the whole of one processor and hands it to a program.
+// perf hands an event to a program.
 func (a *attacher) perf(kind, config, one, two uint64, prog int) error {
 	const (
 		setBPF = 0x40042408 // PERF_EVENT_IOC_SET_BPF
 		enable = 0x2400     // PERF_EVENT_IOC_ENABLE
-		size   = 112        // PERF_ATTR_SIZE_VER5
 	)
+	fd, err := a.event(kind, config, one, two)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, setBPF, uintptr(prog)); errno != 0 {
+		return fmt.Errorf("program: %w", errno)
+	}
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, enable, 0); errno != 0 {
+		return fmt.Errorf("enable: %w", errno)
+	}
+	return nil
+}
+
+// event opens an event of the whole of one processor.
+func (a *attacher) event(kind, config, one, two uint64) (uintptr, error) {
+	const size = 112 // PERF_ATTR_SIZE_VER5
 	var attr [size]byte
 	le := binary.LittleEndian
 	le.PutUint32(attr[0:], uint32(kind))
@@ -173,16 +189,26 @@ func (a *attacher) perf(kind, config, one, two uint64, prog int) error {
 	all := -1
 	fd, _, errno := syscall.Syscall6(sysPerfEventOpen, uintptr(unsafe.Pointer(&attr)), uintptr(all), 0, uintptr(all), 8, 0) // PERF_FLAG_FD_CLOEXEC
 	if errno != 0 {
-		return fmt.Errorf("event: %w", errno)
+		return 0, fmt.Errorf("event: %w", errno)
 	}
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, setBPF, uintptr(prog)); errno != 0 {
-		return fmt.Errorf("program: %w", errno)
-	}
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, enable, 0); errno != 0 {
-		return fmt.Errorf("enable: %w", errno)
-	}
-	return nil
+	return fd, nil
 }
+
+// perfLink puts a program on a tracepoint by a link, as libbpf does, and lets go of the event's descriptor.
+func (a *attacher) perfLink() error {
+	id, err := number("/sys/kernel/tracing/events/sched/sched_process_exit/id")
+	if err != nil {
+		return err
+	}
+	fd, err := a.event(tracepoints, id, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(int(fd))
+	return a.link(bpfProgram{kind: progTracepoint}, uint32(fd), attachPerf, 0)
+}
+
+const tracepoints = 2 // PERF_TYPE_TRACEPOINT
 
 func number(file string) (uint64, error) {
 	b, err := os.ReadFile(file)
@@ -201,7 +227,6 @@ func (a *attacher) tracepoint(name string) error {
 	if err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
-	const tracepoints = 2 // PERF_TYPE_TRACEPOINT
 	return a.perf(tracepoints, id, 0, 0, prog)
 }
 
