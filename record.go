@@ -27,19 +27,22 @@ type recorded struct {
 	*mem.Recorder
 	of     vm.Machine
 	traces []mem.Range
+	cpus   []vm.Registers // that were told last
 }
 
 func (m *recorded) Extents() ([]mem.Range, error) { return m.traces, nil }
 func (m *recorded) Info() vm.Info                 { return infoOf(m.of) }
 func (m *recorded) Close() error                  { return nil }
 
-// CPUs gives the registers of the guest, which Write keeps as well.
+// CPUs gives the registers of the guest, which Write keeps.
 func (m *recorded) CPUs(ctx context.Context) ([]vm.Registers, error) {
 	c, ok := m.of.(vm.CPUs)
 	if !ok {
 		return nil, fmt.Errorf("registers of the vCPUs: %w", errors.ErrUnsupported)
 	}
-	return c.CPUs(ctx)
+	cpus, err := c.CPUs(ctx)
+	m.cpus = cpus
+	return cpus, err
 }
 
 // NewRecording starts a recording of the guest.
@@ -51,7 +54,7 @@ func (v *View) NewRecording() (*Recording, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record: %w", err)
 	}
-	return &Recording{of: v, machine: &recorded{mem.NewRecorder(v.Machine), v.Machine, traces}}, nil
+	return &Recording{of: v, machine: &recorded{Recorder: mem.NewRecorder(v.Machine), of: v.Machine, traces: traces}}, nil
 }
 
 // Look finds the kernel and calls f, as Guest.View does, and keeps all pages
@@ -92,7 +95,8 @@ func (r *Recording) see(k *linux.Kernel) *View {
 // Write writes the recording as a bundle, which Open opens, with extra beside
 // the memory. What about says of RAM is filled in. progress may be nil.
 //
-// Registers are in it as they are in a core (WriteCore).
+// Registers are in it as they are in a core (WriteCore), and else those that View
+// was asked for, as they were then.
 func (r *Recording) Write(ctx context.Context, out io.Writer, about dump.About, extra []byte, progress func(done, total uint64)) error {
 	if r.view == nil {
 		return errors.New("write a recording: nothing was looked at")
@@ -116,6 +120,9 @@ func (r *Recording) Write(ctx context.Context, out io.Writer, about dump.About, 
 		})
 	}
 	notes := r.of.cpuNotes(ctx)
+	if notes == nil {
+		notes = dump.CPUNotes(r.machine.cpus)
+	}
 	if text := r.view.CoreInfo(); text != "" {
 		notes = append(notes, dump.CoreInfoNote(text))
 	}

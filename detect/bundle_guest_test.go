@@ -151,7 +151,7 @@ func same(t *testing.T, path string, r Result, checks []Detector) {
 // comes and goes.
 func TestBundleOfBusyGuest(t *testing.T) {
 	lab := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-cloud", MemoryMiB: 256, CPUs: 2, Modules: []string{"loop"}})
-	g, err := vmscope.Open(t.Context(), lab.Name())
+	g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Registers())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,6 +168,15 @@ func TestBundleOfBusyGuest(t *testing.T) {
 			t.Logf("bundle %d: %v, %v", i, time.Since(start), err)
 			for _, f := range r.Tampered() {
 				t.Errorf("%s: %s", f.ID, f.Summary)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+		if err := vmscope.Look(t.Context(), path, func(v *vmscope.View) error {
+			cpus, err := v.Registers(t.Context())
+			if len(cpus) != lab.Config().CPUs {
+				t.Errorf("registers of %d vCPUs, which were asked for", len(cpus))
 			}
 			return err
 		}); err != nil {

@@ -77,6 +77,7 @@ type credWalk struct {
 	f      *credLayout
 	owners map[mem.VA]linux.Task // of each cred, the first
 	first  mem.VA                // init_cred
+	all    uint64                // all capabilities that the kernel knows; 0: not known which
 	report func(Finding)
 }
 
@@ -84,6 +85,13 @@ func (w *credWalk) look(ctx context.Context) error {
 	var err error
 	if w.first, err = w.Symbol("init_cred"); err != nil {
 		return err
+	}
+	first, err := w.credAt(w.first)
+	if err != nil {
+		return err
+	}
+	if w.all = first.permitted; w.all&(w.all+1) != 0 { // CAP_FULL_SET; not if somebody changed it
+		w.all = 0
 	}
 	clear(w.owners)
 	leaders, err := w.Tasks()
@@ -153,6 +161,10 @@ func (w *credWalk) task(t linux.Task) error {
 		w.find(t, c, High, Proved, "uid", fmt.Sprintf("has user id %d, written past the kernel, which counts it as of user %d", c.uid, c.account),
 			Evidence{What: "cred.uid", Addr: w.f.UID.At(c.at), Expected: fmt.Sprintf("%d, the uid of cred.user at %#x", c.account, uint64(c.user)), Found: fmt.Sprint(c.uid)})
 	}
+	if all := c.permitted | c.effective | c.inheritable | c.ambient; w.all != 0 && all&^w.all != 0 {
+		w.find(t, c, High, Likely, "unknown", "has capabilities that do not exist",
+			Evidence{What: "the sets of capabilities", Addr: w.f.Inheritable.At(c.at), Expected: fmt.Sprintf("within %#x, which init_cred has", w.all), Found: fmt.Sprintf("%#x", all)})
+	}
 	if c.effective&^c.permitted != 0 {
 		w.find(t, c, High, Likely, "effective", "has effective capabilities that it is not permitted",
 			Evidence{What: "cred.cap_effective", Addr: w.f.Effective.At(c.at), Expected: fmt.Sprintf("within the permitted %#x", c.permitted), Found: fmt.Sprintf("%#x", c.effective)})
@@ -213,7 +225,16 @@ func (w *credWalk) below(t linux.Task, mm mem.VA, c cred) error {
 
 // cred reads what a pointer leads to.
 func (w *credWalk) cred(from mem.VA) (cred, error) {
-	var c cred
+	at, err := w.Mem.Pointer(from)
+	if err != nil {
+		return cred{}, err
+	}
+	return w.credAt(at)
+}
+
+// credAt reads a struct cred.
+func (w *credWalk) credAt(at mem.VA) (cred, error) {
+	c := cred{at: at}
 	var errs error
 	uint := func(f ctype.Field) uint64 {
 		if errs != nil || !f.Valid() {
@@ -222,9 +243,6 @@ func (w *credWalk) cred(from mem.VA) (cred, error) {
 		n, err := w.Mem.Uint(f.At(c.at), int(f.Size()))
 		errs = err
 		return n
-	}
-	if c.at, errs = w.Mem.Pointer(from); errs != nil {
-		return c, errs
 	}
 	c.uid, c.euid, c.suid = uint32(uint(w.f.UID)), uint32(uint(w.f.EUID)), uint32(uint(w.f.SUID))
 	c.permitted, c.effective, c.inheritable, c.ambient = uint(w.f.Permitted), uint(w.f.Effective), uint(w.f.Inheritable), uint(w.f.Ambient)

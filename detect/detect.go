@@ -60,6 +60,9 @@ type Check struct {
 	// Broken says that it met a contradiction, which is among the findings, and
 	// may not have seen what lies behind it.
 	Broken bool `json:"broken,omitempty"`
+	// Lacks is what it could have looked at, and the source of the memory does not
+	// tell: registers.
+	Lacks []string `json:"lacks,omitempty"`
 }
 
 // Tampered are the findings that speak of tampering: all but inventory.
@@ -124,6 +127,7 @@ func sweep(ctx context.Context, l *Look, detectors []Detector) (r Result) {
 			continue
 		}
 		start, shown, more := time.Now(), make(map[bool]int), 0
+		*l.lacks = nil
 		c.Err = d.Inspect(ctx, l, func(f Finding) {
 			inventory := f.Severity == Info // must not push out anything else
 			switch {
@@ -143,7 +147,7 @@ func sweep(ctx context.Context, l *Look, detectors []Detector) (r Result) {
 		if more > 0 {
 			c.Err = errors.Join(c.Err, fmt.Errorf("more than %d findings, not all of which are shown", maxFindings))
 		}
-		c.Took = time.Since(start)
+		c.Took, c.Lacks = time.Since(start), *l.lacks
 		r.Checks = append(r.Checks, c)
 	}
 	return r

@@ -11,8 +11,9 @@ import (
 )
 
 // Ftrace finds handlers that ftrace calls at the entry of functions, and whose
-// code belongs to nobody: every registered ftrace_ops, its trampoline, and what
-// it calls directly.
+// code belongs to nobody: every registered ftrace_ops, its trampoline, what it
+// calls directly, and what the kernel's own handlers call in turn: live patches,
+// probes of functions, the function graph.
 type Ftrace struct{}
 
 // Name implements Detector.
@@ -40,6 +41,10 @@ func (d Ftrace) look(ctx context.Context, l *Look, report func(Finding)) error {
 		return err
 	}
 	head, end := at[0], at[1]
+	more, err := newListeners(l, report)
+	if err != nil {
+		return err
+	}
 	broken := func(at mem.VA, why string) error {
 		return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(at), Err: fmt.Errorf("%w: ftrace_ops: %s", mem.ErrInconsistent, why)}
 	}
@@ -63,7 +68,8 @@ func (d Ftrace) look(ctx context.Context, l *Look, report func(Finding)) error {
 			p := pointer{check: d.Name(), about: []string{h.name, l.Name(ops)}, at: h.At(ops), what: fmt.Sprintf("%s of ftrace_ops %#x", h.name, uint64(ops))}
 			bad = cmp.Or(bad, p.inspect(l, report))
 		}
+		bad = cmp.Or(bad, more.behind(ops))
 		ops, err = l.Mem.Pointer(f.Next.At(ops))
 	}
-	return errors.Join(err, bad)
+	return errors.Join(err, bad, more.tables())
 }

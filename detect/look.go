@@ -25,13 +25,16 @@ type Look struct {
 	allCode func() (Code, error)
 	pages   func() ([]arch.Region, error)
 	symbols func() (*linux.Resolver, error)
+
+	lacks *[]string // what the check at hand cannot look at; see Check.Lacks
 }
 
 func newLook(v *vmscope.View) *Look {
 	list := sync.OnceValues(v.Code)
 	return &Look{
-		View: v,
-		list: list,
+		View:  v,
+		list:  list,
+		lacks: new([]string),
 		allCode: sync.OnceValues(func() (Code, error) {
 			list, err := list()
 			more, merr := v.ClassicBPF()
@@ -47,6 +50,13 @@ func newLook(v *vmscope.View) *Look {
 		pages:   sync.OnceValues(func() ([]arch.Region, error) { return executable(v) }),
 		symbols: sync.OnceValues(v.Resolver),
 	}
+}
+
+// renew works out everything anew.
+func (l *Look) renew() {
+	lacks := l.lacks
+	*l = *newLook(l.View)
+	l.lacks = lacks
 }
 
 // forget drops what the look has cached of memory.

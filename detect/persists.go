@@ -38,7 +38,7 @@ func persists(ctx context.Context, l *Look, report func(Finding), find func(repo
 				return err
 			}
 			forget(l)
-			*l = *newLook(l.View) // modules and BPF programs may have come and gone
+			l.renew() // modules and BPF programs may have come and gone
 		}
 		var now []Finding
 		inventory = nil

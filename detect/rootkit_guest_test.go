@@ -235,6 +235,10 @@ var rootkits = []rootkit{
 	{source: "interrupt", check: "interrupts", words: []string{"interrupt 9", "idt_table[9]", "handler [bad_interrupt]"}},
 	{source: "ftrace", check: "ftrace", words: []string{"func of ftrace_ops", "nobody", "b800000000c3"}},
 	{source: "kprobe", check: "kprobes", words: []string{"pre_handler", "__x64_sys_acct", "nobody", "b800000000c3"}},
+	{
+		source: "livepatch", check: "ftrace", words: []string{`new_func of a live patch of "__x64_sys_acct"`, "nobody", "b800000000c3"}, needs: "klp_enable_patch",
+		load: enablePatch, unload: disablePatch,
+	},
 	{source: "tracepoint", check: "tracepoints", words: []string{"sched_process_exec", "nobody", "b800000000c3"}},
 	{source: "pages", check: "pages", words: []string{"executable", "r-x", "nobody", "b837130000c3"}},
 	{source: "netfilter", check: "hooks", words: []string{"packet filter", "hooks_ipv4[1]", "nobody", "b801000000c3"}},
@@ -273,6 +277,12 @@ var rootkits = []rootkit{
 	},
 }
 
+// A live patch takes a while to get to be what all tasks go through, or none.
+const (
+	enablePatch  = "insmod /tmp/bad_livepatch.ko && cd /sys/kernel/livepatch/bad_livepatch && while ! grep -q 0 transition; do sleep 0.1; done; grep -q 1 enabled"
+	disablePatch = "cd /sys/kernel/livepatch && echo 0 >bad_livepatch/enabled && while [ -d bad_livepatch ]; do sleep 0.1; done; rmmod bad_livepatch"
+)
+
 // honest are modules that use the kernel's ways in the open, as drivers, tracers
 // and vendors of live patches do.
 var honest = []rootkit{
@@ -282,11 +292,7 @@ var honest = []rootkit{
 	{source: "netfilter"},
 	{source: "keyboard"},
 	{source: "binfmt"},
-	{
-		source: "livepatch", needs: "klp_enable_patch",
-		load:   "insmod /tmp/bad_livepatch.ko && cd /sys/kernel/livepatch/bad_livepatch && while ! grep -q 0 transition; do sleep 0.1; done; grep -q 1 enabled",
-		unload: "cd /sys/kernel/livepatch && echo 0 >bad_livepatch/enabled && while [ -d bad_livepatch ]; do sleep 0.1; done; rmmod bad_livepatch",
-	},
+	{source: "livepatch", needs: "klp_enable_patch", load: enablePatch, unload: disablePatch},
 }
 
 // lair is a running guest into which modules are loaded.
@@ -370,7 +376,7 @@ func testRootkits(t *testing.T, lab *guestlab.Guest) {
 			silent(t, l.look(t))
 		})
 	}
-	t.Run("lstar", func(t *testing.T) { testLSTAR(t, l) })
+	t.Run("entries", func(t *testing.T) { testEntries(t, l) })
 	for _, k := range honest {
 		t.Run("honest "+k.source, func(t *testing.T) {
 			k.flags = []string{"-DHONEST"}

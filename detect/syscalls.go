@@ -32,7 +32,7 @@ const maxSyscalls = 2048
 
 // Inspect implements Detector.
 func (d Syscalls) Inspect(ctx context.Context, l *Look, report func(Finding)) error {
-	return errors.Join(d.entry(ctx, l, report), d.dispatch(ctx, l, report), inspectTables(l, report))
+	return errors.Join(d.entries(ctx, l, report), d.dispatch(ctx, l, report), inspectTables(l, report))
 }
 
 func inspectTables(l *Look, report func(Finding)) error {

@@ -148,6 +148,9 @@ func (v *victim) pointer(at mem.VA) mem.VA {
 	return p
 }
 
+// has reports whether the kernel has a symbol.
+func (v *victim) has(name string) bool { return len(v.tx.Named(name)) > 0 }
+
 // unlink takes a node out of the list it is in.
 func (v *victim) unlink(node mem.VA) {
 	v.Helper()
@@ -282,6 +285,14 @@ var tamperings = []tampering{
 		v.put(v.member(tp, "tracepoint", "funcs"), uint64(array))
 		return []string{"sys_enter", fmt.Sprintf("%#x", uint64(v.nowhere()))}
 	}},
+	{"tracepoint of a module", "tracepoints", func(v *victim) []string {
+		array := v.spare(4 * 8)
+		v.put(array, uint64(v.nowhere()))
+		own := v.pointer(v.member(v.module("nbd").Addr, "module", "tracepoints_ptrs"))
+		tp := own + mem.VA(int64(int32(v.pointer(own))))
+		v.put(v.member(tp, "tracepoint", "funcs"), uint64(array))
+		return []string{"probe 0 of tracepoint \"nbd_", fmt.Sprintf("%#x", uint64(v.nowhere()))}
+	}},
 	{"ftrace", "ftrace", func(v *victim) []string {
 		at := v.spare(512)
 		f := at
@@ -296,6 +307,36 @@ var tamperings = []tampering{
 		v.put(v.member(p, "kprobe", "pre_handler"), uint64(v.nowhere()))
 		v.put(v.symbol("kprobe_table")+8*5, uint64(p))
 		return []string{"pre_handler", "do_exit", fmt.Sprintf("%#x", uint64(v.nowhere()))}
+	}},
+	{"kretprobe", "kprobes", func(v *victim) []string {
+		p := v.spare(1024)
+		v.put(v.member(p, "kretprobe", "kp.addr"), uint64(v.symbol("do_exit")))
+		v.put(v.member(p, "kretprobe", "kp.pre_handler"), uint64(v.symbol("pre_handler_kretprobe")))
+		v.put(v.symbol("kprobe_table")+8*6, uint64(p)) // kp.hlist is the first member
+		return v.bend(v.member(p, "kretprobe", "handler"), "handler of a kprobe on do_exit")
+	}},
+	{"function graph", "ftrace", func(v *victim) []string {
+		if v.has("fgraph_array") {
+			return v.replaced(v.symbol("fgraph_array"), "fgraph_ops", "entryfunc", "entryfunc of fgraph_ops 0")
+		}
+		return v.bend(v.symbol("ftrace_graph_return"), "the handler of ftrace_graph_return")
+	}},
+	{"probe of a function", "ftrace", func(v *victim) []string {
+		probe := v.spare(2048)
+		switch {
+		case v.has("fprobe_table"):
+			list := probe + 1024
+			v.put(v.symbol("fprobe_table"), uint64(v.member(list, "fprobe_hlist", "hlist")))
+			v.put(v.member(list, "fprobe_hlist", "fp"), uint64(probe))
+		case v.has("fprobe_handler"):
+			ops := v.member(probe, "fprobe", "ops")
+			v.put(v.member(ops, "ftrace_ops", "func"), uint64(v.symbol("fprobe_handler")))
+			v.put(v.member(ops, "ftrace_ops", "next"), uint64(v.symbol("ftrace_list_end")))
+			v.put(v.symbol("ftrace_ops_list"), uint64(ops))
+		default:
+			guestlab.Skip(v.T, "this kernel has no probes of functions (CONFIG_FPROBE)")
+		}
+		return v.bend(v.member(probe, "fprobe", "entry_handler"), "entry_handler of an fprobe")
 	}},
 	// The guest is young: what looks like a kernel that boots must not end all checks.
 	{"system call, and a first process that has not begun", "syscalls", func(v *victim) []string {
@@ -352,16 +393,20 @@ func (v *victim) spare(n int) mem.VA {
 func TestTampering(t *testing.T) {
 	for _, name := range []string{"bullseye-cloud", "bookworm-cloud", "sid-cloud", "trixie-cloud-arm64"} {
 		t.Run(name, func(t *testing.T) {
-			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop"}})
-			holder := 0
-			for _, s := range []guestlab.Spawn{{Comm: []byte("sleeper")}, {Comm: []byte("holder"), Hold: &guestlab.Hold{Kinds: []string{"bpf"}}}} {
+			lab := guestlab.Boot(t, guestlab.Config{Kernel: name, MemoryMiB: 256, Modules: []string{"loop", "nbd"}})
+			pids := make(map[string]int)
+			for _, s := range []guestlab.Spawn{
+				{Comm: []byte("sleeper")},
+				{Comm: []byte("holder"), Hold: &guestlab.Hold{Kinds: []string{"bpf"}}},
+				{Comm: []byte("waiter"), Hold: &guestlab.Hold{Kinds: []string{"socket waits"}}},
+			} {
 				pid, err := lab.Spawn(t.Context(), s)
 				if err != nil {
 					t.Fatal(err)
 				}
-				holder = pid
+				pids[string(s.Comm)] = pid
 			}
-			asleep(t, lab, holder)
+			asleep(t, lab, pids["holder"], pids["waiter"])
 			g, err := vmscope.Open(t.Context(), lab.Name(), vmscope.Writable(), vmscope.Paused())
 			if err != nil {
 				t.Fatal(err)

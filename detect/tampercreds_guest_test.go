@@ -66,6 +66,12 @@ var credTamperings = []tampering{
 		v.put(v.member(v.cred(v.sleeper().Addr), "cred", "cap_permitted"), 0)
 		return []string{"(sleeper)", "effective capabilities", "within the permitted 0x0"}
 	}},
+	{"capabilities that do not exist", "creds", func(v *victim) []string {
+		for _, set := range []string{"cap_permitted", "cap_effective", "cap_inheritable"} { // as exploits do
+			v.put(v.member(v.cred(v.sleeper().Addr), "cred", set), ^uint64(0))
+		}
+		return []string{"(sleeper)", "capabilities that do not exist", "0xffffffffffffffff", "which init_cred has"}
+	}},
 	{"ambient capabilities", "creds", func(v *victim) []string {
 		v.put(v.member(v.cred(v.sleeper().Addr), "cred", "cap_ambient"), 1<<21)
 		return []string{"(sleeper)", "ambient capabilities", "0x200000"}

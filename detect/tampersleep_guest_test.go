@@ -45,17 +45,55 @@ var sleepTamperings = []tampering{
 		v.hideThreads(v.parent(v.process("sleeper")))
 		return []string{"is hidden: not in the list of tasks, but in ", "the queue of those who wait for children"}
 	}},
+	waitsForSocket("accepts"),
+	waitsForSocket("polls"),
+	waitsForSocket("epolls"),
+	{"hidden process with a deadline", "processes", func(v *victim) []string {
+		t := v.process("sleep")
+		root := v.member(v.queue(), "rq", "dl.root.rb_root")
+		v.hide(t.Addr, "tasks", "sibling", "cg_list")
+		v.leaveGroups(t.Addr)
+		node := v.member(v.member(t.Addr, "task_struct", "dl"), "sched_dl_entity", "rb_node")
+		v.write(node, append([]byte{1}, make([]byte, 23)...)) // black, and alone
+		v.put(root, uint64(node))
+		return []string{fmt.Sprintf("process %d (sleep) is hidden: not in the list of tasks, but in ", t.PID), "the queue of a CPU's tasks with deadlines"}
+	}},
 }
 
-// asleep starts a process "sleep", and waits until threads of the one with the
-// id, a Go program, wait for futexes.
-func asleep(t *testing.T, lab *guestlab.Guest, goes int) {
+// waitsForSocket hides the thread of a name of the process "waiter".
+func waitsForSocket(comm string) tampering {
+	return tampering{"hidden thread that " + comm, "processes", func(v *victim) []string {
+		threads, err := v.tx.ThreadsOf(v.process("waiter"))
+		if err != nil {
+			v.Fatal(err)
+		}
+		i := slices.IndexFunc(threads, func(t linux.Task) bool { return string(t.Comm()) == comm })
+		if i < 0 {
+			v.Fatalf("no thread %q", comm)
+		}
+		v.hide(threads[i].Addr, "thread_node", "cg_list")
+		return []string{fmt.Sprintf("process %d (%s) is hidden: not in the list of tasks, but in the queue of a socket", threads[i].PID, comm)}
+	}}
+}
+
+// queue is the run queue of the first CPU.
+func (v *victim) queue() mem.VA {
+	return v.symbol("runqueues") + v.pointer(v.symbol("__per_cpu_offset"))
+}
+
+// asleep starts a process "sleep", and waits until threads of a Go program wait
+// for futexes, and those of the process "waiter" for sockets.
+func asleep(t *testing.T, lab *guestlab.Guest, goes, waiter int) {
 	t.Helper()
 	if _, err := lab.Run(t.Context(), fmt.Sprintf(`
 sleep 1000000 >/dev/null 2>&1 &
 until grep -qE '^(35|230|101|115) ' /proc/$!/syscall; do usleep 10000; done # (clock_)nanosleep, also of AArch64
 until grep -qE '^(202|98) ' /proc/%d/task/*/syscall; do usleep 10000; done # futex
-`, goes)); err != nil {
+for name in accepts polls epolls; do
+	until thread=$(grep -lx $name /proc/%d/task/*/comm); do usleep 10000; done
+	until grep -qE '^(43|202|288|242|271|73|232|281|22) ' ${thread%%/comm}/syscall; do usleep 10000; done # accept, ppoll, epoll_wait
+done
+`, goes, waiter)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"vmscope/mem"
 )
 
-// Tracepoints finds probes that were attached to the kernel's tracepoints and
-// whose code belongs to nobody.
+// Tracepoints finds probes that were attached to tracepoints of the kernel or of
+// its modules, and whose code belongs to nobody.
 type Tracepoints struct{}
 
 // Name implements Detector.
@@ -21,6 +21,9 @@ type tracepointLayout struct {
 	Funcs ctype.Field `c:"tracepoint.funcs"`
 	Func  ctype.Field `c:"tracepoint_func.func"`
 	Each  uint64      `c:"sizeof(tracepoint_func)"`
+
+	Count ctype.Field `c:"module.num_tracepoints,optional"` // include/linux/module.h
+	Own   ctype.Field `c:"module.tracepoints_ptrs,optional"`
 }
 
 // Bounds of tracepoints and of the probes of one; kernels have some 3,000, and
@@ -40,29 +43,49 @@ func (d Tracepoints) look(ctx context.Context, l *Look, report func(Finding)) er
 	if err != nil || at == nil {
 		return err
 	}
-	first, last := at[0], at[1]
+	var errs []error // of single tracepoints; the others are looked at all the same
 	// Place-relative since 46e0c9be206f ("kernel: tracepoints: add support for
 	// relative references") in v4.19.
-	n := uint64(last-first) / 4
-	if last < first || n > maxTracepoints {
-		return fmt.Errorf("%d tracepoints: %w", n, mem.ErrInconsistent)
-	}
-	var errs []error // of single tracepoints; the others are looked at all the same
-	for i := range mem.VA(n) {
-		if err := ctx.Err(); err != nil {
-			return err
+	array := func(first mem.VA, n uint64) error {
+		if n > maxTracepoints {
+			return &mem.FaultError{Op: "walk", Space: "kernel", Addr: uint64(first), Err: fmt.Errorf("%w: %d tracepoints", mem.ErrInconsistent, n)}
 		}
-		off, err := l.Mem.Uint32(first + 4*i)
-		if err == nil {
-			err = d.probes(l, f, first+4*i+mem.VA(int64(int32(off))), report)
-		}
-		if err != nil {
-			if errs = append(errs, err); len(errs) == maxErrors {
-				break
+		for i := range mem.VA(n) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			off, err := l.Mem.Uint32(first + 4*i)
+			if err == nil {
+				err = d.probes(l, f, first+4*i+mem.VA(int64(int32(off))), report)
+			}
+			if err != nil {
+				if errs = append(errs, err); len(errs) >= maxErrors {
+					break
+				}
 			}
 		}
+		return nil
 	}
-	return errors.Join(errs...)
+	if err := array(at[0], uint64(at[1]-at[0])/4); err != nil {
+		return err
+	}
+	if !f.Count.Valid() || !f.Own.Valid() {
+		return errors.Join(errs...)
+	}
+	modules, err := l.Modules()
+	for _, m := range modules {
+		n, nerr := l.Mem.Uint32(f.Count.At(m.Addr))
+		first, ferr := l.Mem.Pointer(f.Own.At(m.Addr))
+		if merr := errors.Join(nerr, ferr); merr != nil {
+			errs = append(errs, merr)
+		} else if err := array(first, uint64(n)); err != nil {
+			return err
+		}
+		if len(errs) >= maxErrors {
+			break
+		}
+	}
+	return errors.Join(append(errs, err)...)
 }
 
 // probes looks at what is attached to the tracepoint at tp.

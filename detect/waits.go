@@ -36,6 +36,11 @@ type waitLayout struct {
 	Mask    ctype.Field `c:"futex_private_hash.hash_mask,optional"`
 	Queues  ctype.Field `c:"futex_private_hash.queues,optional"`
 
+	Deadlines ctype.Field `c:"rq.dl.root.rb_root,optional"` // kernel/sched/sched.h
+	Deadline  ctype.Field `c:"task_struct.dl,optional"`
+	DLNode    ctype.Field `c:"sched_dl_entity.rb_node,optional"` // include/linux/sched.h
+	Server    ctype.Field `c:"sched_dl_entity.dl_server,optional"`
+
 	Signal    ctype.Field `c:"task_struct.signal"`
 	MM        ctype.Field `c:"task_struct.mm"`
 	Children  ctype.Field `c:"signal_struct.wait_chldexit.head,optional"` // include/linux/wait.h
@@ -63,6 +68,8 @@ var waits = []waiting{
 	{"a timer that is to wake it", timed},
 	{"the queue of a futex", onFutexes},
 	{"the queue of those who wait for children", onChildren},
+	{"the queue of a socket", onSockets},
+	{"the queue of a CPU's tasks with deadlines", onDeadlines},
 }
 
 // waitTries is how often a place is read that changes while it is read.
@@ -259,6 +266,39 @@ func onChildren(l *Look, f *waitLayout, tasks []linux.Task, each func(mem.VA) er
 				return f.woken(l, entry, f.WaitFunc, wakes, f.WaitTask.Offset, each)
 			})
 		}
+		if err := steady(err, &bad); err != nil {
+			return err
+		}
+	}
+	return bad
+}
+
+// onDeadlines gives the tasks with a deadline that want to run, of each CPU. Since
+// v6.8 some of what is there stands for the tasks of another class.
+func onDeadlines(l *Look, f *waitLayout, _ []linux.Task, each func(mem.VA) error) error {
+	if !f.Deadlines.Valid() || !f.Deadline.Valid() || !f.DLNode.Valid() {
+		return nil
+	}
+	rqs, err := l.LookupSymbol("runqueues")
+	if err != nil {
+		return err
+	}
+	offsets, err := perCPU(l)
+	if err != nil {
+		return err
+	}
+	var bad error
+	for _, off := range offsets {
+		err := l.RBTree(f.Deadlines.At(rqs.Addr+off), func(node mem.VA) error {
+			entity := node - mem.VA(f.DLNode.Offset)
+			if f.Server.Valid() {
+				bits, err := l.Mem.Uint(f.Server.At(entity), 1)
+				if err != nil || bits>>f.Server.BitOffset&1 != 0 {
+					return err
+				}
+			}
+			return each(entity - mem.VA(f.Deadline.Offset))
+		})
 		if err := steady(err, &bad); err != nil {
 			return err
 		}

@@ -81,9 +81,11 @@ type Registers struct {
 	GSBase, KernelGS    uint64
 	IDTBase, GDTBase    uint64
 	CS, SS              uint16
-	// LSTAR is where the SYSCALL instruction leads (MSR 0xc0000082, Intel SDM
-	// volume 4, table 2-2); 0: the source does not tell.
-	LSTAR uint64
+	// LSTAR, CSTAR and SysenterEIP are where SYSCALL of 64 bits, SYSCALL of 32 bits
+	// and SYSENTER lead (MSRs 0xc0000082, 0xc0000083 and 0x176, Intel SDM volume 4,
+	// table 2-2), of a PV guest of Xen's LSTAR is where Xen has the first lead; 0:
+	// the source does not tell, or nothing was set.
+	LSTAR, CSTAR, SysenterEIP uint64
 	// General are rax rcx rdx rbx rsp rbp rsi rdi r8 … r15, as instructions number
 	// them.
 	General [16]uint64

@@ -197,14 +197,19 @@ func (a *app) told(ctx context.Context, r detect.Result, err error) error {
 		return err
 	}
 	var took time.Duration
+	var lacks []string
 	for _, c := range r.Checks {
 		took += c.Took
+		lacks = append(lacks, c.Lacks...)
 	}
 	what := "nothing"
 	if len(r.Findings) > 0 {
 		what = "no tampering"
 	}
 	a.note = strings.TrimPrefix(a.note+"; ", "; ") + fmt.Sprintf("%s found; %d checks took %v", what, len(r.Checks), took.Round(time.Millisecond))
+	if len(lacks) > 0 {
+		a.note += "; this source does not tell " + strings.Join(lacks, ", ")
+	}
 	return nil
 }
 

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,7 +39,8 @@ func TestCheck(t *testing.T) {
 			t.Fatal(stderr)
 		}
 	}
-	write(fmt.Sprintf("%x", binary.LittleEndian.AppendUint64(nil, at)))
+	bent := fmt.Sprintf("%x", binary.LittleEndian.AppendUint64(nil, at))
+	write(bent)
 	out, stderr, status := run(t, "check", g.Name())
 	if status != statusFindings || stderr != "" || !strings.Contains(out, "HIGH syscalls-") || !strings.Contains(out, "sys_call_table[63]") {
 		t.Errorf("status %d, %q, %q", status, out, stderr)
@@ -78,7 +83,50 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%q: %d, %q, %q", args, status, out, stderr)
 		}
 	}
+	watchIt(t, g, func() { write(bent) }, func() { write(was.Data) })
 	if _, stderr, status := run(t, "check", g.Name(), "--only", "nonsense"); status != statusFailed || !strings.Contains(stderr, "syscalls") {
 		t.Errorf("a check that is not there: %d, %q", status, stderr)
+	}
+}
+
+// watchIt keeps looking at the guest: what is bent is told once, and once that it
+// is gone, and then that the guest is.
+func watchIt(t *testing.T, g *guestlab.Guest, bend, unbend func()) {
+	r, w := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var stderr bytes.Buffer
+	ended := make(chan int, 1)
+	go func() {
+		ended <- (&app{out: w, err: &stderr}).run(ctx, []string{"check", g.Name(), "--watch", "1ms", "--only", "syscalls"})
+		w.Close()
+	}()
+	lines := bufio.NewScanner(r)
+	told := func(sign string) {
+		t.Helper()
+		for lines.Scan() {
+			line := lines.Text()
+			if strings.HasPrefix(line, "    ") { // evidence
+				continue
+			}
+			if !strings.HasPrefix(line, sign+" HIGH syscalls-") {
+				t.Errorf("%q, not %s", line, sign)
+			}
+			return
+		}
+		t.Errorf("it ended, and has not told %s", sign)
+	}
+	bend()
+	told("+")
+	unbend()
+	told("-")
+	if err := g.Close(); err != nil {
+		t.Error(err)
+	}
+	for lines.Scan() {
+		t.Errorf("%q", lines.Text())
+	}
+	if status := <-ended; status != statusFailed || !strings.Contains(stderr.String(), g.Name()) {
+		t.Errorf("the guest has ended: status %d, %q", status, stderr.String())
 	}
 }

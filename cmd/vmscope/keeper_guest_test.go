@@ -53,8 +53,12 @@ func TestCheckState(t *testing.T) {
 		}
 	}
 	write("0f0b")
-	if out, _ := check(true, statusFindings); !strings.Contains(out, "HIGH text-") || !strings.Contains(out, "0f0b") {
+	out, _ := check(true, statusFindings)
+	if !strings.Contains(out, "HIGH text-") || !strings.Contains(out, "0f0b") {
 		t.Errorf("%q", out)
+	}
+	if again, _ := check(true, statusFindings); again != out {
+		t.Errorf("another run, which knows the reference alone, says %q, not %q", again, out)
 	}
 	check(false, statusDone) // the first look of a run that knows nothing
 	write(was.Data)

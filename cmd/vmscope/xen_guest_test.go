@@ -186,6 +186,13 @@ func (x *xenCLI) test(t *testing.T, d *guestlab.Domain) {
 	})
 	t.Run("check", func(t *testing.T) {
 		x.run(t, 0, "vmscope check "+target)
+		// What Xen tells of where system calls enter is what the kernel has.
+		if out := x.run(t, 0, "vmscope check "+target+" --only syscalls --registers"); !strings.Contains(out, "nothing found") || strings.Contains(out, "does not tell") {
+			t.Errorf("with registers: %s", out)
+		}
+		if out := x.run(t, 0, "vmscope check "+target+" --only syscalls"); !strings.Contains(out, "does not tell MSR_LSTAR") {
+			t.Errorf("without: %s", out)
+		}
 		slot := x.run(t, 0, "vmscope read "+target+" --sym sys_call_table+0x1f0 --len 8 --raw | od -An -tx8")
 		slot = "0x" + strings.TrimSpace(slot)
 		x.run(t, 0, "vmscope write "+target+" --sym sys_call_table+0x1f0 --u64 0x"+symbols["vfs_read"]+" --allow-write")

@@ -55,6 +55,16 @@ var sockStates = [...]string{1: "ESTAB", "SYN-SENT", "SYN-RECV", "FIN-WAIT-1", "
 // The uid is that of who made the socket. /proc prints 0 instead for those that
 // no descriptor leads to any more, until v6.17.
 func (v *View) Sockets() ([]kernel.Socket, error) {
+	r, err := v.sockets()
+	if err != nil {
+		return nil, err
+	}
+	r.note(r.list())
+	return r.out, r.bad.err()
+}
+
+// sockets is a pass that has not begun.
+func (v *View) sockets() (*sockReader, error) {
 	l, err := layout[sockLayout](v.Kernel)
 	if err != nil {
 		return nil, err
@@ -63,9 +73,7 @@ func (v *View) Sockets() ([]kernel.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &sockReader{v: v, l: l, sk: object{b: make([]byte, n)}, seen: make(map[mem.VA]bool)}
-	r.note(r.list())
-	return r.out, r.bad.err()
+	return &sockReader{v: v, l: l, sk: object{b: make([]byte, n)}, seen: make(map[mem.VA]bool)}, nil
 }
 
 // sockReader is one pass over all tables of sockets.
@@ -79,6 +87,8 @@ type sockReader struct {
 	seen   map[mem.VA]bool           // tables done: namespaces may share them
 	out    []kernel.Socket
 	bad    mishaps
+
+	anybodys bool // whose they are is not asked
 
 	buckets uint64 // visited so far
 	visited int    // sockets met so far, valid or not
@@ -104,8 +114,10 @@ func (r *sockReader) list() error {
 	for _, n := range r.nets {
 		r.inums[n.addr] = n.inum
 	}
-	if r.owners, err = r.v.socketOwners(); !r.note(err) {
-		return nil
+	if !r.anybodys {
+		if r.owners, err = r.v.socketOwners(); !r.note(err) {
+			return nil
+		}
 	}
 	if err := r.tcp(); !r.note(err) {
 		return nil

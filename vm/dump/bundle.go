@@ -24,6 +24,7 @@ const (
 	ntAbout    = 1 // JSON of About
 	ntExtra    = 2 // Bundle.Extra
 	ntMSRs     = 3 // of each vCPU EFER and LSTAR, which no other note has
+	ntEntries  = 4 // and CSTAR and SysenterEIP
 
 	bundleFormat = 1
 )

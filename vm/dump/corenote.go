@@ -62,7 +62,7 @@ func ThreadNote(pid, ppid int, regs *UserRegs) Note {
 var generalAt = [16]int{10, 11, 12, 5, RegRSP, 4, 13, 14, 9, 8, 7, 6, 3, 2, 1, 0}
 
 // CPUNotes tell the registers of a machine's vCPUs: NT_PRSTATUS for drgn, and
-// the note of QEMU, which also has system registers, for crash and Open; and one
+// the note of QEMU, which also has system registers, for crash and Open; and two
 // of ours for what neither has.
 func CPUNotes(cpus []vm.Registers) []Note {
 	var notes []Note
@@ -100,13 +100,19 @@ func CPUNotes(cpus []vm.Registers) []Note {
 		put(cpuKGS, r.KernelGS)
 		notes = append(notes, Note{"QEMU", 0, b})
 	}
-	if slices.ContainsFunc(cpus, func(r vm.Registers) bool { return r.Valid && r.LSTAR != 0 }) {
+	pairs := func(typ uint32, told func(vm.Registers) bool, of func(vm.Registers) (uint64, uint64)) {
+		if !slices.ContainsFunc(cpus, func(r vm.Registers) bool { return r.Valid && told(r) }) {
+			return
+		}
 		var b []byte
 		for _, r := range cpus {
-			b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, r.EFER), r.LSTAR)
+			one, two := of(r)
+			b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, one), two)
 		}
-		notes = append(notes, Note{noteBundle, ntMSRs, b})
+		notes = append(notes, Note{noteBundle, typ, b})
 	}
+	pairs(ntMSRs, func(r vm.Registers) bool { return r.LSTAR != 0 }, func(r vm.Registers) (uint64, uint64) { return r.EFER, r.LSTAR })
+	pairs(ntEntries, func(r vm.Registers) bool { return r.CSTAR|r.SysenterEIP != 0 }, func(r vm.Registers) (uint64, uint64) { return r.CSTAR, r.SysenterEIP })
 	return notes
 }
 

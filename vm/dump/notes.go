@@ -47,7 +47,7 @@ func (c *core) registers(list []note) []vm.Registers {
 		return nil
 	}
 	var general, system []vm.Registers
-	var msrs []byte
+	var msrs, entries []byte
 	for _, x := range list {
 		switch {
 		case x.name == "CORE" && x.typ == ntPRStatus && len(general) < maxCPUs:
@@ -60,12 +60,20 @@ func (c *core) registers(list []note) []vm.Registers {
 			}
 		case x.name == noteBundle && x.typ == ntMSRs:
 			msrs = x.desc
+		case x.name == noteBundle && x.typ == ntEntries:
+			entries = x.desc
 		}
 	}
 	if len(msrs) == 16*len(system) {
 		for i := range system {
 			system[i].EFER = binary.LittleEndian.Uint64(msrs[16*i:])
 			system[i].LSTAR = binary.LittleEndian.Uint64(msrs[16*i+8:])
+		}
+	}
+	if len(entries) == 16*len(system) {
+		for i := range system {
+			system[i].CSTAR = binary.LittleEndian.Uint64(entries[16*i:])
+			system[i].SysenterEIP = binary.LittleEndian.Uint64(entries[16*i+8:])
 		}
 	}
 	if len(system) > 0 { // holds the general registers too

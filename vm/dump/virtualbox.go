@@ -36,8 +36,9 @@ const (
 	vboxCR0      = 288 // cr0 cr2 cr3 cr4
 	vboxGDT      = 384
 	vboxIDT      = 400
+	vboxSysenter = 464 // cs eip esp
 	vboxEFER     = 488
-	vboxLSTAR    = 512
+	vboxLSTAR    = 512 // lstar cstar
 	vboxKernelGS = 536
 	vboxEnd      = 544
 )
@@ -69,7 +70,8 @@ func vboxRegisters(b []byte) vm.Registers {
 		RIP: u(vboxRIP), RSP: u(vboxRSP), RFLAGS: u(vboxRFLAGS),
 		CS: uint16(u(segment(0) + 16)), SS: uint16(u(segment(5) + 16)), GSBase: u(segment(4)), KernelGS: u(vboxKernelGS),
 		CR0: u(vboxCR0), CR3: u(vboxCR0 + 16), CR4: u(vboxCR0 + 24),
-		GDTBase: u(vboxGDT), IDTBase: u(vboxIDT), EFER: u(vboxEFER), LSTAR: u(vboxLSTAR),
+		GDTBase: u(vboxGDT), IDTBase: u(vboxIDT), EFER: u(vboxEFER),
+		LSTAR: u(vboxLSTAR), CSTAR: u(vboxLSTAR + 8), SysenterEIP: u(vboxSysenter + 8),
 		Valid: true,
 	}
 	for i, g := range vboxOrder {

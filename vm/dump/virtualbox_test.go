@@ -41,8 +41,9 @@ func makeVBox(version uint32, regs []vm.Registers, memory map[mem.PA][]byte, ord
 		d = append(d, words(r.CR0, uint64(2), r.CR3, r.CR4, [8]uint64{})...)
 		d = append(d, words(r.GDTBase, uint32(0x7f), uint32(0), r.IDTBase, uint32(0xfff), uint32(0))...)
 		d = append(append(d, seg(0, 0)...), seg(0, 0x40)...)                         // ldtr tr
-		d = append(d, words([3]uint64{1, 2, 3}, r.EFER, uint64(4), uint64(5))...)    // sysenter, EFER STAR PAT
-		d = append(d, words(r.LSTAR, uint64(6), uint64(7), r.KernelGS)...)           // CSTAR SFMASK
+		d = append(d, words(uint64(1), r.SysenterEIP, uint64(3))...)                 // sysenter: cs eip esp
+		d = append(d, words(r.EFER, uint64(4), uint64(5))...)                        // STAR PAT
+		d = append(d, words(r.LSTAR, r.CSTAR, uint64(7), r.KernelGS)...)             // SFMASK
 		d = append(d, words(uint64(8), uint64(9), [2]uint64{}, make([]byte, 16))...) // APIC base, TSC_AUX, XCR, the rest
 		notes = append(notes, note("VBCPU", 0xb01, d)...)
 	}

@@ -219,6 +219,7 @@ func cpuOf(src source, off uint64, l *fieldList) (vm.Registers, error) {
 	r.GDTBase, r.IDTBase = read("env.gdt", 0, "base"), read("env.idt", 0, "base")
 	r.CR0, r.CR3, r.CR4 = read("env.cr[0]", 0, ""), read("env.cr[3]", 0, ""), read("env.cr[4]", 0, "")
 	r.EFER, r.LSTAR = wide("env.efer"), wide("env.lstar")
+	r.CSTAR, r.SysenterEIP = wide("env.cstar"), wide("env.sysenter_eip")
 	r.Valid = true
 	return r, lost
 }

@@ -17,7 +17,7 @@ func stateCPUs() []vm.Registers {
 		r := vm.Registers{
 			CR0: 0x80050033 + i, CR3: 0x1000 + i<<12, CR4: 0x6b0 + i, EFER: 0xd01, RIP: 0xffffffff81000000 + i, RFLAGS: 0x246 + i,
 			GSBase: 0xffff888000000000 + i, KernelGS: 0x7f00 + i, IDTBase: 0xfffffe0000000000 + i, GDTBase: 0xfffffe0000001000 + i,
-			CS: 0x10, SS: 0x18, LSTAR: 0xffffffff81e00000 + i, Valid: true,
+			CS: 0x10, SS: 0x18, LSTAR: 0xffffffff81e00000 + i, CSTAR: 0xffffffff81e00100 + i, SysenterEIP: 0xffffffff81e00200 + i, Valid: true,
 		}
 		for k := range r.General {
 			r.General[k] = uint64(k)<<32 + i + 1
@@ -54,7 +54,8 @@ const cpuFields = `{"name": "env.regs", "array_len": 16, "type": "uint64", "size
 {"name": "env.gdt", "type": "struct", "struct": {"vmsd_name": "segment", "version": 1, "fields": [SEG]}, "size": 20},
 {"name": "env.idt", "type": "struct", "struct": {"vmsd_name": "segment", "version": 1, "fields": [SEG]}, "size": 20},
 {"name": "env.cr[0]", "type": "uint64", "size": 8}, {"name": "env.cr[3]", "type": "uint64", "size": 8}, {"name": "env.cr[4]", "type": "uint64", "size": 8},
-{"name": "env.efer", "type": "uint64", "size": 8}, {"name": "env.lstar", "type": "uint64", "size": 8}, {"name": "env.kernelgsbase", "type": "uint64", "size": 8}`
+{"name": "env.efer", "type": "uint64", "size": 8}, {"name": "env.lstar", "type": "uint64", "size": 8}, {"name": "env.kernelgsbase", "type": "uint64", "size": 8},
+{"name": "env.cstar", "type": "uint64", "size": 8}, {"name": "env.sysenter_eip", "type": "uint64", "size": 8}`
 
 func (w *stateWriter) cpu(instance uint32, r vm.Registers) {
 	be := binary.BigEndian
@@ -86,7 +87,7 @@ func (w *stateWriter) cpu(instance uint32, r vm.Registers) {
 	}
 	segment(0, r.GDTBase)
 	segment(0, r.IDTBase)
-	put(r.CR0, r.CR3, r.CR4, r.EFER, r.LSTAR, r.KernelGS)
+	put(r.CR0, r.CR3, r.CR4, r.EFER, r.LSTAR, r.KernelGS, r.CSTAR, r.SysenterEIP)
 	const sub = "cpu/poll_control_msr"
 	b = append(append(b, secSub, byte(len(sub))), sub...)
 	b = append(be.AppendUint32(b, 1), 1, 2, 3, 4, 5, 6, 7, 8)

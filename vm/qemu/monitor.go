@@ -20,28 +20,29 @@ const (
 	// monitorWait bounds the wait for a monitor that somebody else may be using for a
 	// moment.
 	monitorWait = 3 * time.Second
-	// libvirtWait bounds the wait for libvirt's daemon, which does other things too.
-	libvirtWait = 10 * time.Second
+	// virshAfter is when libvirt is asked instead.
+	virshAfter = 300 * time.Millisecond
 	// monitorIdle is how long a connection is kept for the next question.
 	monitorIdle = 200 * time.Millisecond
 )
 
-// monitor is the monitor of one machine, connected to while needed.
+// monitor is the QMP socket of one machine, connected to while needed.
 type monitor struct {
-	proc  Process
+	pid   int
+	paths []string
 	mu    sync.Mutex
-	good  way // by which it was connected to last
-	conn  qmp.Monitor
+	good  string // the path that was connected to last
+	conn  *qmp.Client
 	idle  *time.Timer
 	pause pauseState
 }
 
 // newMonitor gives the monitor of a process, or nil if it has none.
 func newMonitor(p Process) *monitor {
-	if len(p.ways()) == 0 {
+	if len(p.QMP) == 0 {
 		return nil
 	}
-	return &monitor{proc: p}
+	return &monitor{pid: p.PID, paths: p.QMP}
 }
 
 // errNoMonitor says what a machine without monitor lacks.
@@ -50,18 +51,25 @@ func errNoMonitor(what string) error {
 }
 
 // do runs f with a connection. Calls take turns.
-func (m *monitor) do(ctx context.Context, f func(qmp.Monitor) error) error {
+func (m *monitor) do(ctx context.Context, f func(*qmp.Client) error) error {
 	if m == nil {
 		return errNoMonitor("ask the monitor")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.conn == nil {
-		c, by, err := m.proc.monitor(ctx)
-		if err != nil {
-			return err
+		var errs error
+		for _, p := range m.paths {
+			c, err := dial(ctx, p, m.pid)
+			if err == nil {
+				m.conn, m.good = c, p
+				break
+			}
+			errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", p, err))
 		}
-		m.conn, m.good = c, by
+		if m.conn == nil {
+			return errs
+		}
 	}
 	err := f(m.conn)
 	if err != nil { // the connection may be in the middle of an answer
@@ -78,14 +86,6 @@ func (m *monitor) do(ctx context.Context, f func(qmp.Monitor) error) error {
 		m.idle.Reset(monitorIdle)
 	}
 	return nil
-}
-
-// patience is how long the monitor may take for a question.
-func (m *monitor) patience() time.Duration {
-	if m.proc.Libvirt {
-		return libvirtWait
-	}
-	return 5 * time.Second
 }
 
 // hangUp lets others use the monitor at once.
@@ -118,13 +118,9 @@ func (m *monitor) close() error {
 // ask asks where the RAM lies, in the guest's physical memory and in QEMU's
 // address space.
 func (g *guest) ask(ctx context.Context, maps []procram.Mapping) (blocks []block, places []procram.Place, err error) {
-	wait := attachWait
-	if g.proc.Libvirt {
-		wait = libvirtWait
-	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	ctx, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
-	err = g.mon.do(ctx, func(c qmp.Monitor) error {
+	err = g.mon.do(ctx, func(c *qmp.Client) error {
 		regions, err := ramRegions(ctx, c)
 		if err != nil {
 			return err
@@ -178,10 +174,10 @@ func (g *guest) CPUs(ctx context.Context) ([]vm.Registers, error) {
 	default:
 		return nil, fmt.Errorf("read the registers of %s: %w", g.proc.conf.arch, errors.ErrUnsupported)
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.mon.patience())
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var out []vm.Registers
-	err := g.mon.do(ctx, func(c qmp.Monitor) error {
+	err := g.mon.do(ctx, func(c *qmp.Client) error {
 		s, err := qmp.Human(ctx, c, "info registers -a")
 		if err == nil {
 			out, err = parseRegisters(s)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"vmscope/internal/qmp"
 	"vmscope/internal/resume"
@@ -21,26 +22,22 @@ const helperKind = "qemu"
 // resumed, resumes it if the program has died, and exits.
 func RunResumeHelper() { resume.Run(helperKind, wake) }
 
-// wake resumes the guest of a dead program: QEMU's PID and the way to its
+// wake resumes the guest of a dead program: QEMU's PID and the path of its
 // monitor, parted by a colon.
 func wake(target string) (done bool) {
-	first, by, _ := strings.Cut(target, ":")
+	first, path, _ := strings.Cut(target, ":")
 	pid, err := strconv.Atoi(first)
 	if err != nil || pid <= 0 {
 		return true
 	}
-	return cont(way(by), pid) == nil || syscall.Kill(pid, 0) == syscall.ESRCH
+	return cont(path, pid) == nil || syscall.Kill(pid, 0) == syscall.ESRCH
 }
 
 // cont makes a paused guest run.
-func cont(by way, pid int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), libvirtWait)
+func cont(path string, pid int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	p, _, ok := inspect(pid)
-	if !ok {
-		return ErrNoVM
-	}
-	c, err := p.connect(ctx, by)
+	c, err := dial(ctx, path, pid)
 	if err != nil {
 		return err
 	}
@@ -93,14 +90,13 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.patience())
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	// The helper must be able to connect: so hang up in any case.
 	defer m.hangUp()
-	var was string
-	var by way
-	err := m.do(ctx, func(c qmp.Monitor) (err error) {
-		by = m.good
+	var was, path string
+	err := m.do(ctx, func(c *qmp.Client) (err error) {
+		path = m.good
 		was, err = qmp.Status(ctx, c)
 		return err
 	})
@@ -111,14 +107,14 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	h, err := resume.Start(ctx, helperKind, fmt.Sprintf("%d:%s", m.proc.PID, by))
+	h, err := resume.Start(ctx, helperKind, fmt.Sprintf("%d:%s", m.pid, path))
 	if err != nil {
 		return err
 	}
 	if err := h.Arm(); err != nil {
 		return err
 	}
-	err = m.do(ctx, func(c qmp.Monitor) error {
+	err = m.do(ctx, func(c *qmp.Client) error {
 		_, err := c.Run(ctx, "stop", nil)
 		return err
 	})
@@ -142,12 +138,12 @@ func (m *monitor) resume(ctx context.Context) error {
 	if m.pause.depth--; m.pause.depth > 0 || m.pause.helper == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience())
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	defer m.hangUp()
 	h := m.pause.helper
 	m.pause.helper = nil
-	err := m.do(ctx, func(c qmp.Monitor) error {
+	err := m.do(ctx, func(c *qmp.Client) error {
 		s, err := qmp.Status(ctx, c)
 		if err != nil || s != "paused" {
 			return err // ended, or somebody resumed it

@@ -69,7 +69,8 @@ func parseHVMCPU(b []byte) (vm.Registers, error) {
 		CR0: u(656), CR3: u(672), CR4: u(680), EFER: u(992),
 		RIP: u(640), RFLAGS: u(648), RSP: u(568),
 		CS: uint16(le.Uint32(b[736:])), SS: uint16(le.Uint32(b[756:])),
-		GSBase: u(840), KernelGS: u(944), IDTBase: u(872), GDTBase: u(880), LSTAR: u(960),
+		GSBase: u(840), KernelGS: u(944), IDTBase: u(872), GDTBase: u(880),
+		LSTAR: u(960), CSTAR: u(976), SysenterEIP: u(936),
 		// rax rbx rcx rdx rbp rsi rdi rsp r8 …, from 512 on.
 		General: [16]uint64{
 			u(512), u(528), u(536), u(520), u(568), u(544), u(552), u(560),
@@ -110,7 +111,7 @@ const (
 )
 
 // parseVCPUContext reads struct vcpu_guest_context (arch-x86/xen.h). CR3 is in frames of the machine. A PV guest has no
-// LSTAR: SYSCALL leads into Xen, which calls an entry of the guest's that it registered.
+// LSTAR: SYSCALL leads into Xen, which calls the entry that the guest registered (syscall_callback_eip).
 func parseVCPUContext(b []byte) (vm.Registers, error) {
 	if len(b) < vcpuContextSize {
 		return vm.Registers{}, fmt.Errorf("vCPU of %d bytes", len(b))
@@ -120,7 +121,7 @@ func parseVCPUContext(b []byte) (vm.Registers, error) {
 	r := vm.Registers{
 		CR0: u(ctrl) | cr0Paging, CR3: u(ctrl + 3*8), CR4: u(ctrl + 4*8), EFER: efer64,
 		RIP: u(regs + 128), CS: le.Uint16(b[regs+136:]), RFLAGS: u(regs + 144), RSP: u(regs + 152), SS: le.Uint16(b[regs+160:]),
-		GSBase: u(5160), KernelGS: u(5152),
+		GSBase: u(5160), KernelGS: u(5152), LSTAR: u(5128),
 		// r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi.
 		General: [16]uint64{
 			u(regs + 80), u(regs + 88), u(regs + 96), u(regs + 40), u(regs + 152), u(regs + 32), u(regs + 104), u(regs + 112),

@@ -90,13 +90,13 @@ func makeState() error {
 		}
 	}
 	for _, name := range h.Threads {
-		startThread(name)
+		startThread(name, func() { syscall.Pause() })
 	}
 	return nil
 }
 
-// startThread starts a thread and returns once it bears its name.
-func startThread(name []byte) {
+// startThread starts a thread that sleeps again and again, and returns once it bears its name.
+func startThread(name []byte, sleep func()) {
 	named := make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
@@ -105,7 +105,7 @@ func startThread(name []byte) {
 		syscall.RawSyscall(syscall.SYS_PRCTL, prSetName, uintptr(unsafe.Pointer(&text[0])), 0)
 		close(named)
 		for {
-			syscall.Pause()
+			sleep()
 		}
 	}()
 	<-named
@@ -212,6 +212,8 @@ func openKind(kind string) error {
 		err = raw(sysEventfd2, 0, 0, 0, 0)
 	case "bpf":
 		err = openBPF()
+	case "socket waits":
+		err = waitForSockets()
 	case "memfd":
 		err = raw(sysMemfdCreate, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	case "timerfd":

@@ -23,7 +23,7 @@ type Hold struct {
 	Dirs      []string `json:"dirs,omitempty"`      // directories opened for reading
 	Maps      []string `json:"maps,omitempty"`      // files of two pages, first page mapped shared, second private
 	Anonymous int      `json:"anonymous,omitempty"` // separate anonymous mappings of this many pages
-	Kinds     []string `json:"kinds,omitempty"`     // any of pipe eventfd epoll memfd timerfd signalfd inotify socketpair bpf, or code: "anonymous code" "memfd code" "patched code" "traced child", or "marked memory"
+	Kinds     []string `json:"kinds,omitempty"`     // any of pipe eventfd epoll memfd timerfd signalfd inotify socketpair bpf, or code: "anonymous code" "memfd code" "patched code" "traced child", or "marked memory", or "socket waits" (threads "accepts", "polls" and "epolls")
 	Listen    []string `json:"listen,omitempty"`    // tcp4|tcp6|unix:ADDRESS; a unix address that starts with @ is abstract
 	Connect   []string `json:"connect,omitempty"`   // same form; both ends are held if this process also listens there
 	Bind      []string `json:"bind,omitempty"`      // udp4|udp6|unixgram:ADDRESS

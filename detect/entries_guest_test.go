@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 	"vmscope/vm/dump"
 )
 
-// testLSTAR has the SYSCALL instruction lead elsewhere. QEMU's monitor does not
+// testEntries has SYSCALL and SYSENTER lead elsewhere. QEMU's monitor does not
 // tell where to; the state that QEMU saves does.
-func testLSTAR(t *testing.T, l *lair) {
+func testEntries(t *testing.T, l *lair) {
 	path := filepath.Join(t.TempDir(), "saved")
 	bundle := filepath.Join(t.TempDir(), "bundle")
 	look := func(sweep func(v *vmscope.View) (Result, error)) (r Result) {
@@ -33,6 +34,9 @@ func testLSTAR(t *testing.T, l *lair) {
 				return fmt.Errorf("registers: %+v, %w", cpus, err)
 			}
 			r, err = sweep(v)
+			if slices.ContainsFunc(r.Checks, func(c Check) bool { return len(c.Lacks) > 0 }) {
+				t.Errorf("the saved state tells all: %+v", r.Checks)
+			}
 			return errors.Join(err, r.Err())
 		}); err != nil {
 			t.Fatal(err)
@@ -41,14 +45,16 @@ func testLSTAR(t *testing.T, l *lair) {
 	}
 	sweep := func(v *vmscope.View) (Result, error) { return Sweep(t.Context(), v, All()), nil }
 	silent(t, look(sweep))
-	l.put(t, "lstar", "bad_lstar")
-	l.run(t, "insmod /tmp/bad_lstar.ko")
+	l.put(t, "entries", "bad_entries")
+	l.run(t, "insmod /tmp/bad_entries.ko")
 	r := look(func(v *vmscope.View) (Result, error) {
 		return WriteBundle(t.Context(), v, NewReference(), bundle, dump.About{}, nil)
 	})
 	same(t, bundle, r, All())
-	demand(t, r, "syscalls", []string{"SYSCALL", "MSR_LSTAR of vCPU 0", "entry_SYSCALL_64", "passage [bad_lstar]", "module bad_lstar"})
-	l.run(t, "rmmod bad_lstar")
+	for register, function := range map[string]string{"MSR_LSTAR": "entry_SYSCALL_64", "MSR_CSTAR": "entry_SYSCALL_compat", "MSR_IA32_SYSENTER_EIP": "entry_SYSENTER_compat"} {
+		demand(t, r, "syscalls", []string{register + " of vCPU 0", function, "passage [bad_entries]", "module bad_entries"})
+	}
+	l.run(t, "rmmod bad_entries")
 	silent(t, look(sweep))
 }
 
