@@ -116,7 +116,7 @@ func TestDifference(t *testing.T) {
 	ops := map[event.Op]int{}
 	for i := range 4000 {
 		rng := rand.New(rand.NewPCG(seed, uint64(i)))
-		paths := [][]string{nil, {"/"}, {"/a"}, {"/a/b", "/c"}, {"/*/b"}, {"/**/d"}}[rng.IntN(6)]
+		paths := [][]string{nil, {"/"}, {"/a"}, {"/a/b", "/c"}, {"/*/b"}, {"/**/d"}, {"/."}, {"/a/.", "/a/b/c"}}[rng.IntN(8)]
 		f, err := newFilter(paths, nil)
 		if err != nil {
 			t.Fatal(err)

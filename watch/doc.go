@@ -55,7 +55,8 @@ type Disk struct {
 // Options change what is told. The zero value tells everything of all file systems.
 type Options struct {
 	// Paths are what to watch, each with all below it; none means everything. In a pattern * and ? and [a-z] stand for
-	// parts of one name, ** for any number of names. Paths that do not exist yet are watched too.
+	// parts of one name, ** for any number of names. Paths that do not exist yet are watched too. One that ends in "/." is a
+	// directory and the names that are directly in it, nothing that lies deeper.
 	Paths []string
 	// Ops are the kinds of events to tell; none means all. LOST and ATTACHED are always told.
 	Ops []event.Op

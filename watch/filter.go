@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -13,7 +14,7 @@ import (
 // filter decides which events are told. Its watchpoints can be changed while it is used.
 type filter struct {
 	mu    sync.RWMutex
-	paths []string // cleaned
+	paths []string // cleaned; with flat behind it what is not watched with all below it
 	all   bool
 	ops   []event.Op
 	turn  uint64 // rises when watchpoints change
@@ -29,6 +30,9 @@ func newFilter(paths []string, ops []event.Op) (*filter, error) {
 	return f, nil
 }
 
+// flat ends a watchpoint that is watched with the names that are directly in it, and nothing that lies deeper.
+const flat = "/."
+
 // clean checks a watchpoint.
 func clean(p string) (string, error) {
 	if !strings.HasPrefix(p, "/") {
@@ -37,7 +41,20 @@ func clean(p string) (string, error) {
 	if _, err := path.Match(p, "/"); err != nil {
 		return "", fmt.Errorf("watchpoint %q: %w", p, err)
 	}
-	return path.Clean(p), nil
+	if cleaned := path.Clean(p); !strings.HasSuffix(p, flat) {
+		return cleaned, nil
+	} else if cleaned != "/" {
+		return cleaned + flat, nil
+	}
+	return flat, nil
+}
+
+// top is the path of a cleaned watchpoint, and whether that is all that is watched with what is directly in it.
+func top(w string) (path string, isFlat bool) {
+	if w == flat {
+		return "/", true
+	}
+	return strings.CutSuffix(w, flat)
 }
 
 func (f *filter) add(p string) error {
@@ -97,11 +114,14 @@ func (f *filter) passes(e *event.Event) bool {
 	if e.Op == event.Mount || e.Op == event.Unmount {
 		return true
 	}
-	return f.watched(e.Path) || e.OldPath != "" && f.watched(e.OldPath)
+	if f.watched(e.Path) || e.OldPath != "" && f.watched(e.OldPath) {
+		return true
+	}
+	// Where a directory goes, what lies in it goes.
+	return e.Op == event.Rename && (e.Attr == nil || e.Attr.Kind == event.Dir) && (f.scope(e.Path) == leads || f.scope(e.OldPath) == leads)
 }
 
-// watched says whether a path is, or lies below, a watchpoint, or is a directory that a watchpoint lies in: what happens to
-// that happens to the watchpoint.
+// watched says whether a path is a watchpoint, or lies in one.
 func (f *filter) watched(p string) bool {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -121,7 +141,8 @@ type scope uint8
 
 const (
 	outside scope = iota
-	leads         // what is below it may be watched
+	alone         // it is watched, and nothing below it
+	leads         // what is below it may be watched, some of it
 	inside        // it is watched, and all below it
 )
 
@@ -134,11 +155,17 @@ func (f *filter) scope(p string) scope {
 	}
 	s := outside
 	for _, w := range f.paths {
-		if matches(w, p) {
-			return inside
-		}
-		if below(w, p) {
+		at, isFlat := top(w)
+		switch {
+		case isFlat && names(at, p), below(at, p):
 			s = leads
+			if !isFlat && matches(w, p) {
+				return inside
+			}
+		case !isFlat && matches(w, p):
+			return inside
+		case isFlat && matches(w, p):
+			s = max(s, alone)
 		}
 	}
 	return s
@@ -153,11 +180,8 @@ func (f *filter) changes() uint64 {
 
 // below says whether the watchpoint w may name something below p.
 func below(w, p string) bool {
-	if p == "/" {
-		return true
-	}
-	parts, names := strings.Split(w[1:], "/"), strings.Split(p[1:], "/")
-	for i, name := range names {
+	parts := split(w)
+	for i, name := range split(p) {
 		if i >= len(parts) {
 			return false
 		}
@@ -171,28 +195,46 @@ func below(w, p string) bool {
 	return true
 }
 
-// matches says whether p is what the watchpoint w names, or lies below it.
+// matches says whether p is what the cleaned watchpoint w names, or lies below it; of a flat one, whether it is directly in it.
 func matches(w, p string) bool {
+	if w, isFlat := top(w); isFlat {
+		return names(w, p) || p != "/" && names(w, cmp.Or(p[:max(strings.LastIndexByte(p, '/'), 0)], "/"))
+	}
 	if w == "/" || p == w || strings.HasPrefix(p, w) && p[len(w)] == '/' {
 		return true
 	}
-	if !strings.ContainsAny(w, `*?[\`) {
-		return false
-	}
-	return matchParts(strings.Split(w[1:], "/"), strings.Split(strings.TrimPrefix(p, "/"), "/"))
+	return isPattern(w) && matchParts(split(w), split(p), false)
 }
 
-// matchParts matches names one by one. All below what matches, matches. It takes at most as many steps as there are pairs of
-// a part and a name: the guest makes as many names as it likes.
-func matchParts(w, p []string) bool {
+// names says whether p is what the path or pattern w names.
+func names(w, p string) bool {
+	return w == p || isPattern(w) && matchParts(split(w), split(p), true)
+}
+
+func isPattern(w string) bool { return strings.ContainsAny(w, `*?[\`) }
+
+// split gives the names in a path; "/" and "" have none.
+func split(p string) []string {
+	if p = strings.TrimPrefix(p, "/"); p == "" {
+		return nil
+	}
+	return strings.Split(p, "/")
+}
+
+// matchParts matches names one by one: all of them, or as many as there are parts. It takes at most as many steps as there are
+// pairs of a part and a name: the guest makes as many names as it likes.
+func matchParts(w, p []string, all bool) bool {
 	star, from := -1, 0 // the last ** and how many names lie before what follows it
-	for i, j := 0, 0; i < len(w); {
-		if w[i] == "**" {
+	for i, j := 0, 0; i < len(w) || all && j < len(p); {
+		if i < len(w) && w[i] == "**" {
 			star, from = i, j
 			i++
+			if i == len(w) {
+				return true
+			}
 			continue
 		}
-		if j < len(p) {
+		if i < len(w) && j < len(p) {
 			if ok, _ := path.Match(w[i], p[j]); ok {
 				i, j = i+1, j+1
 				continue

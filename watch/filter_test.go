@@ -43,6 +43,24 @@ func TestMatches(t *testing.T) {
 		{`/a\*`, "/ab", false},
 		{"/\xff*", "/\xff\xfe", true}, // names are bytes
 		{"/a\n", "/a\n/b", true},
+		{"/*", "/", false},
+		{"/etc/.", "/etc", true},
+		{"/etc/.", "/etc/passwd", true},
+		{"/etc/.", "/etc/ssh/key", false},
+		{"/etc/.", "/", false},
+		{"/etc/x/../.", "/etc/passwd", true},
+		{"/.", "/", true},
+		{"/.", "/etc", true},
+		{"/.", "/etc/passwd", false},
+		{"/*/.", "/", false},
+		{"/*/.", "/etc", true},
+		{"/*/.", "/etc/passwd", true},
+		{"/*/.", "/etc/ssh/key", false},
+		{"/home/**/.ssh/.", "/home/u/.ssh/id", true},
+		{"/home/**/.ssh/.", "/home/u/.ssh/old/id", false},
+		{"/home/**/.ssh/.", "/home/u/x", false},
+		{"/home/**/a/.", "/home/a/b/a/c", true}, // the ** stands for a/b
+		{"/home/**/.", "/home/u/v/w", true},
 	} {
 		f, err := newFilter([]string{c.watchpoint}, nil)
 		if err != nil {
@@ -53,7 +71,7 @@ func TestMatches(t *testing.T) {
 			t.Errorf("%q, %q: %v", c.watchpoint, c.path, got)
 		}
 	}
-	for _, p := range []string{"", "etc", "/[", "*/x"} {
+	for _, p := range []string{"", "etc", "/[", "*/x", "/[/.", "."} {
 		if _, err := newFilter([]string{p}, nil); err == nil {
 			t.Errorf("%q is taken", p)
 		}
@@ -67,6 +85,12 @@ func TestDeepPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	if deep := strings.Repeat("/a", 1<<13); f.watched(deep) || !f.watched(deep+"/b") {
+		t.Error("matched wrongly")
+	}
+	if f, err = newFilter([]string{"/**/a/**/a/**/a/**/a/**/a/**/b/."}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if deep := strings.Repeat("/a", 1<<13); f.watched(deep) || !f.watched(deep+"/b/c") || f.watched(deep+"/b/c/d") {
 		t.Error("matched wrongly")
 	}
 }
@@ -91,6 +115,9 @@ func TestFilter(t *testing.T) {
 		{event.Rename, "/tmp/x", "/not/there/yet", true},
 		{event.Rename, "/not/there/yet/x", "/tmp/x", true},
 		{event.Rename, "/a", "/b", false},
+		{event.Rename, "/not/there", "/b", true}, // what lies in it goes with it
+		{event.Rename, "/b", "/not", true},
+		{event.MkDir, "", "/not/there", false},
 		{event.Mount, "", "/", true},
 		{event.Unmount, "", "/", false},
 		{event.Lost, "", "", true},
@@ -103,6 +130,9 @@ func TestFilter(t *testing.T) {
 	if err := f.add("/a"); err != nil || !told(event.Rename, "/a", "/b") {
 		t.Errorf("added, %v", err)
 	}
+	if f.passes(&event.Event{Op: event.Rename, OldPath: "/not", Path: "/b", Attr: &event.Attr{Kind: event.File}}) {
+		t.Error("in a file lies nothing")
+	}
 	if f.remove("/b") || !f.remove("/a/") || told(event.Rename, "/a", "/b") {
 		t.Error("not removed")
 	}
@@ -112,6 +142,12 @@ func TestFilter(t *testing.T) {
 	}
 	if err := f.set([]string{"/a", "/b/"}); err != nil || !told(event.MkDir, "", "/b/x") || told(event.MkDir, "", "/c") {
 		t.Errorf("set, %v", err)
+	}
+	if err := f.set([]string{"/a", "/b/."}); err != nil || !told(event.MkDir, "", "/b/x") || told(event.MkDir, "", "/b/x/y") || f.remove("/b") {
+		t.Errorf("set, %v", err)
+	}
+	if !f.remove("/b/x/../.") || told(event.MkDir, "", "/b/x") {
+		t.Error("not removed")
 	}
 	if err := f.set([]string{"/c", "d"}); err == nil || told(event.MkDir, "", "/c") || !told(event.MkDir, "", "/a") {
 		t.Errorf("a wrong watchpoint among others changed them, %v", err)

@@ -9,8 +9,10 @@ import (
 )
 
 const (
-	// placeAfter is how long it is taken for granted where a file system is mounted.
+	// placeAfter is how long it is taken for granted where a file system is mounted: twice as long each time that it is where it
+	// was, up to placeMost.
 	placeAfter = 250 * time.Millisecond
+	placeMost  = time.Second
 	// placeWait is how long events wait for the answer. It is read from a guest, which may make that take as long as it likes.
 	placeWait = 2 * time.Second
 	// mountTime is how long a mount may take from its first write to when the guest's programs see it.
@@ -20,9 +22,10 @@ const (
 // place is where the guest has a file system mounted.
 type place struct {
 	at      string
-	last    string    // where it was when that was known last, since MOUNT: where UNMOUNT, which the guest sees first, is told for
-	mounted time.Time // when MOUNT was told last
-	until   time.Time // at is taken for granted
+	last    string        // where it was when that was known last, since MOUNT: where UNMOUNT, which the guest sees first, is told for
+	mounted time.Time     // when MOUNT was told last
+	until   time.Time     // at is taken for granted
+	after   time.Duration // for so long the last time
 	asked   chan answer
 	began   time.Time // when that was asked
 	slow    bool      // the last answer took longer than events wait
@@ -44,7 +47,7 @@ func (w *Watch) place(v *volume, events []event.Event) {
 	fresh := p.asked == nil
 	for i := range events {
 		if events[i].Op == event.Mount {
-			p.last, p.mounted, p.until, fresh = "", now, time.Time{}, true // what was asked before does not count
+			p.last, p.mounted, p.until, p.after, fresh = "", now, time.Time{}, 0, true // what was asked before does not count
 		}
 	}
 	if fresh {
@@ -93,9 +96,12 @@ func (p *place) take(a answer, now time.Time) {
 	switch {
 	case a.err != nil:
 	case a.at != "":
-		p.at = mountPoint(a.at)
-		p.last = p.at
-		wait = max(wait, placeAfter)
+		at := mountPoint(a.at)
+		if p.after = min(2*p.after, placeMost); p.after == 0 || at != p.at {
+			p.after = placeAfter
+		}
+		p.at, p.last = at, at
+		wait = max(wait, p.after)
 	default:
 		p.at = ""
 		if now.Sub(p.mounted) < mountTime {

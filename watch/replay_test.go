@@ -76,7 +76,13 @@ func TestRecorded(t *testing.T) {
 				disk.head[510], disk.head[511] = 0x55, 0xaa
 				source, volume = moved{source, disk}, "vda1 "
 			}
-			w, err := watch.New([]watch.Disk{{Name: "vda", Source: source}}, watch.Options{Warn: func(err error) { t.Log(err) }})
+			last, all := uint64(0), uint64(0) // of the crawl
+			w, err := watch.New([]watch.Disk{{Name: "vda", Source: source}}, watch.Options{Warn: func(err error) { t.Log(err) }, Progress: func(fs string, done, total uint64) {
+				if !strings.HasPrefix(fs, strings.TrimSpace(volume)) || done < last || done > total {
+					t.Errorf("progress of %q: %d of %d, behind %d", fs, done, total, last)
+				}
+				last, all = done, total
+			}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -102,6 +108,9 @@ func TestRecorded(t *testing.T) {
 			})
 			if err != nil || n < 100 {
 				t.Errorf("%s behind %d bytes: %d events, %v", name, head, n, err)
+			}
+			if last == 0 || last != all {
+				t.Errorf("the crawl is told up to %d of %d", last, all)
 			}
 			for _, line := range replayer.Compare(r.Points[len(r.Points)-1].Tree) {
 				t.Errorf("%s behind %d bytes: %s", name, head, line)

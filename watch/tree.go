@@ -140,6 +140,9 @@ func (t *tree) readDir(look fsinfer.Look, ino uint32, d *dir) int {
 			t.files[ino] = f
 		}
 	}
+	if d.scope == alone {
+		return 0
+	}
 	type entry struct {
 		name string
 		ino  uint32
@@ -213,8 +216,8 @@ func (t *tree) look(look fsinfer.Look, ino uint32) (file, bool) {
 // put adds a name. A directory is read later, unless all its names will come as events.
 func (t *tree) put(at uint32, d *dir, name string, ino uint32, f file, s scope, fresh bool) bool {
 	old, held := t.files[ino]
-	if held && (f.isDir() || !old.same(&f)) {
-		return true // a directory has one name, a number one file: the first counts
+	if _, taken := d.names[name]; taken || held && (f.isDir() || !old.same(&f)) || ino == ext4.RootInode {
+		return true // a directory has one name, the root none, a number one file, a name one number: the first counts
 	}
 	if !t.grow(nameCost + int64(len(name))) {
 		return false
