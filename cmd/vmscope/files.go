@@ -228,6 +228,7 @@ type listing struct {
 	v      *vmscope.FileSystem
 	failed failures
 	begun  bool
+	below  int // directories that are still to be listed
 }
 
 // all lists several paths: files first, then each directory.
@@ -277,8 +278,28 @@ func (l *listing) dir(p, title string, in *ext4.Inode, above map[uint32]bool) er
 	if err := l.ctx.Err(); err != nil {
 		return err
 	}
+	type subdir struct {
+		path string
+		in   ext4.Inode
+	}
 	var list []fileRow
-	var below []*ext4.Inode
+	var below []subdir
+	portions := 0
+	var wrong error // of the output
+	flush := func() bool {
+		slices.SortStableFunc(list, func(a, b fileRow) int { return strings.Compare(a.name, b.name) })
+		switch portions++; portions {
+		case 1:
+			wrong = l.print(title, list)
+		case 2:
+			l.app.note = fmt.Sprintf("%s: more than %d names: they are sorted in portions", kernel.Text(p), maxSorted)
+			fallthrough
+		default:
+			wrong = l.print("", list)
+		}
+		list = list[:0]
+		return wrong == nil
+	}
 	err := l.v.Entries(in, func(e ext4.Entry) bool {
 		if l.ctx.Err() != nil {
 			return false
@@ -294,46 +315,49 @@ func (l *listing) dir(p, title string, in *ext4.Inode, above map[uint32]bool) er
 		if err != nil {
 			l.failed.add(fmt.Errorf("%s: %w", kernel.Text(full), err))
 			list = append(list, lost(full, e.Name, e.Ino, err))
-			return true
+		} else {
+			list = append(list, fileOf(l.v.Volume, full, e.Name, &in))
 		}
-		list = append(list, fileOf(l.v.Volume, full, e.Name, &in))
-		if in.IsDir() && l.recursive {
-			below = append(below, &in)
+		switch {
+		case err != nil || !in.IsDir() || !l.recursive:
+		case l.below < maxSorted:
+			below = append(below, subdir{full, in})
+			l.below++
+		default:
+			l.failed.add(fmt.Errorf("%s: too many directories to be listed; 'vmscope find' goes through all", kernel.Text(full)))
 		}
-		return true
+		return len(list) < maxSorted || flush()
 	})
 	if err != nil {
 		l.failed.add(fmt.Errorf("%s: %w", kernel.Text(p), err))
 	}
-	byName := func(a, b fileRow) int { return strings.Compare(a.name, b.name) }
-	slices.SortStableFunc(list, byName)
-	if err := l.print(title, list); err != nil {
-		return err
+	defer func() { l.below -= len(below) }()
+	if wrong == nil && (len(list) > 0 || portions == 0) {
+		flush()
 	}
-	if !l.recursive {
-		return nil
+	if wrong != nil {
+		return wrong
 	}
-	inodes := map[uint32]*ext4.Inode{}
-	for _, d := range below {
-		inodes[d.Number] = d
-	}
+	list = nil // what is below takes room of its own
 	above[in.Number] = true
 	defer delete(above, in.Number)
-	for _, r := range list {
-		d := inodes[r.Inode]
-		if d == nil || len(r.Missing) > 0 {
+	slices.SortStableFunc(below, func(a, b subdir) int { return strings.Compare(a.path, b.path) })
+	for i := range below {
+		d := &below[i]
+		if above[d.in.Number] || len(above) > maxDepth {
+			l.failed.add(fmt.Errorf("%s: a directory in itself", kernel.Text(d.path)))
 			continue
 		}
-		if above[r.Inode] || len(above) > maxDepth {
-			l.failed.add(fmt.Errorf("%s: a directory in itself", r.Path))
-			continue
-		}
-		if err := l.dir(string(r.Path), string(r.Path), d, above); err != nil {
+		if err := l.dir(d.path, d.path, &d.in, above); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// maxSorted is how many names are held to be sorted, and how many directories to be listed: a disk that lies has as many as it
+// likes.
+const maxSorted = 1 << 18
 
 // maxDepth bounds how deep directories are followed.
 const maxDepth = 4096

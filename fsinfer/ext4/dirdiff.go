@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 
+	"vmscope/fsinfer"
 	"vmscope/mem"
 )
 
@@ -18,6 +19,18 @@ func (s span) end() uint64 { return s.start + s.count }
 
 // maxDirBlocks bounds what is read of one directory: at 4 KiB, 4 GiB, some forty million names.
 const maxDirBlocks = 1 << 20
+
+// maxListed bounds the names that are held to find what became of directories in one change: one that came or went is listed
+// as a whole, and may name what it likes. What a kernel does in one transaction is far less.
+const maxListed = 1 << 22
+
+// listed counts names that are held, and says what is wrong if they are too many.
+func (t *txn) listed(n int) error {
+	if t.sum += n; t.sum > t.f.most {
+		return fmt.Errorf("more than %d names come or go in one change: %w: %w", t.f.most, fsinfer.ErrUntold, mem.ErrInconsistent)
+	}
+	return nil
+}
 
 // dirBlocks lists where a directory's blocks lie, ascending, and whether a block of its map is in the change.
 func (t *txn) dirBlocks(v *view, in *Inode) (spans []span, mapLogged bool, err error) {
@@ -133,12 +146,12 @@ func (t *txn) diffDir(c *change) error {
 	}
 	var errs error
 	if wasDir {
-		names, err := t.f.list(t.old, &c.old)
+		names, err := t.list(t.old, &c.old)
 		errs = wrapDir(c.ino, err)
 		t.removed = names.edits(t.removed, node{ino: c.ino})
 	}
 	if isDirNow {
-		names, err := t.f.list(t.new, &c.new)
+		names, err := t.list(t.new, &c.new)
 		if errs == nil {
 			errs = wrapDir(c.ino, err)
 		}
@@ -197,7 +210,7 @@ func (t *txn) diffSame(c *change) error {
 			}
 		}
 	}
-	scratch, scratch2 := make([]byte, t.f.sb.BlockSize), make([]byte, t.f.sb.BlockSize)
+	scratch := make([]byte, t.f.sb.BlockSize)
 	var first error
 	keep := func(err error) {
 		if first == nil {
@@ -214,24 +227,25 @@ func (t *txn) diffSame(c *change) error {
 		}
 		keep(t.diffBlock(&c.new, len(fast) > 0, old, t.new.new[b], was, is))
 	})
-	for _, s := range subtract(oldSpans, newSpans) {
-		for b := s.start; b < s.end(); b++ {
-			old, err := t.f.current(scratch, b)
-			keep(err)
-			if err == nil {
-				keep(t.f.namesOf(&base, old, was))
+	// Others, with all names in them.
+	list := func(spans []span, v *view, dir *Inode, into *nameSet) {
+		for _, s := range spans {
+			for b := s.start; b < s.end(); b++ {
+				before := len(into.names)
+				data, err := v.peek(scratch, b)
+				if err == nil {
+					err = t.f.namesOf(dir, data, into)
+				}
+				keep(err)
+				if err := t.listed(len(into.names) - before); err != nil {
+					first = err
+					return
+				}
 			}
 		}
 	}
-	for _, s := range subtract(newSpans, oldSpans) {
-		for b := s.start; b < s.end(); b++ {
-			now, err := t.new.peek(scratch2, b)
-			keep(err)
-			if err == nil {
-				keep(t.f.namesOf(&c.new, now, is))
-			}
-		}
-	}
+	list(subtract(oldSpans, newSpans), &view{fs: t.f}, &base, was)
+	list(subtract(newSpans, oldSpans), t.new, &c.new, is)
 	for name, e := range fast {
 		if e.is == e.was.ino {
 			continue
@@ -369,11 +383,16 @@ func nameOf(dir *Inode, d Dirent) string {
 }
 
 // list gives all names of a directory.
-func (f *FS) list(v *view, in *Inode) (names nameSet, err error) {
-	err = f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
+func (t *txn) list(v *view, in *Inode) (names nameSet, err error) {
+	var many error
+	err = t.f.scan(v, in, 0, nil, func(name string, d Dirent) bool {
 		names.set(name, d.Ino)
-		return true
+		many = t.listed(1)
+		return many == nil
 	})
+	if many != nil {
+		return nameSet{}, many
+	}
 	return names, err
 }
 

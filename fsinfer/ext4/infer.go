@@ -41,6 +41,7 @@ type FS struct {
 
 	reads       map[uint64][]byte // blocks read for the transaction at hand
 	work        int               // blocks of directories that were read for it
+	most        int               // maxListed, but in tests
 	left, right []Dirent
 	scratch     []byte
 }
@@ -71,7 +72,7 @@ type journalSpan struct {
 // the past, as that of a block.Tap does, and the model is not to be asked for anything.
 func Attach(dev block.Device) (*FS, error) {
 	for try := 1; ; try++ {
-		f := &FS{dev: dev}
+		f := &FS{dev: dev, most: maxListed}
 		err := f.attach()
 		if err == nil {
 			return f, nil

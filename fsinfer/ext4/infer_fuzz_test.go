@@ -149,6 +149,29 @@ func FuzzApply(f *testing.F) {
 			if disk.reads > 100_000 {
 				t.Fatalf("%d reads for one write", disk.reads)
 			}
+			// What a watch asks of what it tells.
+			for i := range events {
+				e := &events[i]
+				if e.Attr != nil && e.Attr.Kind == event.File {
+					if data, _, err := fs.Content(uint32(e.Inode), 1<<16); len(data) > 1<<16 {
+						t.Fatalf("%d bytes of content, %v", len(data), err)
+					}
+				}
+				look := fs.Look()
+				if f, _ := look.File(e.Inode); f.Attr.Kind == event.Dir {
+					n := 0
+					_ = look.Names(e.Inode, func(name string, _ uint64) bool {
+						if name == "" || strings.Contains(name, "/") {
+							t.Fatalf("name %q", name)
+						}
+						n++
+						return true
+					})
+					if n > len(p.image)/8 {
+						t.Fatalf("%d names on a disk of %d bytes", n, len(p.image))
+					}
+				}
+			}
 			disk.reads = 0
 		}
 		// changed is a block of metadata with some bytes as the script has them.

@@ -31,6 +31,7 @@ type txn struct {
 	anew    map[uint32]bool          // without a journal: numbers that went, or did not, from one file to another
 	removed []edit
 	added   []edit
+	sum     int // of names that were listed; see maxListed
 
 	errs    []error
 	events  []event.Event

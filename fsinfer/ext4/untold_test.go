@@ -192,3 +192,22 @@ func TestDirectoryWithTwoNames(t *testing.T) {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
 }
+
+// TestManyNames takes away a directory, with more names in it than may be held: that is not told, but that it cannot be is.
+func TestManyNames(t *testing.T) {
+	for most, told := range map[int]bool{0: false, 1: true} {
+		fs, ino := linked(t, nil)
+		if err := fs.CrawlAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fs.most = most
+		l := &logging{fs, map[uint64][]byte{}}
+		without(t, l.block(firstBlock(t, fs, RootInode)), 'a')
+		clear(l.inode(ino["/a"])[:128])
+		le.PutUint16(l.inode(ino["/a/x"])[26:], 1)
+		events, err := fs.commit(l.tx(1), time.Time{})
+		if gone := slices.ContainsFunc(events, func(e event.Event) bool { return e.Op == event.RmFile && e.Path == "/a/x" }); gone != told || errors.Is(err, fsinfer.ErrUntold) == told {
+			t.Errorf("with %d names: %v, %v", most, events, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -129,6 +130,35 @@ func TestWalk(t *testing.T) {
 			if !strings.Contains(" "+names+" ", " "+w+" ") {
 				t.Errorf("%q: %q is not in %q", c.path, w, names)
 			}
+		}
+	}
+}
+
+// A walk that may hold few entries finds what another one does.
+func TestWalkHoldsLittle(t *testing.T) {
+	v := look(t, mkfs(t, hostTree(t), "64M", "-t", "ext4", "-b", "1024"))
+	paths := func(most int) (list []string) {
+		held := 0
+		w := walk{v: v, seen: map[uint32]bool{}, most: most}
+		w.visit = func(path string, _ *Inode, err error) error {
+			held = max(held, w.held)
+			list = append(list, path)
+			return err
+		}
+		root, err := v.Stat("/")
+		if err == nil {
+			err = w.inode("/", &root)
+		}
+		if err != nil || w.held != 0 || held > most+50 {
+			t.Errorf("at most %d: %d held, %d in the end, %v", most, held, w.held, err)
+		}
+		slices.Sort(list)
+		return list
+	}
+	all := paths(maxHeld)
+	for _, most := range []int{1, 7, 100} {
+		if some := paths(most); len(all) < 20 || !slices.Equal(some, all) {
+			t.Errorf("at most %d: %d paths of %d", most, len(some), len(all))
 		}
 	}
 }

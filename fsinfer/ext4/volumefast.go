@@ -21,7 +21,7 @@ type fastLook struct {
 }
 
 func (v *Volume) newFastLook() (*fastLook, error) {
-	f := &FS{dev: v.dev, sb: v.sb, store: newStore(v.sb.BlockSize), scratch: make([]byte, v.sb.BlockSize)}
+	f := &FS{dev: v.dev, sb: v.sb, store: newStore(v.sb.BlockSize), scratch: make([]byte, v.sb.BlockSize), most: maxListed}
 	if err := f.sb.bounded(); err != nil {
 		return nil, err
 	}
