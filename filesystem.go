@@ -34,8 +34,7 @@ func (f *FileSystem) MountedAt(ctx context.Context) (string, error) {
 	if len(f.disks) == 0 || f.disks[0].machine == "" {
 		return "", nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	m := &mountPoints{ctx: ctx, cancel: cancel, target: "qemu:" + f.disks[0].machine}
+	m := newMountPoints(ctx, func(ctx context.Context) (*Guest, error) { return Open(ctx, "qemu:"+f.disks[0].machine) })
 	defer m.close()
 	return m.of(f.Where.Name, f.Super())
 }

@@ -47,8 +47,7 @@ func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Even
 		return err
 	}
 	if !o.DiskPaths && o.Mounted == nil {
-		m := &mountPoints{target: target}
-		m.ctx, m.cancel = context.WithCancel(ctx)
+		m := newMountPoints(ctx, func(ctx context.Context) (*Guest, error) { return Open(ctx, target) })
 		o.Mounted = m.of
 		defer m.close()
 	}
@@ -83,9 +82,16 @@ func tapTarget(target string) (string, error) {
 type mountPoints struct {
 	ctx    context.Context
 	cancel context.CancelFunc
-	target string
+	open   func(context.Context) (*Guest, error)
+	same   func(*Guest) bool // whether the machine is still that one; nil: where it ends, so does who asks
 	mu     sync.Mutex
 	guest  *Guest
+}
+
+func newMountPoints(ctx context.Context, open func(context.Context) (*Guest, error)) *mountPoints {
+	m := &mountPoints{open: open}
+	m.ctx, m.cancel = context.WithCancel(ctx)
+	return m
 }
 
 // of gives the shortest path at which the guest's first process sees the root of a file system; "" if it sees none. An error
@@ -93,8 +99,12 @@ type mountPoints struct {
 func (m *mountPoints) of(_ string, fs *ext4.Super) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.guest != nil && m.same != nil && !m.same(m.guest) {
+		m.guest.Close()
+		m.guest = nil
+	}
 	if m.guest == nil {
-		g, err := Open(m.ctx, m.target)
+		g, err := m.open(m.ctx)
 		if err != nil {
 			return "", err
 		}

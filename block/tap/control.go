@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +28,18 @@ type message struct {
 	// Gen and Journals are of "capture", and Gen of "capturing".
 	Gen      uint32    `json:"gen,omitempty"`
 	Journals []Journal `json:"journals,omitempty"`
+
+	// Regions are of "regions", Gen is the question's number, and files go with the message.
+	Regions []region `json:"regions,omitempty"`
+	files   []*os.File
+}
+
+// close closes the files that came with a message.
+func (m *message) close() {
+	for _, f := range m.files {
+		f.Close()
+	}
+	m.files = nil
 }
 
 // The kinds of messages.
@@ -40,6 +53,7 @@ const (
 	msgDetach    = "detach"    // to the receiver: leave the disk
 	msgServing   = "serving"   // the receiver goes on without its reader
 	msgWarning   = "warning"   // something went wrong that does not end the receiver
+	msgRegions   = "regions"   // to the receiver: tell of the guest's memory; its answer
 )
 
 // maxMessage bounds a packet.
@@ -73,27 +87,77 @@ func (c control) send(m message) error {
 		return fmt.Errorf("message %q of %d bytes is too long", m.Kind, len(b))
 	}
 	c.f.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	_, err = c.f.Write(b)
-	return err
+	if len(m.files) == 0 {
+		_, err = c.f.Write(b)
+		return err
+	}
+	fds := make([]int, len(m.files))
+	for i, f := range m.files {
+		fds[i] = int(f.Fd())
+	}
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rights := unix.UnixRights(fds...)
+	werr := raw.Write(func(fd uintptr) bool {
+		err = unix.Sendmsg(int(fd), b, rights, nil, unix.MSG_NOSIGNAL)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+	runtime.KeepAlive(m.files)
+	if werr != nil {
+		return werr
+	}
+	return os.NewSyscallError("sendmsg", err)
 }
 
 // errGone says that nobody has the other end any more.
 var errGone = errors.New("the other side is gone")
 
-// receive waits for a message.
+// receive waits for a message. Its files are the caller's to close.
 func (c control) receive(buf []byte) (message, error) {
-	n, err := c.f.Read(buf)
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return message{}, os.ErrClosed
+	}
+	var n, oobn int
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	if rerr := raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, err = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN && err != unix.EINTR
+	}); rerr != nil {
+		return message{}, os.ErrClosed
+	}
 	if err != nil || n == 0 {
-		if errors.Is(err, os.ErrClosed) {
-			return message{}, err
-		}
 		return message{}, errGone
 	}
-	var m message
+	m := message{files: receivedFiles(oob[:oobn])}
 	if err := json.Unmarshal(buf[:n], &m); err != nil {
+		m.close()
 		return message{}, fmt.Errorf("message of %d bytes: %w", n, err)
 	}
 	return m, nil
+}
+
+// receivedFiles opens the descriptors that came with a packet.
+func receivedFiles(oob []byte) (list []*os.File) {
+	messages, _ := unix.ParseSocketControlMessage(oob)
+	for i := range messages {
+		fds, _ := unix.ParseUnixRights(&messages[i])
+		for _, fd := range fds {
+			list = append(list, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return list
+}
+
+// duplicate gives a file of its own.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // classes are the errors that keep their identity on the way from one process to another.

@@ -82,11 +82,13 @@ func (p *past) ReadAt(b []byte, off int64) (int, error) {
 		if c, err = p.connect(p.t.ctx); err != nil {
 			break
 		}
-		// First the disk, then the ring: what changes a block in between has put what was there into the ring before.
+		// First the disk, then the ring: what changes a block in between has put what was there into the ring before, as long as
+		// there is a receiver.
 		if !readNow(c, b, off) {
 			err = block.ReadFull(c, b, off)
 		}
 		if err == nil {
+			p.t.received()
 			err = p.t.overlay(b, off)
 			break
 		}

@@ -180,6 +180,7 @@ type vhostFront struct {
 	disk    block.Disk
 	feed    *feed
 	warn    func(error)
+	shares  func(func() ([]vhostuser.Region, error)) // is told how to reach the guest's memory
 }
 
 func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() func()) error {
@@ -187,6 +188,7 @@ func (v *vhostFront) serve(ctx context.Context, ln net.Listener, entered func() 
 	if err != nil {
 		return err
 	}
+	v.shares(srv.Regions)
 	if v.service.Dial {
 		return v.connect(ctx, srv, entered)
 	}
@@ -293,7 +295,11 @@ func (r *receiver) serve(ctx context.Context, s *Service) error {
 	r.mu.Lock()
 	r.conn = keepOpen{disk} // to read what blocks hold
 	r.mu.Unlock()
-	var f front = &vhostFront{s, disk, r.feed, r.warn}
+	var f front = &vhostFront{s, disk, r.feed, r.warn, func(memory func() ([]vhostuser.Region, error)) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.memory = memory
+	}}
 	if s.Protocol == Xen {
 		f = &xenFront{s, disk, r.feed, r.warn}
 	} else if d, ok := disk.(nbdBackend); ok && s.Protocol != VhostUser {

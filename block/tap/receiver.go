@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"vmscope/block/nbd"
+	"vmscope/block/vhostuser"
 	"vmscope/internal/ring"
 )
 
@@ -34,10 +35,11 @@ type receiver struct {
 	ln     *os.File // to serve at; nil: nowhere
 
 	mu     sync.Mutex
-	base   *message // the "attached" message: how to reach the disk's content
-	conn   base     // to it, for what is captured
-	others others   // for what is captured of other disks
-	reason error    // why the context was ended
+	base   *message                           // the "attached" message: how to reach the disk's content
+	conn   base                               // to it, for what is captured
+	others others                             // for what is captured of other disks
+	memory func() ([]vhostuser.Region, error) // of the guest; nil: nobody shares it
+	reason error                              // why the context was ended
 	warned time.Time
 	stop   context.CancelFunc
 }
@@ -153,6 +155,8 @@ func (r *receiver) listen() {
 		switch m.Kind {
 		case msgCapture:
 			r.caught(m)
+		case msgRegions:
+			r.regions(m.Gen)
 		case msgDetach:
 			why := unpack(m)
 			if why == nil {

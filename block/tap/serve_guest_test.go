@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vmscope/block/nbd"
+	"vmscope/block/vhostuser"
 	"vmscope/internal/guestlab"
 )
 
@@ -91,6 +92,7 @@ func served(t *testing.T, p Protocol, dial bool) {
 		n, worst := stop()
 		t.Logf("%d writes, the slowest %v", n, worst)
 	}
+	shares(t, tap, p)
 	run(t, g, "umount /mnt")
 	// Each write was seen, also those around the killing: what was not answered was sent again.
 	for {
@@ -122,15 +124,45 @@ func served(t *testing.T, p Protocol, dial bool) {
 	if n := tap.Serving(); n != 1 {
 		t.Errorf("%d clients are served on", n)
 	}
-	stop := load(t, g)
-	time.Sleep(300 * time.Millisecond)
-	if n, _ := stop(); n == 0 {
-		t.Error("no writes")
-	}
+	run(t, g, "dd if=/dev/zero of=/mnt/after bs=4k count=1 conv=fsync 2>/dev/null")
 	g.Close()
 	nobody(t)
 	if _, err := os.Stat(socket); err == nil && !dial {
 		t.Error("the socket is left")
+	}
+}
+
+// shares: by vhost-user, and only so, a tap hands over the guest's memory, also behind the end of a receiver.
+func shares(t *testing.T, tap *Tap, p Protocol) {
+	t.Helper()
+	list, err := tap.Regions(t.Context())
+	if p != VhostUser {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("memory of a guest by %s: %d regions, %v", p, len(list), err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := vhostuser.OpenMemory(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if i := m.Info(); i.RAM < 255*mebi || i.RAM > 256*mebi || !i.Live {
+		t.Errorf("%+v", i)
+	}
+	again, err := tap.Regions(t.Context())
+	if err != nil || !m.Is(again) || m.Is(again[1:]) {
+		t.Errorf("asked again: %d regions of %d, %v", len(again), len(list), err)
+	}
+	again[0].Offset += 4096
+	if m.Is(again) {
+		t.Error("another place in the file is the same memory")
+	}
+	for _, r := range again {
+		r.File.Close()
 	}
 }
 

@@ -64,6 +64,7 @@ type Tap struct {
 	goesOn chan struct{} // closed when the receiver goes on without us
 
 	reading sync.Mutex // held while Next works: Close waits for its end
+	asking  sync.Mutex // held by Regions
 
 	mu       sync.Mutex // of all below
 	con      *ring.Consumer
@@ -77,11 +78,14 @@ type Tap struct {
 	seq      uint64
 	attached message // the last
 	pids     [2]int  // receiver, guard
+	life     life    // of the receiver
 	gen      uint32
 	caught   message // as the receiver said
 	journals []Journal
-	left     bool // goesOn is closed
-	clients  int  // that the receiver goes on to serve
+	left     bool    // goesOn is closed
+	clients  int     // that the receiver goes on to serve
+	question uint32  // the number of the last one of Regions
+	answer   message // to it
 	ctl      control
 	wait     func() // for the end of the processes
 }
@@ -248,6 +252,7 @@ func (t *Tap) take(m message) {
 	switch m.Kind {
 	case msgReceiver:
 		t.pids[0] = m.PID
+		t.life.of(m.PID)
 		if t.gen > 0 { // it knows nothing of what the one before was told
 			t.ctl.send(message{Kind: msgCapture, Gen: t.gen, Journals: t.journals})
 		}
@@ -260,6 +265,8 @@ func (t *Tap) take(m message) {
 		if m.Gen >= t.caught.Gen {
 			t.caught = m
 		}
+	case msgRegions:
+		t.answered(m)
 	case msgWarning:
 		if t.opts.Warn != nil {
 			defer t.opts.Warn(unpack(m))
@@ -507,6 +514,10 @@ func (t *Tap) Close() error {
 	defer t.reading.Unlock()
 	t.con.Leave()
 	t.con.Close()
+	t.mu.Lock()
+	t.life.close()
+	t.answer.close()
+	t.mu.Unlock()
 	t.files.Close()
 	if t.ln != nil {
 		t.ln.Close()

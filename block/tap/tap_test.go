@@ -130,6 +130,26 @@ func TestControl(t *testing.T) {
 	if err := x.send(message{Kind: string(make([]byte, maxMessage))}); err == nil {
 		t.Error("a message that is too long")
 	}
+	file, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := x.send(message{Kind: msgRegions, Gen: 3, files: []*os.File{file, a}}); err != nil {
+		t.Fatal(err)
+	}
+	if m, err = y.receive(buf); err != nil || m.Gen != 3 || len(m.files) != 2 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	mine, err1 := file.Stat()
+	theirs, err2 := m.files[0].Stat()
+	if err := errors.Join(err1, err2); err != nil || !os.SameFile(mine, theirs) {
+		t.Errorf("another file came, %v", err)
+	}
+	m.Regions = []region{{PA: 4096, Size: 8192, File: 2}}
+	if list, err := unpackRegions(m); err == nil {
+		t.Errorf("a region of no file: %+v", list)
+	}
 	began := time.Now() // nobody reads: it is dropped
 	for err = nil; err == nil; {
 		err = x.send(message{Kind: "x"})

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"vmscope/internal/ramfile"
 	"vmscope/mem"
+	"vmscope/vm"
 )
 
 // Region is a part of a guest's memory, as the front end told it: Size bytes from Offset on in File lie at the
@@ -66,13 +68,49 @@ func (s *Server) Memory() (*Memory, error) {
 type Memory struct {
 	*ramfile.Memory
 	files []*ramfile.File
+	parts []part
+}
+
+// part is what a region of an open memory is.
+type part struct {
+	pa           mem.PA
+	size, offset uint64
+	dev, ino     uint64
+}
+
+func partOf(r *Region) (part, error) {
+	st, err := r.File.Stat()
+	if err != nil {
+		return part{}, err
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return part{}, errors.ErrUnsupported
+	}
+	return part{r.PA, r.Size, r.Offset, sys.Dev, sys.Ino}, nil
+}
+
+// Is reports whether the memory is that of regions: neither another machine's, nor the same one's with more of it or less.
+func (m *Memory) Is(list []Region) bool {
+	return slices.EqualFunc(m.parts, list, func(p part, r Region) bool {
+		q, err := partOf(&r)
+		return err == nil && p == q
+	})
+}
+
+// Info implements vm.Describer.
+func (m *Memory) Info() vm.Info {
+	i := vm.Info{VMM: "vhost-user", Live: true, Route: "mmap of what the front end shares", Layout: "as the front end tells it"}
+	for _, p := range m.parts {
+		i.RAM += p.size
+	}
+	return i
 }
 
 // OpenMemory maps regions. It owns their files from then on, also if there is an error.
 func OpenMemory(list []Region) (_ *Memory, err error) {
 	m := &Memory{}
-	type id struct{ dev, ino uint64 }
-	mapped := map[id]*ramfile.File{}
+	mapped := map[part]*ramfile.File{}
 	left := list
 	defer func() {
 		if err != nil {
@@ -83,16 +121,13 @@ func OpenMemory(list []Region) (_ *Memory, err error) {
 	var places []ramfile.Place
 	for len(left) > 0 {
 		r := left[0]
-		st, err := r.File.Stat()
+		p, err := partOf(&r)
 		if err != nil {
 			return nil, err
 		}
-		sys, ok := st.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil, errors.ErrUnsupported
-		}
 		left = left[1:]
-		key := id{sys.Dev, sys.Ino}
+		m.parts = append(m.parts, p)
+		key := part{dev: p.dev, ino: p.ino}
 		f := mapped[key]
 		if f != nil {
 			r.File.Close()

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"vmscope/block"
+	"vmscope/block/logwrites"
 	"vmscope/internal/fsoracle"
 	"vmscope/internal/guestlab"
 )
@@ -204,7 +206,14 @@ func TestNBD(t *testing.T) {
 	}
 	dir := t.TempDir()
 	guestlab.MakeFS(t, filepath.Join(dir, "image"), 16<<20, "-t", "ext4")
-	c := vmscopeCmd("nbd", "--image", "image", "--socket", "socket", "--json")
+	before, err := os.ReadFile(filepath.Join(dir, "image"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "before"), before, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := vmscopeCmd("nbd", "--image", "image", "--socket", "socket", "--json", "--record", "log")
 	var stderr bytes.Buffer
 	c.Dir, c.Stderr = dir, &stderr // paths are those of the one who calls, though others open them
 	out, err := c.StdoutPipe()
@@ -230,6 +239,13 @@ func TestNBD(t *testing.T) {
 	if err != nil || !bytes.Equal(image[12<<20:12<<20+64<<10], bytes.Repeat([]byte{7}, 64<<10)) {
 		t.Errorf("what was written is not in the image, %v", err)
 	}
+	// All that was written is recorded before long.
+	for try := 0; !bytes.Equal(recordedImage(t, filepath.Join(dir, "log"), before), image); try++ {
+		if try == 1000 {
+			t.Fatal("the recording does not lead to what the image holds")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "socket")}, "serves there already")
 	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "other")}, "in use", "another process")
 	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "other"), "--protocol", "vhost-user"}, "in use")
@@ -243,6 +259,30 @@ func TestNBD(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "socket")); err == nil {
 		t.Error("the socket is left")
 	}
+	if out, stderr, status := run(t, "replay", filepath.Join(dir, "log"), "--base", filepath.Join(dir, "before"), "--json"); status != 0 || !strings.Contains(out, "ATTACHED") {
+		t.Errorf("replay: status %d, %q", status, stderr)
+	}
+	failed(t, []string{"nbd", "--image", filepath.Join(dir, "image"), "--socket", filepath.Join(dir, "other"), "--record", filepath.Join(dir, "log")}, "--record", "exists")
+}
+
+// recordedImage is what a disk holds by the log of its writes, as far as that goes now.
+func recordedImage(t *testing.T, path string, before []byte) []byte {
+	t.Helper()
+	log, err := logwrites.Open(path, block.Bytes(before), logwrites.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	for _, err := range log.Writes(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := make([]byte, len(before))
+	if err := block.ReadFull(log.Device(), after, 0); err != nil {
+		t.Fatal(err)
+	}
+	return after
 }
 
 // TestEventsIntoNothing: whoever reads the events has gone (| head), which is worth no message.

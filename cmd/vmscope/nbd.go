@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"vmscope"
 	"vmscope/block/tap"
 	"vmscope/watch"
 )
@@ -20,6 +21,7 @@ func (a *app) nbdCmd() *cobra.Command {
 	var s tap.Service
 	var paths []string
 	var socket, protocol string
+	var diskPaths bool
 	c := &cobra.Command{
 		Use:   "nbd --image F --socket S [--watch PATH…]",
 		Short: "Serve a disk to a VM, and tell what happens to the files on it",
@@ -30,7 +32,7 @@ command line or XML can be changed, and for VMMs other than QEMU.
   -blockdev driver=nbd,node-name=d,server.type=unix,server.path=S,reconnect-delay=10,discard=unmap
 
 With --protocol vhost-user it is a vhost-user-blk back end instead, the cheapest way; the
-guest's memory must be shared.
+guest's memory must be shared. It is read, so that paths are the guest's.
 
   -chardev socket,id=v,path=S,reconnect=1 -device vhost-user-blk-pci,chardev=v
 
@@ -59,10 +61,11 @@ until the client leaves.`,
 			if err != nil {
 				return err
 			}
-			return a.serve(cmd.Context(), socket, s, &f, paths, o)
+			return a.serve(cmd.Context(), socket, s, &f, paths, o, !diskPaths && s.Protocol == tap.VhostUser)
 		},
 	}
 	f.add(c)
+	f.addRecord(c)
 	p := c.Flags()
 	p.StringVar(&s.Image, "image", "", "raw image, block device, or URI of an NBD export")
 	p.StringVar(&socket, "socket", "", "unix socket to serve at, or HOST:PORT")
@@ -70,6 +73,7 @@ until the client leaves.`,
 	p.StringVar(&protocol, "protocol", "nbd", "nbd, or vhost-user for a vhost-user-blk back end")
 	p.BoolVar(&s.ReadOnly, "read-only", false, "let nobody write")
 	p.StringVar(&s.Export, "export", "", "name of the NBD export")
+	p.BoolVar(&diskPaths, "disk-paths", false, "by vhost-user: tell paths as they are on the disk, also where the guest has it mounted elsewhere")
 	p.StringVar(&s.Serial, "serial", "", "the disk's serial number, by vhost-user")
 	p.StringVar(&s.Cert, "tls-cert", "", "certificate (PEM): clients must use TLS")
 	p.StringVar(&s.Key, "tls-key", "", "its key (PEM)")
@@ -78,8 +82,8 @@ until the client leaves.`,
 	return c
 }
 
-// serve serves a disk at a socket until it is interrupted.
-func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, paths []string, o watch.Options) error {
+// serve serves a disk at a socket until it is interrupted. mounted: paths are to be the guest's.
+func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchFlags, paths []string, o watch.Options, mounted bool) error {
 	ln, err := listen(socket)
 	if err != nil {
 		return err
@@ -89,6 +93,11 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 	source, err := tap.Serve(ctx, ln, s, tap.Options{Warn: t.warn})
 	if err != nil {
 		return err
+	}
+	if mounted {
+		var stop func()
+		o.Mounted, stop = vmscope.MountedServed(ctx, source)
+		defer stop()
 	}
 	return t.served(ctx, source, at, paths, o)
 }
@@ -103,7 +112,12 @@ func (t *teller) served(ctx context.Context, source *tap.Tap, at string, paths [
 			fmt.Fprintf(t.err, "vmscope: the disk is in use: it is served until its %d client(s) leave\n", n)
 		}
 	}()
-	w, err := watch.New([]watch.Disk{{Name: "disk0", Source: source}}, o)
+	disk, stop, err := t.flags.recorded(source, t.warn)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	w, err := watch.New([]watch.Disk{{Name: "disk0", Source: disk}}, o)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,12 @@ type watchFlags struct {
 	content string
 	limit   int64
 	from    string // a file of watchpoints
+	record  string // a log of all writes
+}
+
+// addRecord adds what those take that serve a disk.
+func (f *watchFlags) addRecord(c *cobra.Command) {
+	c.Flags().StringVar(&f.record, "record", "", "log all writes in this new file while this command runs, for 'vmscope replay'")
 }
 
 func (f *watchFlags) add(c *cobra.Command) {
@@ -227,9 +233,10 @@ XATTR, MOUNT, UNMOUNT. The guest is not changed, stopped or restarted, and never
 waits for us; Ctrl-C leaves it as it was. It needs the VM's QMP socket. Disks that
 are plugged in meanwhile are watched too.
 
-A PATH is watched with all below it; without one, everything is. In a PATH, *, ?
-and [a-z] stand for parts of one name, ** for any number of names. It need not
-exist yet. Paths are the guest's where its mounts can be read from its memory,
+A PATH is watched with all below it, one that ends in /. (as /etc/.) only with
+what is directly in it; without one, everything is. In a PATH, *, ? and [a-z]
+stand for parts of one name, ** for any number of names. It need not exist yet.
+Paths are the guest's where its mounts can be read from its memory,
 else those of the file system on the disk. Paths to be watched are added and taken
 away meanwhile by changing the file that --paths-from names: one PATH a line, lines
 that begin with # are comments; an empty file means that nothing is watched.

@@ -29,7 +29,18 @@ type watching struct {
 // startWatch returns when events are complete.
 func startWatch(t *testing.T, args ...string) *watching {
 	t.Helper()
-	w := &watching{Cmd: vmscopeCmd(append([]string{"watch"}, args...)...), stderr: make(chan string, 1000)}
+	w := startTelling(t, append([]string{"watch"}, args...)...)
+	if first := <-w.stderr; !strings.Contains(first, "from now on") {
+		rest, _ := w.stdout.ReadString('\n')
+		t.Fatalf("watch says %q, and %q", first, rest)
+	}
+	return w
+}
+
+// startTelling starts a command that tells events.
+func startTelling(t *testing.T, args ...string) *watching {
+	t.Helper()
+	w := &watching{Cmd: vmscopeCmd(args...), stderr: make(chan string, 1000)}
 	out, err := w.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -44,10 +55,6 @@ func startWatch(t *testing.T, args ...string) *watching {
 	t.Cleanup(func() { w.Process.Kill() })
 	w.stdout = bufio.NewReader(out)
 	lines := bufio.NewReader(errs)
-	first, err := lines.ReadString('\n')
-	if err != nil || !strings.Contains(first, "from now on") {
-		t.Fatalf("watch says %q, %v", first, err)
-	}
 	go func() {
 		for {
 			line, err := lines.ReadString('\n')
@@ -130,7 +137,13 @@ func leftInQEMU(t *testing.T, g *guestlab.Guest) (left []string) {
 func TestWatchGuest(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	guestlab.MakeFS(t, image, 64<<20, "-t", "ext4")
-	g := guestlab.Boot(t, guestlab.Config{Kernel: guestlab.TestKernels(t)[0], MemoryMiB: 256, Disk: image, Modules: []string{"ext4"}})
+	data, socket := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "s")
+	guestlab.MakeFS(t, data, 16<<20, "-t", "ext4")
+	served := startTelling(t, "nbd", "--protocol", "vhost-user", "--image", data, "--socket", socket, "--watch", "/data/in")
+	served.says(t, "serving at")
+	g := guestlab.Boot(t, guestlab.Config{Kernel: guestlab.TestKernels(t)[0], MemoryMiB: 256, Disk: image, Modules: []string{"ext4"},
+		QEMUArgs: []string{"-chardev", "socket,id=vu,path=" + socket + ",reconnect=1", "-device", "vhost-user-blk-pci,chardev=vu"}})
+	t.Run("vhost-user", func(t *testing.T) { servedPaths(t, g, served) })
 	inGuest := func(script string) {
 		t.Helper()
 		if _, err := g.Run(t.Context(), script); err != nil {
@@ -216,9 +229,9 @@ func TestWatchGuest(t *testing.T) {
 	setPaths("/srv/one\n")
 	w = startWatch(t, g.Name(), "--paths-from", paths, "/srv/end", "--op", "MKDIR")
 	inGuest("cd /srv; mkdir one two; sync")
-	setPaths("/srv/two # with space\n# not /srv/one\n/srv/two\n")
+	setPaths("/srv/two # with space\n# not /srv/one\n/srv/two/.\n")
 	w.says(t, "2 paths from now on")
-	inGuest("cd /srv; mkdir one/a two/a; sync")
+	inGuest("cd /srv; mkdir -p one/a two/a/b; sync")
 	setPaths("")
 	w.says(t, "0 paths from now on")
 	inGuest("cd /srv; mkdir one/b two/b; sync; mkdir end; sync")
@@ -235,6 +248,43 @@ func TestWatchGuest(t *testing.T) {
 	if status, stderr := w.ended(); status != 0 || !strings.Contains(stderr, "the guest has ended") {
 		t.Errorf("the guest ended: status %d, %q", status, stderr)
 	}
+	served.Process.Signal(syscall.SIGTERM)
+	if status, stderr := served.ended(); status != 0 && status != statusInterrupted {
+		t.Errorf("SIGTERM: status %d, %q", status, stderr)
+	}
+}
+
+// servedPaths: paths of a disk that is served by vhost-user are the guest's, which its memory tells.
+func servedPaths(t *testing.T, g *guestlab.Guest, served *watching) {
+	if err := g.Mount(t.Context(), "/dev/vdb", "/data", "ext4", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Run(t.Context(), "mkdir /data/in /data/out"); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 1)
+	go func() {
+		line, _ := served.stdout.ReadString('\n')
+		for strings.HasPrefix(line, "MOUNT: ") || line == "MKDIR: /data/in\n" {
+			line, _ = served.stdout.ReadString('\n')
+		}
+		told <- line
+	}()
+	// A host that is slow may be told late where it is mounted.
+	for i := range 300 {
+		if _, err := g.Run(t.Context(), fmt.Sprintf("mkdir /data/in/x%d /data/out/x%d; sync", i, i)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case line := <-told:
+			if !strings.HasPrefix(line, "MKDIR: /data/in/x") {
+				t.Errorf("told %q", line)
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	t.Error("nothing is told of the guest's path")
 }
 
 func sha256Of(text string) string {

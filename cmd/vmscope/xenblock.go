@@ -72,6 +72,7 @@ again: the guest waits, and loses nothing.`,
 		},
 	}
 	f.add(c)
+	f.addRecord(c)
 	p := c.Flags()
 	p.StringVar(&s.Image, "image", "", "raw image, block device, or URI of an NBD export")
 	p.StringVar(&s.Domain, "domain", "", "serve only this domain, by name or number")
