@@ -47,6 +47,7 @@ var ErrNoDisk = errors.New("no such disk")
 // OpenDisks opens all disks that target has:
 //
 //	qemu:NAME, qemu:PID, NAME, PID, or the path of a QMP socket    the disks of a running machine
+//	libvirt:///NAME                                                those of a domain of libvirt
 //	file:PATH, or PATH                                             a raw image, or a block device
 //	nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT              an NBD export
 //
@@ -72,6 +73,12 @@ func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, err
 		return openNBD(ctx, target)
 	case ok && scheme == "qemu":
 		return openMachineDisks(ctx, rest, o)
+	case ok && scheme == "libvirt":
+		p, err := qemu.FindDomain(ctx, rest)
+		if err != nil {
+			return nil, err
+		}
+		return openMachineDisks(ctx, p.Target(), o)
 	}
 	if err := diskless(target); err != nil {
 		return nil, err
@@ -87,7 +94,7 @@ func OpenDisks(ctx context.Context, target string, opts ...Option) ([]*Disk, err
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
-		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, file: and nbd:", ErrTarget, scheme)
+		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, libvirt:, file: and nbd:", ErrTarget, scheme)
 	}
 	all, err := openMachineDisks(ctx, target, o)
 	if errors.Is(err, qemu.ErrNoVM) {

@@ -21,6 +21,8 @@ import (
 //
 //	qemu:NAME      a running QEMU by its -name
 //	qemu:PID       a running QEMU by its process id
+//	libvirt:///NAME  a domain of libvirt, by name, UUID or number; QEMU's
+//	               monitor is asked through libvirt's daemon
 //	firecracker:ID a running Firecracker, cloud-hypervisor, crosvm or kvmtool by
 //	               the name it was given, its process id, or its API's socket
 //	pid:N          the process that runs a guest, whatever VMM it is
@@ -63,6 +65,8 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 		return openDump(rest, o)
 	case ok && scheme == "qemu":
 		return openQEMU(ctx, rest, o)
+	case ok && scheme == "libvirt":
+		return openDomain(ctx, rest, o)
 	case ok && scheme == "pid":
 		return openProcess(ctx, "", rest, o)
 	case ok && slices.Contains(proc.Kinds(), scheme):
@@ -83,7 +87,7 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
-		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, %s:, pid:, xen:, gdb: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
+		return nil, fmt.Errorf("%w: this vmscope has no driver %q; it has qemu:, libvirt:, %s:, pid:, xen:, gdb: and file:", ErrTarget, scheme, strings.Join(proc.Kinds(), ":, "))
 	}
 	return openNamed(ctx, target, o)
 }
@@ -138,7 +142,7 @@ func openProcess(ctx context.Context, vmm, target string, o options) (vm.Machine
 // schemeLike reports whether s looks like the scheme of a target, not like part
 // of a VM's name.
 func schemeLike(s string) bool {
-	for _, known := range []string{"libvirt", "kvm", "esx", "hyperv"} {
+	for _, known := range []string{"kvm", "esx", "hyperv"} {
 		if s == known {
 			return true
 		}
@@ -170,6 +174,15 @@ func openQEMU(ctx context.Context, target string, o options) (vm.Machine, error)
 		opts = append(opts, qemu.Writable())
 	}
 	return qemu.Open(ctx, target, opts...)
+}
+
+// openDomain opens the QEMU of a domain of libvirt.
+func openDomain(ctx context.Context, target string, o options) (vm.Machine, error) {
+	p, err := qemu.FindDomain(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	return openQEMU(ctx, p.Target(), o)
 }
 
 func openXen(ctx context.Context, target string, o options) (vm.Machine, error) {

@@ -11,6 +11,7 @@ import (
 	"vmscope/block/tap"
 	"vmscope/event"
 	"vmscope/fsinfer/ext4"
+	"vmscope/vm/qemu"
 	"vmscope/watch"
 )
 
@@ -36,11 +37,11 @@ type WatchOptions struct {
 // then left as it was found, also if this program dies. Programs call tap.Helper first in main, or a program that hangs
 // makes the guest's writes hang.
 func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Event) error) (err error) {
-	machine, err := tapTarget(target)
+	machine, err := tapTarget(ctx, target)
 	if err != nil {
 		return err
 	}
-	t := &tapped{machine: machine, o: o, taps: map[*tap.Tap]bool{}}
+	t := &tapped{target: target, machine: machine, o: o, taps: map[*tap.Tap]bool{}}
 	defer func() { err = errors.Join(err, t.close()) }()
 	disks, err := t.attach(ctx)
 	if err != nil {
@@ -65,13 +66,19 @@ func Watch(ctx context.Context, target string, o WatchOptions, f func(event.Even
 }
 
 // tapTarget turns a target as of Open into one of block/tap.
-func tapTarget(target string) (string, error) {
+func tapTarget(ctx context.Context, target string) (string, error) {
 	scheme, rest, ok := strings.Cut(target, ":")
 	switch {
 	case target == "":
 		return "", fmt.Errorf("%w: it is empty; 'vmscope vms' lists the running VMs", ErrTarget)
 	case ok && scheme == "qemu":
 		return rest, nil
+	case ok && scheme == "libvirt":
+		p, err := qemu.FindDomain(ctx, rest)
+		if err != nil {
+			return "", err
+		}
+		return p.Target(), nil
 	case ok && (scheme == "file" || schemeLike(scheme)):
 		return "", fmt.Errorf("watch %s: %w: only the disks of a running QEMU are written to", target, errors.ErrUnsupported)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -16,8 +15,9 @@ import (
 
 // tapped are the taps of a machine's disks.
 type tapped struct {
-	machine string // as it was asked for
-	process string // its PID: another may bear its name one day
+	target  string // as it was asked for
+	machine string // the same for block/tap
+	process string // its qemu.Process.Target: another may bear its name one day
 	o       WatchOptions
 	known   []tap.Disk // that were there at the last look; tapped or not
 
@@ -33,13 +33,13 @@ func (t *tapped) attach(ctx context.Context) (disks []watch.Disk, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t.process = strconv.Itoa(p.PID)
+	t.process = p.Target()
 	if t.known, err = tap.Disks(ctx, t.process); err != nil {
 		return nil, err
 	}
 	for _, name := range t.o.Disks {
 		if !slices.ContainsFunc(t.known, func(d tap.Disk) bool { return isDisk(d, name) }) {
-			return nil, fmt.Errorf("%w: %q; 'vmscope disks %s' lists them", ErrNoDisk, name, t.machine)
+			return nil, fmt.Errorf("%w: %q; 'vmscope disks %s' lists them", ErrNoDisk, name, t.target)
 		}
 	}
 	for _, d := range t.known {
@@ -54,7 +54,7 @@ func (t *tapped) attach(ctx context.Context) (disks []watch.Disk, err error) {
 		disks = append(disks, w)
 	}
 	if len(disks) == 0 {
-		return nil, fmt.Errorf("%w: %s has none that it can write to", ErrNoDisk, t.machine)
+		return nil, fmt.Errorf("%w: %s has none that it can write to", ErrNoDisk, t.target)
 	}
 	return disks, nil
 }

@@ -132,7 +132,7 @@ func (m *mirror) startServer(ctx context.Context, mon qmp.Monitor) error {
 // openDir lets QEMU's user make a socket in a machine's directory.
 func (m *mirror) openDir(dir string) error {
 	var st unix.Stat_t
-	if err := unix.Stat("/proc/"+m.Target, &st); err != nil || int(st.Uid) == os.Geteuid() {
+	if err := unix.Stat(fmt.Sprintf("/proc/%d", m.PID), &st); err != nil || int(st.Uid) == os.Geteuid() {
 		return err
 	}
 	if err := os.Chown(dir, -1, int(st.Gid)); err != nil {

@@ -177,6 +177,6 @@ func sweepLooks(ctx context.Context, mon qmp.Monitor, p qemu.Process) error {
 	if err != nil {
 		return err
 	}
-	m := &mirror{Target: fmt.Sprint(p.PID), Start: p.Start(), Dir: dir}
+	m := &mirror{Target: p.Target(), PID: p.PID, Start: p.Start(), Dir: dir}
 	return m.dropExports(ctx, mon, true, dead)
 }

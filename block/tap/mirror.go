@@ -25,7 +25,8 @@ import (
 // QEMU's own NBD server. Everything that it makes in QEMU bears names that begin with prefix, so that what a killed
 // predecessor left is found.
 type mirror struct {
-	Target string // PID of the machine
+	Target string // of the machine, with its PID (qemu.Process.Target)
+	PID    int
 	Start  uint64 // its start time
 	Node   string
 	QDev   string
@@ -54,7 +55,7 @@ func newMirror(p qemu.Process, d Disk, dir string) *mirror {
 	}
 	return &mirror{
 		Raw: raw, Threaded: d.threaded,
-		Target: fmt.Sprint(p.PID), Start: p.Start(), Node: d.Node, QDev: d.QDev, Name: d.String(), Size: d.Size, Dir: dir,
+		Target: p.Target(), PID: p.PID, Start: p.Start(), Node: d.Node, QDev: d.QDev, Name: d.String(), Size: d.Size, Dir: dir,
 		ID: idPrefix + hex.EncodeToString(sum[:4]) + "-" + strings.ToLower(rand.Text()[:6]),
 	}
 }
@@ -94,7 +95,7 @@ func (m *mirror) process() (qemu.Process, error) {
 		return p, err
 	}
 	if err != nil || p.Start() != m.Start {
-		return p, fmt.Errorf("%s of machine %s: %w", m.Name, m.Target, ErrGuestEnded)
+		return p, fmt.Errorf("%s of machine %d: %w", m.Name, m.PID, ErrGuestEnded)
 	}
 	return p, nil
 }
@@ -203,7 +204,7 @@ func (m *mirror) forQEMU(path string) error {
 		return err
 	}
 	var st unix.Stat_t
-	if unix.Stat("/proc/"+m.Target, &st) == nil && int(st.Uid) != os.Geteuid() {
+	if unix.Stat(fmt.Sprintf("/proc/%d", m.PID), &st) == nil && int(st.Uid) != os.Geteuid() {
 		os.Chown(path, int(st.Uid), int(st.Gid))
 	}
 	return nil

@@ -59,7 +59,7 @@ func newReceiver(s spec, files ring.Files, ctl *os.File) (*receiver, error) {
 // name is what is tapped, for lists of processes.
 func (s *spec) name() string {
 	if s.Mirror != nil {
-		return s.Mirror.Name + " of process " + s.Mirror.Target
+		return fmt.Sprintf("%s of process %d", s.Mirror.Name, s.Mirror.PID)
 	}
 	if s.Service != nil {
 		return s.Service.Image

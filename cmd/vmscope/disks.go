@@ -101,8 +101,8 @@ order of the machine's.
 }
 
 // diskTargets says what a target of the commands for disks is.
-const diskTargets = `A TARGET is a running VM (NAME, qemu:NAME, qemu:PID, the path of its QMP
-socket), a raw image or a block device (PATH, file:PATH), or an NBD export
+const diskTargets = `A TARGET is a running VM (NAME, qemu:NAME, qemu:PID, libvirt:///NAME, the path
+of its QMP socket), a raw image or a block device (PATH, file:PATH), or an NBD export
 (nbd+unix:///EXPORT?socket=PATH, nbd://HOST/EXPORT; "qemu-nbd -r -k SOCKET"
 makes one of any image format). An image is raw, whatever it looks like: a guest
 could make its disk look like any format.`

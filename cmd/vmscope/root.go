@@ -24,6 +24,8 @@ that were built without BTF it needs a file that tells their types (--types,
 Targets:
   NAME           the one running VM of that name
   qemu:NAME      a running QEMU by its -name; qemu:PID by its process id
+  libvirt:///NAME  a domain of libvirt, which is asked for all that QEMU's monitor
+                 is needed for; also by UUID or number, and ?socket=PATH of a daemon
   firecracker:ID a running Firecracker by its --id, its process id, or its API's
                  socket; so cloud-hypervisor:, crosvm: and kvmtool:
   xen:NAME       a Xen domain, in dom0; xen:ID by its number
@@ -69,7 +71,7 @@ says why; 130 interrupted.`,
 	p := root.PersistentFlags()
 	p.BoolVar(&a.json, "json", false, "print one JSON object a line")
 	p.StringVar(&a.color, "color", "auto", "colour on a terminal: auto, always, never")
-	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket); afterwards it runs on, whatever happens")
+	p.BoolVar(&a.pause, "pause", false, "stop the guest while it is read (needs its QMP socket, or libvirt); afterwards it runs on, whatever happens")
 	p.BoolVar(&a.registers, "registers", false, "ask the guest's monitor for vCPU registers, to confirm the kernel; of a Xen domain 'check' looks at them, too")
 	p.BoolVar(&a.truncated, "truncated", false, "open a dump whose end is missing")
 	p.StringVar(&a.layout, "layout", "", "the file is raw RAM, and lies so: q35, pc, virt, flat, low=SIZE (default: found)")

@@ -110,6 +110,9 @@ func (a *app) completeTarget(cmd *cobra.Command, args []string, _ string) ([]str
 	for _, r := range list {
 		if name := string(r.Name); harmless(name) {
 			out = append(out, name, r.kind()+":"+name)
+			if r.Manager == "libvirt" && !strings.ContainsAny(name, "%/?") {
+				out = append(out, "libvirt:///"+name)
+			}
 		} else {
 			out = append(out, r.target())
 		}

@@ -23,8 +23,10 @@ type vmRow struct {
 	Domain int         `json:"domid,omitempty"`
 	VMM    kernel.Text `json:"vmm"`
 	RAM    uint64      `json:"ram"`
-	OS     string      `json:"os,omitempty"`
-	Kernel kernel.Text `json:"kernel,omitempty"`
+	// Manager is "libvirt" where that started the VM: its name is the domain's.
+	Manager string      `json:"manager,omitempty"`
+	OS      string      `json:"os,omitempty"`
+	Kernel  kernel.Text `json:"kernel,omitempty"`
 	// Problem says why OS and kernel are not known.
 	Problem string `json:"problem,omitempty"`
 
@@ -70,7 +72,11 @@ func running(ctx context.Context) ([]vmRow, error) {
 		if p.XenDomain != "" {
 			continue // listed as the domain
 		}
-		list = append(list, vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM, scheme: "qemu"})
+		r := vmRow{Name: kernel.Text(p.Name), PID: p.PID, VMM: vmm(p), RAM: p.RAM, scheme: "qemu"}
+		if p.Libvirt {
+			r.Manager = "libvirt"
+		}
+		list = append(list, r)
 	}
 	others, oerr := proc.List()
 	for _, p := range others {

@@ -19,6 +19,7 @@ import (
 	"vmscope/block/tap"
 	"vmscope/event"
 	"vmscope/kernel"
+	"vmscope/vm/qemu"
 	"vmscope/watch"
 )
 
@@ -301,7 +302,10 @@ TARGET leave. A watch that was made to leave, or whose guest has ended, says so 
 // completeTapped completes the disks of a running VM that can be watched.
 func completeTapped(cmd *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {
 	if len(args) > 0 {
-		disks, _ := tap.Disks(cmd.Context(), strings.TrimPrefix(args[0], "qemu:"))
+		var disks []tap.Disk
+		if target, err := tapped(cmd.Context(), args[0]); err == nil {
+			disks, _ = tap.Disks(cmd.Context(), target)
+		}
 		for _, d := range disks {
 			for _, w := range []string{d.Name, d.ID} {
 				if !d.ReadOnly && harmless(w) {
@@ -313,14 +317,31 @@ func completeTapped(cmd *cobra.Command, args []string, _ string) (out []string, 
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
+// tapped turns a target into one of block/tap.
+func tapped(ctx context.Context, target string) (string, error) {
+	rest, ok := strings.CutPrefix(target, "libvirt:")
+	if !ok {
+		return strings.TrimPrefix(target, "qemu:"), nil
+	}
+	p, err := qemu.FindDomain(ctx, rest)
+	if err != nil {
+		return "", err
+	}
+	return p.Target(), nil
+}
+
 // detach makes watches leave.
 func (a *app) detach(ctx context.Context, target string, disks []string) error {
 	if len(disks) == 0 {
 		disks = []string{""}
 	}
+	machine, err := tapped(ctx, target)
+	if err != nil {
+		return err
+	}
 	total := 0
 	for _, d := range disks {
-		n, err := tap.Detach(ctx, strings.TrimPrefix(target, "qemu:"), d)
+		n, err := tap.Detach(ctx, machine, d)
 		if err != nil {
 			return err
 		}

@@ -54,7 +54,8 @@ type Config struct {
 
 	Disk        string   // raw image to attach as /dev/vda by QEMU's old -drive; default none
 	Disks       []Disk   // more disks, by -blockdev; Guest.DiskDevice finds them in the guest
-	Libvirt     bool     // have libvirt start QEMU (see NeedLibvirt); RAM is then private, and virtio the only bus
+	Libvirt     bool     // have the host's libvirt start QEMU; RAM is then private, and virtio the only bus
+	Daemon      *Libvirt // have this libvirt start QEMU; the disks are in its Dir
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end
 
@@ -67,6 +68,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Name == "" {
 		c.Name = fmt.Sprintf("lab-%d-%d", os.Getpid(), guestCount.Add(1))
 	}
+	c.Libvirt = c.Libvirt || c.Daemon != nil
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = 512
 	}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,22 +18,6 @@ import (
 
 // errNoDomain says that libvirt is there but starts no guest of the lab: its QEMU may be kept from the lab's files.
 var errNoDomain = errors.New("libvirt does not start a domain")
-
-// NeedLibvirt skips a test where no libvirt answers that starts QEMU: it is no program of the lab's own, so that guests that
-// are demanded (RequireGuests) are so without it.
-func NeedLibvirt(tb testing.TB) {
-	tb.Helper()
-	if testing.Short() {
-		Skip(tb, "boots a guest; not under -short")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	if out, err := Virsh(ctx, "version"); err != nil {
-		Skip(tb, err.Error())
-	} else {
-		tb.Logf("%s", out)
-	}
-}
 
 // Virsh runs virsh at the libvirt that starts domains of the lab: the system's for root, else the user's own.
 func Virsh(ctx context.Context, args ...string) (string, error) {
@@ -44,6 +27,10 @@ func Virsh(ctx context.Context, args ...string) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", uri}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return virsh(cmd, args)
+}
+
+func virsh(cmd *exec.Cmd, args []string) (string, error) {
 	out, err := cmd.CombinedOutput()
 	out = bytes.TrimSpace(out)
 	if err != nil {
@@ -108,7 +95,13 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	text, err := g.cfg.domain(emulator, g.kernel.Image(), g.dir)
+	image := g.kernel.Image()
+	if d := g.cfg.Daemon; d != nil {
+		if image, err = d.lend(g.dir.path, image); err != nil {
+			return err
+		}
+	}
+	text, err := g.cfg.domain(emulator, image, g.dir)
 	if err != nil {
 		return err
 	}
@@ -116,7 +109,12 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return err
 	}
-	if _, err := Virsh(ctx, "create", path); err != nil {
+	if d := g.cfg.Daemon; d != nil {
+		if err := d.own(path); err != nil {
+			return err
+		}
+	}
+	if _, err := g.virsh(ctx, "create", path); err != nil {
 		return fmt.Errorf("%w: %w", errNoDomain, err)
 	}
 	pid, err := domainPID(g.cfg.Name)
@@ -139,11 +137,19 @@ func (g *Guest) createDomain(ctx context.Context) error {
 	return nil
 }
 
+// virsh runs virsh at the libvirt that has the guest.
+func (g *Guest) virsh(ctx context.Context, args ...string) (string, error) {
+	if g.cfg.Daemon != nil {
+		return g.cfg.Daemon.Virsh(ctx, args...)
+	}
+	return Virsh(ctx, args...)
+}
+
 // destroy ends the domain.
 func (g *Guest) destroy() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if _, err := Virsh(ctx, "destroy", g.cfg.Name); err != nil && g.pid != 0 {
+	if _, err := g.virsh(ctx, "destroy", g.cfg.Name); err != nil && g.pid != 0 {
 		unix.Kill(g.pid, unix.SIGKILL)
 	}
 }

@@ -1,7 +1,7 @@
 // Package qmp speaks with QEMU's monitor (QEMU docs/interop/qmp-spec.rst): a line of JSON each way.
 //
 // A monitor's socket serves one client at a time and makes the others wait, so that whoever connects is to act and to
-// leave. Where another holds it for good (libvirt does), Virsh asks through that one.
+// leave. Where another holds it for good (libvirt does), a Relay asks through that one.
 package qmp
 
 import (

@@ -171,45 +171,52 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestVirsh runs a program that behaves as virsh does.
-func TestVirsh(t *testing.T) {
-	dir := t.TempDir()
-	script := `#!/bin/sh
-for last; do :; done
-case "$last" in
-*query-status*) echo '{"return":{"status":"running"},"id":"libvirt-1"}' ;;
-*getfd*) echo passed >&3; echo '{"return":{}}' ;;
-*) echo '{"id":"libvirt-2","error":{"class":"GenericError","desc":"no"}}'; exit 1 ;;
-esac
-`
-	if err := os.WriteFile(filepath.Join(dir, "virsh"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
+// TestRelay asks through another program.
+func TestRelay(t *testing.T) {
+	left := false
+	r := &Relay{
+		Pass: func(_ context.Context, line string, f *os.File) (string, error) {
+			switch {
+			case strings.Contains(line, "query-status"):
+				return `{"return":{"status":"running"},"id":"libvirt-1"}`, nil
+			case strings.Contains(line, `"getfd","arguments":{"fdname":"x"}`):
+				fmt.Fprintln(f, "passed")
+				return `{"return":{}}`, nil
+			case strings.Contains(line, "stop"):
+				return "", io.ErrClosedPipe
+			case strings.Contains(line, "cont"):
+				return "{}", nil
+			}
+			return `{"id":"libvirt-2","error":{"class":"GenericError","desc":"no"}}`, nil
+		},
+		Leave: func() error { left = true; return nil },
 	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	v, err := NewVirsh(t.Context(), "web1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s, err := Status(t.Context(), v); s != "running" || err != nil {
+	if s, err := Status(t.Context(), r); s != "running" || err != nil {
 		t.Error(s, err)
 	}
 	var refused *Error
-	if _, err := v.Run(t.Context(), "block-job-cancel", nil); !errors.As(err, &refused) || refused.Desc != "no" {
+	if _, err := r.Run(t.Context(), "block-job-cancel", nil); !errors.As(err, &refused) || refused.Desc != "no" {
 		t.Error(err)
 	}
-	r, w, err := os.Pipe()
+	if _, err := r.Run(t.Context(), "stop", nil); !errors.Is(err, io.ErrClosedPipe) {
+		t.Error(err)
+	}
+	if _, err := r.Run(t.Context(), "cont", nil); err == nil {
+		t.Error("no answer is taken for one")
+	}
+	in, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	if err := v.PassFile(t.Context(), "x", w); err != nil {
+	defer in.Close()
+	if err := r.PassFile(t.Context(), "x", out); err != nil {
 		t.Error(err)
 	}
-	w.Close()
-	if b, err := io.ReadAll(r); string(b) != "passed\n" || err != nil {
+	out.Close()
+	if b, err := io.ReadAll(in); string(b) != "passed\n" || err != nil {
 		t.Errorf("%q, %v", b, err)
 	}
-	if _, err := NewVirsh(t.Context(), "--help"); err == nil {
-		t.Error("an option is taken for a domain")
+	if err := r.Close(); err != nil || !left {
+		t.Error(err, left)
 	}
 }

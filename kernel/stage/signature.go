@@ -26,6 +26,7 @@ func called(name string) func([]byte, int) string { return func([]byte, int) str
 // Memtest86+ 6.10), but for those of Windows and the BSDs, which are from the format of the record that leads to a
 // program's PDB file (LLVM's docs/PDB) and from the kernels' sys/conf/newvers.sh.
 var signatures = []signature{
+	{"Xen version ", Hypervisor, xen},
 	{"Linux version ", Linux, release},
 	{"RSDS", System, windows},
 	{"@(#)FreeBSD ", System, bsd},
@@ -35,6 +36,10 @@ var signatures = []signature{
 	{"HdrS", Image, image},
 	{"Welcome to GRUB!", Loader, called("GRUB")},
 	{" -- Open Source Network Boot Firmware -- ", Loader, called("iPXE")},
+	{"ISOLINUX ", Loader, numbered},
+	{"SYSLINUX ", Loader, numbered},
+	{"PXELINUX ", Loader, numbered},
+	{"U-Boot ", Loader, numbered},
 	{"IBI SYST", Firmware, uefi},
 	{"SeaBIOS (version ", Firmware, called("SeaBIOS")},
 }
@@ -94,6 +99,28 @@ func release(b []byte, i int) string {
 		return ""
 	}
 	return r
+}
+
+// xen reads the line with which Xen's console begins (xen/drivers/char/console.c): "Xen version 4.17.5 (Debian …) (who@where) …".
+// A Linux that is Xen's guest logs other words.
+func xen(b []byte, i int) string {
+	v := word(b[i:], 3)
+	if v == "" || !bytes.HasPrefix(b[i+len(v):], []byte(" (")) {
+		return ""
+	}
+	if v = v[len("Xen version "):]; v[0] < '0' || v[0] > '9' {
+		return ""
+	}
+	return "Xen " + v
+}
+
+// numbered reads a name that a version follows: "U-Boot 2023.01".
+func numbered(b []byte, i int) string {
+	name := word(b[i:], 2)
+	if v := name[strings.IndexByte(name, ' ')+1:]; name == "" || v == "" || v[0] < '0' || v[0] > '9' {
+		return ""
+	}
+	return name
 }
 
 // memoryTest reads "Memtest86+ v6.10", which its screen begins with.

@@ -17,11 +17,12 @@ import (
 type Kind int
 
 const (
-	Linux     Kind = iota // a kernel's image, unpacked
-	System                // another operating system
-	Memtest               // a test of memory
-	Image                 // a Linux kernel as a boot loader loads it, packed
-	Multiboot             // a kernel that follows the Multiboot specification
+	Hypervisor Kind = iota // what runs guests of its own, in which a kernel may lie
+	Linux                  // a kernel's image, unpacked
+	System                 // another operating system
+	Memtest                // a test of memory
+	Image                  // a Linux kernel as a boot loader loads it, packed
+	Multiboot              // a kernel that follows the Multiboot specification
 	Loader
 	Firmware
 	nothing
@@ -47,6 +48,8 @@ func (t Trace) Advice(live bool) string {
 		return "it was not started, boots, is encrypted, or is not Linux"
 	case t.Name == "":
 		return "it is encrypted, or not Linux"
+	case t.Kind == Hypervisor:
+		return fmt.Sprintf("%.64q runs in it, and has the memory of guests of its own: look at those from within (xen:NAME, in its dom0)", t.Name)
 	case t.Kind == Linux:
 		return fmt.Sprintf("Linux %.64q lies in it, but has not come up, has ended, or is of a kind that vmscope does not read%s", t.Name, later("; try again in some seconds"))
 	case t.Kind == Image:

@@ -22,7 +22,7 @@ type config struct {
 	memPath string // -mem-path
 	// backends in the order in which they make up main memory.
 	backends []backend
-	dimms    bool     // memory devices beside main memory
+	dimms    bool     // memory devices beside main memory, or room for some
 	qmp      []qmpEnd // control monitors
 	raw      string   // the command line as it is
 	secret   string   // type of the confidential-guest object, "" if none
@@ -40,8 +40,9 @@ type backend struct {
 // qmpEnd is where a control monitor listens: at a path, or at a descriptor that
 // QEMU inherited.
 type qmpEnd struct {
-	path string
-	fd   int
+	path    string
+	fd      int
+	libvirt bool // libvirt made it for itself, and holds it
 }
 
 // opts is a parsed QemuOpts string or its JSON form.
@@ -167,8 +168,12 @@ func parseArgs(args []string) config {
 		case "name":
 			c.name = parseOpts(v, "guest")["guest"]
 		case "m":
-			if n := size(parseOpts(v, "size")["size"], 1<<20); n > 0 {
+			o := parseOpts(v, "size")
+			if n := size(o["size"], 1<<20); n > 0 {
 				c.ram = n
+			}
+			if o["maxmem"] != "" { // what was added since does not stand here
+				c.dimms = true
 			}
 		case "M", "machine":
 			for k, x := range parseOpts(v, "type") {
@@ -228,10 +233,11 @@ func parseArgs(args []string) config {
 	for _, id := range control {
 		// Without server it is QEMU that connects, to a daemon (Proxmox's qmeventd).
 		if o := chardevs[id]; o["backend"] == "socket" && o.on("server") {
+			libvirt := id == "charmonitor" // src/qemu/qemu_command.c
 			if fd, err := strconv.Atoi(o["fd"]); err == nil {
-				c.qmp = append(c.qmp, qmpEnd{fd: fd})
+				c.qmp = append(c.qmp, qmpEnd{fd: fd, libvirt: libvirt})
 			} else if o["path"] != "" {
-				c.qmp = append(c.qmp, qmpEnd{path: o["path"], fd: -1})
+				c.qmp = append(c.qmp, qmpEnd{path: o["path"], fd: -1, libvirt: libvirt})
 			}
 		}
 	}

@@ -29,7 +29,7 @@ func TestParseArgs(t *testing.T) {
 				"-chardev", "socket,id=charmonitor,fd=24,server=on,wait=off", "-mon", "chardev=charmonitor,id=monitor,mode=control",
 			},
 			config{
-				name: "a,b=c", machine: "q35", accel: "kvm", ram: 2 * g, qmp: []qmpEnd{{fd: 24}},
+				name: "a,b=c", machine: "q35", accel: "kvm", ram: 2 * g, dimms: true, qmp: []qmpEnd{{fd: 24, libvirt: true}},
 				backends: []backend{{id: "pc.ram", typ: "memfd", shared: true, size: 2 * g}},
 			},
 		},
@@ -54,6 +54,7 @@ func TestParseArgs(t *testing.T) {
 		},
 		{"connects to a monitor's other end", []string{"-qmp", "unix:/run/a", "-qmp", "unix:/run/b,server,nowait"}, config{qmp: []qmpEnd{{path: "/run/b", fd: -1}}}},
 		{"encrypted", []string{"-object", "sev-snp-guest,id=sev0,cbitpos=51", "-machine", "q35,confidential-guest-support=sev0"}, config{machine: "q35", secret: "sev-snp-guest"}},
+		{"encrypted, as libvirt does", []string{"-object", `{"qom-type":"tdx-guest","id":"lsec0"}`, "-machine", "q35,confidential-guest-support=lsec0"}, config{machine: "q35", secret: "tdx-guest"}},
 		{
 			"as Xen's toolstack does",
 			[]string{

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"time"
+	"slices"
+	"strconv"
+	"strings"
 
 	"vmscope/internal/qmp"
+	"vmscope/vm/qemu/libvirt"
 )
 
 // dial connects to the monitor of process pid.
@@ -24,54 +26,94 @@ func dial(ctx context.Context, path string, pid int) (*qmp.Client, error) {
 	})
 }
 
-// Monitor connects to the monitor of a machine: to its socket, or where another
-// holds that and libvirt's virsh is there and knows the machine, through
-// libvirt. It must be closed soon: a socket serves one client at a time.
-func (p Process) Monitor(ctx context.Context) (qmp.Monitor, error) {
-	// Who holds a monitor for good is most often libvirt.
-	wait := monitorWait
-	_, virsh := exec.LookPath("virsh")
-	if virsh == nil {
-		wait = virshAfter
-	}
-	m, errs := p.sockets(ctx, wait)
-	if m != nil {
-		return m, nil
-	}
-	if virsh == nil && ctx.Err() == nil {
-		v, err := qmp.NewVirsh(ctx, p.Name)
-		if err == nil {
-			return v, nil
+// way is one of the ways to a monitor: the path of its socket, or, behind viaLibvirt, that of libvirt's daemon, which may be
+// any ("").
+type way string
+
+const viaLibvirt = "libvirt:"
+
+func (w way) libvirt() bool { return strings.HasPrefix(string(w), viaLibvirt) }
+
+// ways lists the ways to the monitor of a machine, the best first: a socket of its own marks no domain of libvirt as tainted,
+// and of one that libvirt holds an answer is to be had only where libvirt's daemon is gone.
+func (p Process) ways() []way {
+	var own, held []way
+	for _, path := range p.QMP {
+		if slices.Contains(p.held, path) {
+			held = append(held, way(path))
+		} else {
+			own = append(own, way(path))
 		}
-		if m, errs = p.sockets(ctx, monitorWait); m != nil {
-			return m, nil
+	}
+	libvirt := []way{way(viaLibvirt + p.Daemon)}
+	switch {
+	case p.Daemon != "":
+		return slices.Concat(libvirt, own, held)
+	case p.Libvirt:
+		return slices.Concat(own, libvirt, held)
+	}
+	return own
+}
+
+// connect takes one way.
+func (p Process) connect(ctx context.Context, w way) (qmp.Monitor, error) {
+	if daemon, ok := strings.CutPrefix(string(w), viaLibvirt); ok {
+		return p.relay(ctx, daemon)
+	}
+	c, err := dial(ctx, string(w), p.PID)
+	if err != nil {
+		return nil, fmt.Errorf("monitor %q: %w", w, err)
+	}
+	return c, nil
+}
+
+// monitor takes the first way that leads to the monitor.
+func (p Process) monitor(ctx context.Context) (qmp.Monitor, way, error) {
+	var errs error
+	for _, w := range p.ways() {
+		wait := monitorWait
+		if w.libvirt() {
+			wait = libvirtWait
+		}
+		wctx, cancel := context.WithTimeout(ctx, wait)
+		m, err := p.connect(wctx, w)
+		cancel()
+		if err == nil {
+			return m, w, nil
+		}
+		errs = errors.Join(errs, err)
+		if w.libvirt() && !errors.Is(err, libvirt.ErrNoDaemon) && p.Daemon != "" {
+			break // the daemon that was asked for is there: it holds the others
 		}
 	}
 	if errs == nil {
 		errs = errNoMonitor("ask the monitor")
 	}
-	return nil, errs
+	return nil, "", errs
 }
 
-// sockets connects to the first socket that answers.
-func (p Process) sockets(ctx context.Context, wait time.Duration) (qmp.Monitor, error) {
-	var errs error
-	for _, path := range p.QMP {
-		dctx, cancel := context.WithTimeout(ctx, wait)
-		c, err := dial(dctx, path, p.PID)
-		cancel()
-		if err == nil {
-			return c, nil
-		}
-		errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", path, err))
-	}
-	return nil, errs
+// Monitor connects to the monitor of a machine: to a socket, or through libvirt where that holds it. It must be closed soon: a
+// socket serves one client at a time.
+func (p Process) Monitor(ctx context.Context) (qmp.Monitor, error) {
+	m, _, err := p.monitor(ctx)
+	return m, err
 }
 
 // Alive reports whether the process still runs, and is still the same.
 func (p Process) Alive() bool {
 	now, _, ok := inspect(p.PID)
 	return ok && now.start == p.start
+}
+
+// byDaemon stands between the PID and the socket of libvirt's daemon in a target.
+const byDaemon = "?libvirt="
+
+// Target names the process for Find and Open, of another process of ours too.
+func (p Process) Target() string {
+	if p.Daemon == "" {
+		return strconv.Itoa(p.PID)
+	}
+	return strconv.Itoa(p.PID) + byDaemon + p.Daemon
 }
 
 // Start is when the process started, in clock ticks since the host's boot: with

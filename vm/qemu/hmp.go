@@ -14,7 +14,7 @@ import (
 
 // ramRegions asks for the memory map and keeps what memory backends fill: main
 // memory and memory devices, but no video RAM and no ROM.
-func ramRegions(ctx context.Context, c *qmp.Client) ([]qmp.Region, error) {
+func ramRegions(ctx context.Context, c qmp.Monitor) ([]qmp.Region, error) {
 	raw, err := c.Run(ctx, "query-memdev", nil)
 	if err != nil {
 		return nil, err

@@ -20,29 +20,28 @@ const (
 	// monitorWait bounds the wait for a monitor that somebody else may be using for a
 	// moment.
 	monitorWait = 3 * time.Second
-	// virshAfter is when libvirt is asked instead.
-	virshAfter = 300 * time.Millisecond
+	// libvirtWait bounds the wait for libvirt's daemon, which does other things too.
+	libvirtWait = 10 * time.Second
 	// monitorIdle is how long a connection is kept for the next question.
 	monitorIdle = 200 * time.Millisecond
 )
 
-// monitor is the QMP socket of one machine, connected to while needed.
+// monitor is the monitor of one machine, connected to while needed.
 type monitor struct {
-	pid   int
-	paths []string
+	proc  Process
 	mu    sync.Mutex
-	good  string // the path that was connected to last
-	conn  *qmp.Client
+	good  way // by which it was connected to last
+	conn  qmp.Monitor
 	idle  *time.Timer
 	pause pauseState
 }
 
 // newMonitor gives the monitor of a process, or nil if it has none.
 func newMonitor(p Process) *monitor {
-	if len(p.QMP) == 0 {
+	if len(p.ways()) == 0 {
 		return nil
 	}
-	return &monitor{pid: p.PID, paths: p.QMP}
+	return &monitor{proc: p}
 }
 
 // errNoMonitor says what a machine without monitor lacks.
@@ -51,25 +50,18 @@ func errNoMonitor(what string) error {
 }
 
 // do runs f with a connection. Calls take turns.
-func (m *monitor) do(ctx context.Context, f func(*qmp.Client) error) error {
+func (m *monitor) do(ctx context.Context, f func(qmp.Monitor) error) error {
 	if m == nil {
 		return errNoMonitor("ask the monitor")
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.conn == nil {
-		var errs error
-		for _, p := range m.paths {
-			c, err := dial(ctx, p, m.pid)
-			if err == nil {
-				m.conn, m.good = c, p
-				break
-			}
-			errs = errors.Join(errs, fmt.Errorf("monitor %q: %w", p, err))
+		c, by, err := m.proc.monitor(ctx)
+		if err != nil {
+			return err
 		}
-		if m.conn == nil {
-			return errs
-		}
+		m.conn, m.good = c, by
 	}
 	err := f(m.conn)
 	if err != nil { // the connection may be in the middle of an answer
@@ -86,6 +78,14 @@ func (m *monitor) do(ctx context.Context, f func(*qmp.Client) error) error {
 		m.idle.Reset(monitorIdle)
 	}
 	return nil
+}
+
+// patience is how long the monitor may take for a question.
+func (m *monitor) patience() time.Duration {
+	if m.proc.Libvirt {
+		return libvirtWait
+	}
+	return 5 * time.Second
 }
 
 // hangUp lets others use the monitor at once.
@@ -118,9 +118,13 @@ func (m *monitor) close() error {
 // ask asks where the RAM lies, in the guest's physical memory and in QEMU's
 // address space.
 func (g *guest) ask(ctx context.Context, maps []procram.Mapping) (blocks []block, places []procram.Place, err error) {
-	ctx, cancel := context.WithTimeout(ctx, attachWait)
+	wait := attachWait
+	if g.proc.Libvirt {
+		wait = libvirtWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	err = g.mon.do(ctx, func(c *qmp.Client) error {
+	err = g.mon.do(ctx, func(c qmp.Monitor) error {
 		regions, err := ramRegions(ctx, c)
 		if err != nil {
 			return err
@@ -174,10 +178,10 @@ func (g *guest) CPUs(ctx context.Context) ([]vm.Registers, error) {
 	default:
 		return nil, fmt.Errorf("read the registers of %s: %w", g.proc.conf.arch, errors.ErrUnsupported)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, g.mon.patience())
 	defer cancel()
 	var out []vm.Registers
-	err := g.mon.do(ctx, func(c *qmp.Client) error {
+	err := g.mon.do(ctx, func(c qmp.Monitor) error {
 		s, err := qmp.Human(ctx, c, "info registers -a")
 		if err == nil {
 			out, err = parseRegisters(s)

@@ -38,11 +38,11 @@ func (g *guest) attachQMP(ctx context.Context) (vm.Machine, error) {
 		return nil, fmt.Errorf("write memory through the monitor: %w", errors.ErrUnsupported)
 	}
 	g.route, g.how = QMP, "QMP pmemsave"
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, g.mon.patience())
 	defer cancel()
 	g.blocks, g.exact = nil, nil
 	l := vm.Layout{Name: "qemu"}
-	err := g.mon.do(ctx, func(c *qmp.Client) error {
+	err := g.mon.do(ctx, func(c qmp.Monitor) error {
 		regions, err := ramRegions(ctx, c)
 		for i, r := range regions {
 			g.blocks = append(g.blocks, block{id: r.Name, Block: procram.Block{Size: r.Size}})
@@ -95,7 +95,7 @@ func (m *monMem) save(p []byte, pa mem.PA) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	err := m.g.mon.do(ctx, func(c *qmp.Client) error {
+	err := m.g.mon.do(ctx, func(c qmp.Monitor) error {
 		_, err := c.Run(ctx, "pmemsave", map[string]any{"val": uint64(pa), "size": len(p), "filename": m.file.Name()})
 		return err
 	})

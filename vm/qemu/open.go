@@ -60,8 +60,8 @@ func Writable() Option { return func(o *options) { o.writable = true } }
 // NoMonitor never talks to QEMU's monitor while attaching.
 func NoMonitor() Option { return func(o *options) { o.noMonitor = true } }
 
-// Open attaches to a running QEMU, found by its name, its PID, or the path of
-// its QMP socket. It neither stops nor changes the guest.
+// Open attaches to a running QEMU, found by its name, its PID, the path of its
+// QMP socket, or a Process' Target. It neither stops nor changes the guest.
 //
 // The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, vm.Ambiguous,
 // and, where a monitor is free, a vm.Pauser and vm.CPUs. By the route Mmap it is
@@ -92,10 +92,19 @@ func (p Process) String() string {
 	return fmt.Sprintf("VM %q (pid %d)", p.Name, p.PID)
 }
 
-// Find turns a name, a PID, or the path of a QMP socket into a process.
+// Find turns a name, a PID, the path of a QMP socket, or a Target into a
+// process.
 func Find(target string) (Process, error) {
 	if target == "" {
 		return Process{}, fmt.Errorf("%w: the target is empty: give a name, a PID or the path of a QMP socket", ErrNoVM)
+	}
+	if first, daemon, ok := strings.Cut(target, byDaemon); ok {
+		pid, err := strconv.Atoi(first)
+		if p, _, ok := inspect(pid); ok && err == nil {
+			p.Daemon = daemon
+			return p, nil
+		}
+		return Process{}, fmt.Errorf("%w: process %q is not a QEMU", ErrNoVM, first)
 	}
 	if st, err := os.Stat(target); err == nil && st.Mode()&os.ModeSocket != 0 {
 		return findSocket(target)

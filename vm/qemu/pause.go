@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"vmscope/internal/qmp"
 	"vmscope/internal/resume"
@@ -22,22 +21,26 @@ const helperKind = "qemu"
 // resumed, resumes it if the program has died, and exits.
 func RunResumeHelper() { resume.Run(helperKind, wake) }
 
-// wake resumes the guest of a dead program: QEMU's PID and the path of its
+// wake resumes the guest of a dead program: QEMU's PID and the way to its
 // monitor, parted by a colon.
 func wake(target string) (done bool) {
-	first, path, _ := strings.Cut(target, ":")
+	first, by, _ := strings.Cut(target, ":")
 	pid, err := strconv.Atoi(first)
 	if err != nil || pid <= 0 {
 		return true
 	}
-	return cont(path, pid) == nil || syscall.Kill(pid, 0) == syscall.ESRCH
+	return cont(way(by), pid) == nil || syscall.Kill(pid, 0) == syscall.ESRCH
 }
 
 // cont makes a paused guest run.
-func cont(path string, pid int) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func cont(by way, pid int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), libvirtWait)
 	defer cancel()
-	c, err := dial(ctx, path, pid)
+	p, _, ok := inspect(pid)
+	if !ok {
+		return ErrNoVM
+	}
+	c, err := p.connect(ctx, by)
 	if err != nil {
 		return err
 	}
@@ -90,13 +93,14 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, m.patience())
 	defer cancel()
 	// The helper must be able to connect: so hang up in any case.
 	defer m.hangUp()
-	var was, path string
-	err := m.do(ctx, func(c *qmp.Client) (err error) {
-		path = m.good
+	var was string
+	var by way
+	err := m.do(ctx, func(c qmp.Monitor) (err error) {
+		by = m.good
 		was, err = qmp.Status(ctx, c)
 		return err
 	})
@@ -107,14 +111,14 @@ func (m *monitor) stop(ctx context.Context) error {
 		m.pause.depth++
 		return nil
 	}
-	h, err := resume.Start(ctx, helperKind, fmt.Sprintf("%d:%s", m.pid, path))
+	h, err := resume.Start(ctx, helperKind, fmt.Sprintf("%d:%s", m.proc.PID, by))
 	if err != nil {
 		return err
 	}
 	if err := h.Arm(); err != nil {
 		return err
 	}
-	err = m.do(ctx, func(c *qmp.Client) error {
+	err = m.do(ctx, func(c qmp.Monitor) error {
 		_, err := c.Run(ctx, "stop", nil)
 		return err
 	})
@@ -138,12 +142,12 @@ func (m *monitor) resume(ctx context.Context) error {
 	if m.pause.depth--; m.pause.depth > 0 || m.pause.helper == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience())
 	defer cancel()
 	defer m.hangUp()
 	h := m.pause.helper
 	m.pause.helper = nil
-	err := m.do(ctx, func(c *qmp.Client) error {
+	err := m.do(ctx, func(c qmp.Monitor) error {
 		s, err := qmp.Status(ctx, c)
 		if err != nil || s != "paused" {
 			return err // ended, or somebody resumed it

@@ -93,7 +93,7 @@ func TestTakenOver(t *testing.T) {
 	if s, err := b.status(); s != "running" {
 		t.Errorf("the other VM is %q, %v", s, err)
 	}
-	if err := cont(a.sock, a.pid); err == nil {
+	if err := cont(way(a.sock), a.pid); err == nil {
 		t.Error("the resume helper takes one for the other")
 	}
 	n := openVM(t, a.sock)

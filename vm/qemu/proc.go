@@ -27,6 +27,10 @@ type Process struct {
 	Accel   string // "kvm", "tcg", "xen", …
 	RAM     uint64 // main memory, bytes; 0 if not told
 	QMP     []string
+	// Libvirt says that libvirt started it, as the domain Name, and holds one of its monitors.
+	Libvirt bool
+	// Daemon is the socket of libvirt's daemon by which its monitor is asked; "" if nobody chose one.
+	Daemon string
 	// Encrypted names the confidential-computing object (e.g. "sev-guest") that
 	// keeps the guest's memory from the host; "" if there is none.
 	Encrypted string
@@ -34,7 +38,8 @@ type Process struct {
 	// QEMU has no guest's memory: the hypervisor does.
 	XenDomain string
 
-	start uint64 // start time in clock ticks: tells a reused PID
+	start uint64   // start time in clock ticks: tells a reused PID
+	held  []string // those of QMP that libvirt holds
 	conf  config
 }
 
@@ -121,8 +126,12 @@ func inspect(pid int) (p Process, ppid int, ok bool) {
 		RAM: c.ram, Encrypted: c.secret, XenDomain: c.domid, start: start, conf: c,
 	}
 	for _, q := range c.qmp {
+		p.Libvirt = p.Libvirt || q.libvirt
 		if path := q.at(pid); path != "" {
 			p.QMP = append(p.QMP, path)
+			if q.libvirt {
+				p.held = append(p.held, path)
+			}
 		}
 	}
 	return p, ppid, true

@@ -36,6 +36,7 @@ func nestedFake() *fake {
 	add(0x100000, 0x100000+700)
 	f.own[d.frames[300]] = true
 	d.pages = uint64(len(d.frames))
+	d.max = d.pages
 	for v := range d.vcpus {
 		b := make([]byte, 1024)
 		le.PutUint64(b[672:], 0x1000*uint64(v+1))
@@ -84,10 +85,20 @@ func TestNestedFrames(t *testing.T) {
 	d := f.domains[testDomain]
 	d.paged[20], d.frames[700] = true, d.frames[21]
 	delete(d.frames, 21)
+	delete(d.frames, 23)
+	d.grants = map[uint64]bool{23: true, 201: true}
 	var b [4]byte
-	for page, want := range map[uint64]error{20: ErrPagedOut, 21: ErrBallooned, 200: mem.ErrNoRAM, 22: nil, 0x100000 + 700: mem.ErrNoRAM} {
-		if _, err := m.ReadPhys(b[:], mem.PA(page<<12)); !errors.Is(err, want) {
+	for page, want := range map[uint64]error{
+		20: ErrPagedOut, 21: ErrBallooned, 22: nil, 23: ErrGrant, 200: mem.ErrNoRAM, 201: ErrGrant, 0x100000 + 700: mem.ErrNoRAM,
+	} {
+		_, err := m.ReadPhys(b[:], mem.PA(page<<12))
+		if !errors.Is(err, want) {
 			t.Errorf("page %#x: %v, want %v", page, err, want)
+		}
+		for _, other := range []error{ErrPagedOut, ErrBallooned, ErrGrant} {
+			if other != want && errors.Is(err, other) {
+				t.Errorf("page %#x: %v, want %v", page, err, want)
+			}
 		}
 	}
 	// What is mapped is let go of, and mapped anew.
@@ -133,6 +144,42 @@ func TestNestedScattered(t *testing.T) {
 	if _, err := attachTo(t, f, testDomain, options{}); err == nil {
 		t.Error("a guest with frames to be filled on first use was opened")
 	}
+}
+
+// A guest may have a page of Xen's, or one of its own, put at any number. That is no reason to look for memory without end.
+func TestNestedFar(t *testing.T) {
+	f := nestedFake()
+	d := f.domains[testDomain]
+	d.highest = 1 << 40
+	near, err := attachTo(t, f, testDomain, options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	if !slices.Equal(near.Ranges(), nestedRAM()) || f.asked > 1<<16 {
+		t.Errorf("RAM %#x, %d frames asked for", near.Ranges(), f.asked)
+	}
+	d.highest = 1<<23 + 100
+	for g := range uint64(101) {
+		d.frames[1<<23+g] = d.frames[512+g]
+		delete(d.frames, 512+g)
+	}
+	far, err := attachTo(t, f, testDomain, options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if list := far.Ranges(); pages(list) != d.pages || list[len(list)-1] != (mem.Range{Start: 1 << 35, Size: 101 << 12}) {
+		t.Errorf("RAM %#x", list)
+	}
+}
+
+// pages is how many there are in ranges.
+func pages(l []mem.Range) (n uint64) {
+	for _, r := range l {
+		n += r.Size / mem.PageSize
+	}
+	return n
 }
 
 func TestNestedWrite(t *testing.T) {
@@ -288,22 +335,24 @@ func TestPVFrames(t *testing.T) {
 	f.setP2M(202, identityFrame|202)
 	f.setP2M(203, pvFrame(204))
 	f.setP2M(205, 1<<40)
+	f.setP2M(206, 2997)
+	f.owner[2997], f.m2p[2997] = testDomain+1, 206     // another domain's page of this number
 	if err := m.Release(); err != nil || f.maps != 1 { // Xen's own table stays
 		t.Errorf("%d mappings, %v", f.maps, err)
 	}
 	var b [8]byte
-	for page, want := range map[uint64]error{200: ErrBallooned, 201: ErrGrant, 202: mem.ErrNoRAM, 203: ErrFrames, 204: nil, 205: ErrFrames, pvPages: mem.ErrNoRAM} {
+	for page, want := range map[uint64]error{200: ErrBallooned, 201: ErrGrant, 202: mem.ErrNoRAM, 203: ErrFrames, 204: nil, 205: ErrFrames, 206: ErrFrames, pvPages: mem.ErrNoRAM} {
 		if _, err := m.ReadPhys(b[:], mem.PA(page<<12)); !errors.Is(err, want) {
 			t.Errorf("page %d: %v, want %v", page, err, want)
 		}
 	}
 	want := []vm.Disputed{
-		{Page: 203 << 12, Frame: pvFrame(204), Is: 204 << 12, Owned: true}, {Page: 205 << 12, Frame: 1 << 40},
+		{Page: 203 << 12, Frame: pvFrame(204), Is: 204 << 12, Owned: true}, {Page: 205 << 12, Frame: 1 << 40}, {Page: 206 << 12, Frame: 2997},
 	}
-	if list, all, err := m.Disputed(9); err != nil || all != 2 || !slices.Equal(list, want) {
+	if list, all, err := m.Disputed(9); err != nil || all != 3 || !slices.Equal(list, want) {
 		t.Errorf("disputed: %+v of %d, %v, want %+v", list, all, err, want)
 	}
-	if list, all, err := m.Disputed(1); err != nil || all != 2 || !slices.Equal(list, want[:1]) {
+	if list, all, err := m.Disputed(1); err != nil || all != 3 || !slices.Equal(list, want[:1]) {
 		t.Errorf("disputed: %+v of %d, %v, want one", list, all, err)
 	}
 	_, err = m.ReadPhys(b[:], 203<<12)

@@ -148,7 +148,7 @@ func List(ctx context.Context) ([]Domain, error) {
 	return list, err
 }
 
-// find finds the domain that target names: a number, or a name.
+// find finds the domain that target names: a number, or, if none has it, a name.
 func (x *host) find(target string, list []Domain) (Domain, error) {
 	if n, err := strconv.ParseUint(target, 10, 16); err == nil {
 		if n == 0 {
@@ -159,7 +159,6 @@ func (x *host) find(target string, list []Domain) (Domain, error) {
 				return d, nil
 			}
 		}
-		return Domain{}, fmt.Errorf("%w: domain %d; 'vmscope vms' lists them", vm.ErrNoVM, n)
 	}
 	if target == "Domain-0" {
 		return Domain{}, ErrPrivileged

@@ -27,6 +27,7 @@ type fake struct {
 	domains map[uint16]*fakeDomain
 	maps    int // mappings that are open
 	batches int // mappings that were made
+	asked   int // frames whose types were asked for
 	pod     uint64
 }
 
@@ -39,6 +40,7 @@ type fakeDomain struct {
 	frames     map[uint64]uint64 // gfn to machine frame, of an HVM domain
 	highest    uint64
 	paged      map[uint64]bool
+	grants     map[uint64]bool   // gfns at which an HVM domain has others' pages
 	contexts   map[uint32][]byte // of vCPUs, as the kind of domain has them
 	pauses     int
 }
@@ -74,6 +76,8 @@ func (f *fake) hypercall(op uint64, args ...uint64) (uint64, error) {
 		return 0, f.domctl(f.at(args[0]))
 	case callMemoryOp:
 		return f.memoryOp(args[0], args[1])
+	case callHVMOp:
+		return 0, f.hvmOp(args[0], f.at(args[1]))
 	}
 	return 0, unix.ENOSYS
 }
@@ -122,6 +126,7 @@ func (f *fake) domctl(b []byte) error {
 		d.pauses--
 	case domctlPageInfo:
 		list := f.at(le.Uint64(u[8:]))
+		f.asked += int(le.Uint64(u))
 		for i := range le.Uint64(u) {
 			frame, t := le.Uint64(list[i*8:]), uint32(0xf<<28)
 			if m, ok := f.frame(id, frame); ok && !f.own[m] {
@@ -144,6 +149,20 @@ func (f *fake) domctl(b []byte) error {
 		copy(f.at(le.Uint64(to)), c)
 	default:
 		return unix.ENOSYS
+	}
+	return nil
+}
+
+func (f *fake) hvmOp(op uint64, b []byte) error {
+	d := f.domains[le.Uint16(b)]
+	if op != hvmMemType || d == nil || d.frames == nil {
+		return unix.EINVAL
+	}
+	page := le.Uint64(b[8:])
+	_, own := d.frames[page]
+	le.PutUint16(b[2:], hvmDevice)
+	if own || d.grants[page] {
+		le.PutUint16(b[2:], 0)
 	}
 	return nil
 }

@@ -9,7 +9,9 @@ import (
 
 // nested is the frames of an HVM or PVH guest: it numbers them as Xen does for it.
 type nested struct {
-	ram []mem.Range
+	host   *host
+	domain uint16
+	ram    []mem.Range
 }
 
 // frameRun turns page numbers into frames.
@@ -21,10 +23,15 @@ func (s *nested) frameRun(first uint64, n int) ([]uint64, []error, error) {
 	return frames, faults, nil
 }
 
-// fault tells of a page that Xen does not map: where there was RAM when the machine was opened, the guest has given it
-// back since.
+// fault tells of a page that Xen does not map: memory to the guest all the same, it is another domain's; where there was
+// RAM when the machine was opened, the guest has given it back since.
 func (s *nested) fault(page uint64, err error) error {
-	if err == mem.ErrNoRAM && within(s.ram, mem.PA(page*mem.PageSize)) {
+	switch {
+	case err != mem.ErrNoRAM:
+		return err
+	case s.host.isMemory(s.domain, page):
+		return ErrGrant
+	case within(s.ram, mem.PA(page*mem.PageSize)):
 		return ErrBallooned
 	}
 	return err
@@ -50,97 +57,110 @@ const (
 	blockSamples = 8
 )
 
-// maxGFN bounds what Xen says is the highest frame: 16 TiB.
+// maxGFN bounds how far up frames are looked for: 16 TiB.
 const maxGFN = 1 << 32
 
 // findRAM finds which frames an HVM or PVH domain has, by asking Xen for their types: there is no list of them, and
-// between them are holes of gigabytes. If samples miss some (a guest that gave most of its memory back in small pieces),
-// every frame is asked for.
+// between them are holes of gigabytes. The highest frame that Xen tells of is no bound for us: it is wherever the guest
+// ever had a page put, of its own or of Xen's. Toolstacks lay RAM out from 0 on, with a hole of at most 4 GiB. There each
+// frame is asked for if samples miss some, as of a guest that gave most of its memory back in small pieces. What is still
+// missing then is looked for farther up, by samples.
 func (x *host) findRAM(d Domain) ([]mem.Range, error) {
 	arg := le.AppendUint16(nil, d.ID)
 	highest, _, err := x.memory(memoryMaximumGFN, arg, nil)
 	if err != nil {
 		return nil, err
 	}
-	if highest >= maxGFN {
-		return nil, fmt.Errorf("domain %d: highest frame %#x: %w", d.ID, highest, mem.ErrInconsistent)
-	}
 	if err := x.checkPoD(d); err != nil {
 		return nil, err
 	}
-	blocks := highest/blockPages + 1
-	var samples []uint64
-	for b := range blocks {
-		for s := uint64(0); s < blockSamples; s++ {
-			samples = append(samples, b*blockPages+s*blockPages/blockSamples)
-		}
-	}
-	types, err := x.types(d.ID, samples)
-	if err != nil {
-		return nil, err
-	}
-	there := func(b uint64) bool {
-		return slices.ContainsFunc(types[b*blockSamples:(b+1)*blockSamples], present)
-	}
-	ram, err := x.presentFrames(d.ID, blocks, there)
-	if err != nil {
-		return nil, err
-	}
+	end := min(highest, maxGFN-1)/blockPages + 1
+	near := min(end, (min(d.maxPages, maxGFN)+maxHole)/blockPages+1)
 	// A few special pages (the store's, the console's) lie alone, near the top.
 	const special = 64
-	if pages(ram)+special >= d.RAM/mem.PageSize {
-		return ram, nil
+	s := &scan{host: x, domain: d.ID, enough: d.RAM/mem.PageSize - min(d.RAM/mem.PageSize, special)}
+	if err := s.blocks(0, near, true); err != nil {
+		return nil, err
 	}
-	return x.presentFrames(d.ID, blocks, func(uint64) bool { return true })
+	if s.found < s.enough {
+		s.found, s.ram = 0, nil
+		if err := s.blocks(0, near, false); err != nil {
+			return nil, err
+		}
+	}
+	const group = pageInfoMax / blockSamples
+	for at := near; at < end && s.found < s.enough; at += group {
+		if err := s.blocks(at, min(at+group, end), true); err != nil {
+			return nil, err
+		}
+	}
+	return s.ram, nil
+}
+
+// scan collects the frames that a domain has.
+type scan struct {
+	host   *host
+	domain uint16
+	enough uint64 // frames
+	found  uint64 // frames
+	ram    runs
+	asked  []uint64 // frames whose types are to be asked for
+}
+
+// blocks looks into those from one on up to another: into all, or only into those of which a sample is there.
+func (s *scan) blocks(from, to uint64, sample bool) error {
+	const group = pageInfoMax / blockSamples
+	for at := from; at < to; at += group {
+		n := min(group, to-at)
+		there := func(uint64) bool { return true }
+		if sample {
+			frames := make([]uint64, 0, pageInfoMax)
+			for i := range n * blockSamples {
+				frames = append(frames, at*blockPages+i*(blockPages/blockSamples))
+			}
+			types, err := s.host.types(s.domain, frames)
+			if err != nil {
+				return err
+			}
+			there = func(i uint64) bool { return slices.ContainsFunc(types[i*blockSamples:(i+1)*blockSamples], present) }
+		}
+		for i := range n {
+			if !there(i) {
+				continue
+			}
+			for k := range uint64(blockPages) {
+				s.asked = append(s.asked, (at+i)*blockPages+k)
+			}
+			if len(s.asked) >= pageInfoMax {
+				if err := s.ask(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.ask()
+}
+
+// ask takes those of the frames asked for that are there.
+func (s *scan) ask() error {
+	types, err := s.host.types(s.domain, s.asked)
+	if err != nil {
+		return err
+	}
+	if err := s.host.xenPages(s.domain, s.asked, types); err != nil {
+		return err
+	}
+	for i, t := range types {
+		if present(t) {
+			s.found++
+			s.ram.add(s.asked[i])
+		}
+	}
+	s.asked = s.asked[:0]
+	return nil
 }
 
 func present(t uint32) bool { return t < typeBroken }
-
-func pages(l []mem.Range) (n uint64) {
-	for _, r := range l {
-		n += r.Size / mem.PageSize
-	}
-	return n
-}
-
-// presentFrames lists the frames that are there in those blocks that ask picks.
-func (x *host) presentFrames(domain uint16, blocks uint64, ask func(block uint64) bool) ([]mem.Range, error) {
-	var out runs
-	frames := make([]uint64, 0, pageInfoMax)
-	flush := func() error {
-		types, err := x.types(domain, frames)
-		if err != nil {
-			return err
-		}
-		if err := x.xenPages(domain, frames, types); err != nil {
-			return err
-		}
-		for i, t := range types {
-			if present(t) {
-				out.add(frames[i])
-			}
-		}
-		frames = frames[:0]
-		return nil
-	}
-	for b := range blocks {
-		if !ask(b) {
-			continue
-		}
-		for i := range uint64(blockPages) {
-			frames = append(frames, b*blockPages+i)
-		}
-		if len(frames) == pageInfoMax {
-			if err := flush(); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if err := flush(); err != nil {
-		return nil, err
-	}
-	return out, nil
-}
 
 // xenPages finds pages of Xen's own among the absent ones that lie between RAM: a guest may have Xen put its shared_info
 // into a frame. Xen tells no type of it, but maps it.

@@ -14,6 +14,7 @@ import (
 const (
 	callMemoryOp   = 12
 	callXenVersion = 17
+	callHVMOp      = 34
 	callDomctl     = 36
 )
 
@@ -34,6 +35,12 @@ const (
 	memoryM2PList        = 5
 	memoryMaximumGFN     = 14
 	memoryPoDTarget      = 17
+)
+
+// An operation on HVM and PVH domains, hvm/hvm_op.h, and the type that it tells of a page that is no memory.
+const (
+	hvmMemType = 15
+	hvmDevice  = 2 // HVMMEM_mmio_dm; a hole, too
 )
 
 // The interface of domctl has a version, which must match exactly. It grows; from the newest imaginable downwards they are
@@ -126,6 +133,20 @@ func (x *host) memory(op uint64, arg, extra []byte) (uint64, result, error) {
 		return 0, result{}, fmt.Errorf("memory operation %d: %w", op, err)
 	}
 	return n, result{slices.Clone(a[:len(arg)]), slices.Clone(a[extraAt : extraAt+len(extra)])}, nil
+}
+
+// isMemory reports whether a page is memory to an HVM or PVH guest, be it its own or a grant of another domain. It asks
+// for what is there and fills nothing (populate on demand, paging).
+func (x *host) isMemory(domain uint16, page uint64) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	// struct xen_hvm_get_mem_type: domid, mem_type, padding, pfn.
+	a := x.area()[:16]
+	clear(a)
+	le.PutUint16(a, domain)
+	le.PutUint64(a[8:], page)
+	_, err := x.hypercall(callHVMOp, hvmMemType, x.address(0))
+	return err == nil && le.Uint16(a[2:]) != hvmDevice
 }
 
 // version is Xen's, such as 4.17.

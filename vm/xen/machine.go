@@ -14,7 +14,8 @@ import (
 type frameSpace interface {
 	// frameRun tells the frames of n pages from the first on, and why there is none.
 	frameRun(first uint64, n int) ([]uint64, []error, error)
-	// fault tells more of why Xen does not map a page.
+	// fault tells more of why Xen does not map a page, where all that is known is mem.ErrNoRAM. It may map tables of the
+	// guest: not to be called while a window is looked into.
 	fault(page uint64, err error) error
 }
 
@@ -91,7 +92,7 @@ func (x *host) attach(d Domain, o options) (vm.Machine, error) {
 	} else {
 		var ram []mem.Range
 		if ram, err = x.findRAM(d); err == nil {
-			m.ram, m.space = ram, &nested{ram}
+			m.ram, m.space = ram, &nested{x, d.ID, ram}
 			m.about.Layout = "guest frames, told by Xen"
 		}
 	}
@@ -167,7 +168,7 @@ func (m *machine) readPage(p []byte, pa mem.PA, tables *tableReads) error {
 	page, off := uint64(pa)/mem.PageSize, int(pa%mem.PageSize)
 	err := m.look(page, func(w *window, i int) error {
 		if err := w.faults[i]; err != nil {
-			return m.space.fault(page, err)
+			return err
 		}
 		return mem.Guard(func() error {
 			data := w.data[i*mem.PageSize : (i+1)*mem.PageSize]
@@ -185,7 +186,7 @@ func (m *machine) readPage(p []byte, pa mem.PA, tables *tableReads) error {
 	if errors.As(err, &f) {
 		err = f.Err
 	}
-	return &mem.FaultError{Op: "read", Addr: uint64(pa), Err: err}
+	return &mem.FaultError{Op: "read", Addr: uint64(pa), Err: m.space.fault(page, err)}
 }
 
 // look calls f with the window that holds a page, and the page's place in it.

@@ -1,8 +1,10 @@
 package xen
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +44,10 @@ func (m *machine) openPV() error {
 	}
 	m.pv, m.space = pv, pv
 	var ram runs
-	_, disputed, err := pv.disputed(0, ram.add)
+	_, disputed, err := pv.disputed(0, func(page, _ uint64) error {
+		ram.add(page)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
@@ -54,16 +59,18 @@ func (m *machine) openPV() error {
 	return nil
 }
 
-// disputed lists the first pages on which the tables contradict each other, and counts all; f is called for those on which
-// they agree.
-func (pv *paravirtual) disputed(most int, f func(page uint64)) (list []vm.Disputed, all int, err error) {
+// disputed lists the first pages on which the tables contradict each other, and counts all; agree is called for those on
+// which they agree.
+func (pv *paravirtual) disputed(most int, agree func(page, frame uint64) error) (list []vm.Disputed, all int, err error) {
 	err = pv.tables(func(t *p2m) error {
 		for page := range t.entries {
-			_, err := pv.frame(t, page)
+			frame, err := pv.frame(t, page)
 			var d *FrameError
 			switch {
 			case err == nil:
-				f(page)
+				if err := agree(page, frame); err != nil {
+					return err
+				}
 			case errors.As(err, &d):
 				if all++; len(list) < most {
 					list = append(list, vm.Disputed(*d))
@@ -77,8 +84,9 @@ func (pv *paravirtual) disputed(most int, f func(page uint64)) (list []vm.Disput
 	return list, all, err
 }
 
-// Disputed lists pages of a PV guest on which its p2m and Xen's m2p contradict each other. A guest of another kind has
-// none: it knows no frames of the machine. The p2m is mapped anew: its pages may be others by now.
+// Disputed lists pages of a PV guest on which its p2m and Xen's m2p contradict each other, or agree on a frame that is
+// another domain's: the m2p tells each frame's number, and not whose that is. A guest of another kind has none: it knows no
+// frames of the machine. The p2m is mapped anew: its pages may be others by now.
 func (m *machine) Disputed(most int) ([]vm.Disputed, int, error) {
 	if m.pv == nil {
 		return nil, 0, nil
@@ -86,7 +94,38 @@ func (m *machine) Disputed(most int) ([]vm.Disputed, int, error) {
 	if err := m.pv.release(); err != nil {
 		return nil, 0, err
 	}
-	return m.pv.disputed(most, func(uint64) {})
+	var list []vm.Disputed
+	all := 0
+	var numbers, frames []uint64
+	owned := func() error {
+		types, err := m.host.types(m.domain.ID, frames)
+		if err != nil {
+			return err
+		}
+		for i, t := range types {
+			if present(t) {
+				continue
+			}
+			if all++; len(list) < most {
+				list = append(list, vm.Disputed{Page: mem.PA(numbers[i] * mem.PageSize), Frame: frames[i]})
+			}
+		}
+		numbers, frames = numbers[:0], frames[:0]
+		return nil
+	}
+	more, n, err := m.pv.disputed(most, func(page, frame uint64) error {
+		numbers, frames = append(numbers, page), append(frames, frame)
+		if len(frames) < pageInfoMax {
+			return nil
+		}
+		return owned()
+	})
+	if err == nil {
+		err = owned()
+	}
+	list = append(list, more...)
+	slices.SortFunc(list, func(a, b vm.Disputed) int { return cmp.Compare(a.Page, b.Page) })
+	return list[:min(len(list), most)], all + n, err
 }
 
 // tables calls f with the guest's table mapped.
@@ -185,12 +224,22 @@ func (pv *paravirtual) frameRun(first uint64, n int) ([]uint64, []error, error) 
 	return frames, faults, err
 }
 
-// fault tells of a frame that Xen does not map for this domain.
+// fault tells of a page that Xen does not map for this domain.
 func (pv *paravirtual) fault(page uint64, err error) error {
-	if err == mem.ErrNoRAM && isMachineFrame(page) {
+	if err != mem.ErrNoRAM {
+		return err
+	}
+	if isMachineFrame(page) {
 		return ErrForeign
 	}
-	return err
+	return pv.tables(func(t *p2m) error {
+		frame, err := pv.frame(t, page)
+		if err != nil {
+			return err
+		}
+		// Both tables agree on another domain's frame.
+		return &FrameError{Page: mem.PA(page * mem.PageSize), Frame: frame}
+	})
 }
 
 // tableRead is a piece of a page that was read, and may be one of a page table.

@@ -37,7 +37,8 @@ var (
 
 // Errors of single frames. All but ErrPageTable are of class mem.ErrNoRAM, ErrFrames of class mem.ErrInconsistent.
 var (
-	// ErrBallooned says that the guest gave the frame back to Xen.
+	// ErrBallooned says that the guest gave the frame back to Xen: a PV guest at any time, as it notes that in its p2m; of
+	// one with nested paging since the machine was opened, for what was given back before looks like any hole.
 	ErrBallooned = fmt.Errorf("%w: the guest gave the frame back (balloon)", mem.ErrNoRAM)
 	// ErrPagedOut says that Xen has the frame on disk (xenpaging).
 	ErrPagedOut = fmt.Errorf("%w: the frame is paged out", mem.ErrNoRAM)
@@ -47,9 +48,9 @@ var (
 	ErrForeign = fmt.Errorf("%w: the frame is not the guest's", mem.ErrNoRAM)
 	// ErrFrames says that the guest's table of its frames and Xen's contradict each other.
 	ErrFrames = fmt.Errorf("%w: the guest's p2m and Xen's m2p disagree on the frame", mem.ErrInconsistent)
-	// ErrPageTable says that the page is a page table of a PV guest, which Xen lets nobody write: an unchecked entry would
-	// reach any memory of the host.
-	ErrPageTable = errors.New("the page is a page table of a PV guest, which Xen protects from writes")
+	// ErrPageTable says that the page is a page table of a PV guest, or has its segment descriptors (GDT, LDT). Xen lets
+	// nobody write them: an unchecked entry would reach any memory of the host.
+	ErrPageTable = errors.New("the page is a page table of a PV guest, or has its segment descriptors, which Xen protects from writes")
 )
 
 // FrameError is the ErrFrames of one page.
