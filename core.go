@@ -36,18 +36,14 @@ func (v *View) WriteCore(ctx context.Context, out io.Writer, progress func(done,
 	if err != nil {
 		return fmt.Errorf("dump: %w", err)
 	}
-	start, pa, size, err := v.Image()
-	if err != nil {
-		return fmt.Errorf("dump: %w", err)
-	}
-	image := dump.Segment{VA: start, PA: pa, Size: size, Flags: 7, Of: -1}
 	var segs []dump.Segment
-	for i, r := range g.Ranges() {
-		if pa >= r.Start && pa+mem.PA(size) <= r.End() {
-			image.Of, image.Off = i, uint64(pa-r.Start)
+	for _, r := range mapped(g.Ranges(), v.DirectEnd()) {
+		va := base + mem.VA(r.Start)
+		if r.Start >= v.DirectEnd() {
+			va = notMapped
 		}
 		segs = append(segs, dump.Segment{
-			VA: base + mem.VA(r.Start), PA: r.Start, Size: r.Size, Flags: 7,
+			VA: va, PA: r.Start, Size: r.Size, Flags: 7,
 			Data: runsWithin(r, extents),
 			Read: func(p []byte, off uint64) error {
 				_, err := v.Machine.ReadPhys(p, r.Start+mem.PA(off))
@@ -55,18 +51,55 @@ func (v *View) WriteCore(ctx context.Context, out io.Writer, progress func(done,
 			},
 		})
 	}
-	if image.Of < 0 {
-		return fmt.Errorf("dump: the kernel's image at %#x does not lie in one range of RAM: %w", uint64(pa), mem.ErrInconsistent)
+	if v.Text != base+mem.VA(v.Kernel.Phys) { // else it lies in the map of RAM
+		image, err := v.imageSegment(segs)
+		if err != nil {
+			return fmt.Errorf("dump: %w", err)
+		}
+		segs = append(segs, image)
 	}
-	notes := v.cpuNotes(ctx)
+	var notes []dump.Note
+	if v.Mode.PointerSize() == 8 { // their registers are as wide
+		notes = v.cpuNotes(ctx)
+	}
 	if text := v.CoreInfo(); text != "" {
 		notes = append(notes, dump.CoreInfoNote(text))
 	}
-	return dump.WriteCore(ctx, out, processor, notes, append(segs, image), progress)
+	return dump.WriteCore(ctx, out, processor, notes, segs, progress)
+}
+
+// notMapped stands in a core for the address of memory that the kernel maps at
+// times (kexec-tools, kexec/crashdump-elf.c).
+const notMapped = ^mem.VA(0)
+
+// mapped cuts ranges where the kernel's map of RAM ends.
+func mapped(ranges []mem.Range, end mem.PA) (out []mem.Range) {
+	for _, r := range ranges {
+		if r.Start < end && end < r.End() {
+			out = append(out, mem.Range{Start: r.Start, Size: uint64(end - r.Start)})
+			r = mem.Range{Start: end, Size: uint64(r.End() - end)}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// imageSegment is the kernel's image, whose bytes are those of one of segs.
+func (v *View) imageSegment(segs []dump.Segment) (dump.Segment, error) {
+	start, pa, size, err := v.Image()
+	if err != nil {
+		return dump.Segment{}, err
+	}
+	for i, s := range segs {
+		if pa >= s.PA && pa+mem.PA(size) <= s.PA+mem.PA(s.Size) {
+			return dump.Segment{VA: start, PA: pa, Size: size, Flags: 7, Of: i, Off: uint64(pa - s.PA)}, nil
+		}
+	}
+	return dump.Segment{}, fmt.Errorf("the kernel's image at %#x does not lie in one range of RAM: %w", uint64(pa), mem.ErrInconsistent)
 }
 
 // processors are those of which cores are written, by what uname -m prints.
-var processors = map[string]elf.Machine{"x86_64": elf.EM_X86_64, "aarch64": elf.EM_AARCH64}
+var processors = map[string]elf.Machine{"x86_64": elf.EM_X86_64, "aarch64": elf.EM_AARCH64, "i686": elf.EM_386}
 
 // runsWithin lists what of the extents lies within r, as offsets into it.
 func runsWithin(r mem.Range, extents []mem.Range) []dump.Run {

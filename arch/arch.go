@@ -21,6 +21,9 @@ type Mode interface {
 	Process(phys mem.PhysReader, user, kernel mem.PA) Paging
 	// PageSize is that of the smallest page, bytes: the size of a page frame.
 	PageSize() uint64
+	// PointerSize is how many bytes a kernel stores an address in, and an unsigned
+	// long: 4 or 8.
+	PointerSize() int
 	// RootSize is the size of the topmost table, bytes, a power of two. It lies at
 	// a multiple of that.
 	RootSize() uint64

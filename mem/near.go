@@ -40,11 +40,24 @@ func (n *Near) Uint32(va VA) (uint32, error) {
 	return n.s.Uint32(va)
 }
 
-// Pointer loads the address stored at va.
+// Pointer loads the address, or the unsigned long, stored at va.
 func (n *Near) Pointer(va VA) (VA, error) {
-	v, err := n.Uint64(va)
+	if off := uint64(va - n.va); off < n.size {
+		w := n.s.win
+		if i := w.Index(n.pa + PA(off)); i&7 == 0 && w.Has(i) {
+			return VA(w.Load(i) & n.s.mask), nil
+		}
+	}
+	if n.s.PointerSize() == 4 {
+		v, err := n.Uint32(va)
+		return VA(v), err
+	}
+	v, err := n.far(va)
 	return VA(v), err
 }
+
+// PointerSize is that of the space.
+func (n *Near) PointerSize() int { return n.s.PointerSize() }
 
 // far loads a word of another page, which it remembers, or one that the window
 // does not hold. Failures are told as the Space tells them.

@@ -22,7 +22,12 @@ type Space struct {
 	ram  *RAM // of Phys, if mapped: the fast path
 	win  *Window
 	word worder // Tr, if it loads words itself
+	mask uint64 // of a pointer
 }
+
+// pointed is the capability of a Translator to say how many bytes an address
+// takes where the kernel whose tables it walks stores one: 8 for all others.
+type pointed interface{ PointerSize() int }
 
 // worder is the capability of a Translator to load the word at an address in
 // one go; ok is false where it would need more than its fast path.
@@ -34,11 +39,22 @@ type worder interface {
 // addresses.
 func NewSpace(name string, phys PhysReader, tr Translator) *Space {
 	ram := RAMOf(phys)
-	s := &Space{Name: name, Phys: phys, Tr: tr, ram: ram, win: ram.Window()}
-	if ram != nil {
+	s := &Space{Name: name, Phys: phys, Tr: tr, ram: ram, win: ram.Window(), mask: ^uint64(0)}
+	if p, ok := tr.(pointed); ok && p.PointerSize() == 4 {
+		s.mask = 1<<32 - 1
+	} else if ram != nil {
 		s.word, _ = tr.(worder)
 	}
 	return s
+}
+
+// PointerSize is how many bytes the kernel of the space stores an address in: 4
+// or 8. Its unsigned long has as many.
+func (s *Space) PointerSize() int {
+	if s.mask == 1<<32-1 {
+		return 4
+	}
+	return 8
 }
 
 // Translate finds where va lies in physical memory.
@@ -163,9 +179,14 @@ func (s *Space) Uint(va VA, size int) (uint64, error) {
 	return 0, fmt.Errorf("no integer of %d bytes", size)
 }
 
-// Pointer loads the address stored at va.
+// Pointer loads the address, or the unsigned long, stored at va.
 func (s *Space) Pointer(va VA) (VA, error) {
-	v, err := s.Uint64(va)
+	if s.word != nil {
+		if v, ok := s.word.Word(va); ok {
+			return VA(v), nil
+		}
+	}
+	v, err := s.Uint(va, s.PointerSize())
 	return VA(v), err
 }
 

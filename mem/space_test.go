@@ -178,3 +178,37 @@ func TestLoad64(t *testing.T) {
 		wantFault(t, err, 0x40100000, mem.ErrNoRAM)
 	})
 }
+
+// TestPointer32 reads addresses that take 4 bytes, also the last ones before
+// what is not mapped.
+func TestPointer32(t *testing.T) {
+	data := fill(1<<20, 7)
+	clear(data[:0x10000])
+	tb := memtest.NewTables(data, 0, 0, 3)
+	tb.Map(0xc0010000, 0x20000, 4096, 1, memtest.W)
+	ram, err := mem.NewRAM(mem.Segment{Data: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, phys := range []mem.PhysReader{ram, &memtest.Bytes{Data: data}, mem.NewCache(&memtest.Bytes{Data: data}, 16)} {
+		s := mem.NewSpace("test", phys, x86.NewPaging(phys, tb.Root, x86.PAE))
+		near := s.Near()
+		if s.PointerSize() != 4 || near.PointerSize() != 4 {
+			t.Errorf("%T: pointers of %d bytes", phys, s.PointerSize())
+		}
+		for _, off := range []int{0, 4, 8, 0xff4, 0xff8, 0xffc} {
+			want := mem.VA(binary.LittleEndian.Uint32(data[0x20000+off:]))
+			va := 0xc0010000 + mem.VA(off)
+			if p, err := s.Pointer(va); p != want || err != nil {
+				t.Errorf("%T: Pointer(%#x) = %#x, %v", phys, uint64(va), uint64(p), err)
+			}
+			if p, err := near.Pointer(va); p != want || err != nil {
+				t.Errorf("%T: near Pointer(%#x) = %#x, %v", phys, uint64(va), uint64(p), err)
+			}
+		}
+		_, err := s.Pointer(0xc0011000)
+		wantFault(t, err, 0xc0011000, mem.ErrNotMapped)
+		_, err = near.Pointer(0xc0010ffe)
+		wantFault(t, err, 0xc0011000, mem.ErrNotMapped)
+	}
+}

@@ -173,6 +173,16 @@ const (
 	kernelStart mem.VA = 0xff00000000000000
 )
 
+// parts are the last address of processes and the first of the kernel. With 32
+// bits the kernel's begin with the map of RAM.
+func (s *search) parts() (last, first mem.VA) {
+	if s.Mode.PointerSize() == 4 {
+		start := s.Halves().Direct.Start
+		return start - 1, start
+	}
+	return userEnd, kernelStart
+}
+
 // process searches the memory of a process. One that has ended has none.
 func (s *search) process(t linux.Task) error {
 	space, err := s.SpaceOf(t)
@@ -183,7 +193,8 @@ func (s *search) process(t linux.Task) error {
 		return err
 	}
 	s.begin(&unit{kind: "process", task: t, what: fmt.Sprintf("process %d (%s)", t.PID, t.Comm()), space: space})
-	err = s.walk(space, 0, userEnd, func(arch.Region) bool { return true }, false)
+	last, _ := s.parts()
+	err = s.walk(space, 0, last, func(arch.Region) bool { return true }, false)
 	return errors.Join(s.end(), err)
 }
 
@@ -202,12 +213,13 @@ func (s *search) kernel() error {
 	}
 	s.begin(&unit{kind: "kernel", what: "the kernel", space: s.Mem})
 	direct := s.Halves().Direct
+	_, first := s.parts()
 	// What never held data is not worth a look, and there is much of it.
 	if extents, err := mem.Extents(s.phys); err == nil {
 		s.frames.pass(extents)
 	}
 	for _, rest := range []bool{false, true} {
-		err := s.walk(s.Mem, kernelStart, ^mem.VA(0), func(r arch.Region) bool { return direct.Holds(r.VA) == rest }, rest)
+		err := s.walk(s.Mem, first, ^mem.VA(0), func(r arch.Region) bool { return direct.Holds(r.VA) == rest }, rest)
 		if err != nil {
 			return errors.Join(s.end(), err)
 		}
@@ -221,7 +233,8 @@ func (s *search) own(t linux.Task) error {
 	if err != nil {
 		return nil // it ended
 	}
-	for r, err := range space.Tr.(arch.Paging).Mappings(0, userEnd) {
+	last, _ := s.parts()
+	for r, err := range space.Tr.(arch.Paging).Mappings(0, last) {
 		if err != nil {
 			if errors.Is(err, mem.ErrUnreachable) {
 				return err

@@ -176,6 +176,9 @@ func (m Mode) Process(phys mem.PhysReader, user, kernel mem.PA) arch.Paging {
 // PageSize is that of the smallest page, bytes.
 func (m Mode) PageSize() uint64 { return 1 << m.High.Granule }
 
+// PointerSize is 8: kernels of 32 bits are not AArch64's.
+func (m Mode) PointerSize() int { return 8 }
+
 // RootSize is the size of the topmost table, bytes.
 func (m Mode) RootSize() uint64 {
 	if !m.High.valid() {

@@ -50,6 +50,15 @@ func (m Mode) Process(phys mem.PhysReader, user, _ mem.PA) arch.Paging {
 // PageSize is 4 KiB on all x86.
 func (m Mode) PageSize() uint64 { return mem.PageSize }
 
+// PointerSize is 4 in the modes of 32 bits. (A processor in one of 64 may run
+// processes of 32; kernels are of one size.)
+func (m Mode) PointerSize() int {
+	if m == Bits32 || m == PAE {
+		return 4
+	}
+	return 8
+}
+
 // RootSize is the size of the topmost table, bytes.
 func (m Mode) RootSize() uint64 {
 	if m == PAE {

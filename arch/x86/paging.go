@@ -60,6 +60,9 @@ func (p *Paging) Root() mem.PA { return p.root }
 // Mode is the paging mode.
 func (p *Paging) Mode() Mode { return p.mode }
 
+// PointerSize is that of kernels in the mode.
+func (p *Paging) PointerSize() int { return p.mode.PointerSize() }
+
 // Translate walks the tables for va. An entry that is not present is a
 // *mem.FaultError with its level and itself; a table that cannot be read is one
 // with the table's level and the entry that led there (CR3 for the root).

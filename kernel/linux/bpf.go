@@ -99,7 +99,7 @@ func (v *View) BPF() (progs []BPFProgram, links []BPFLink, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := layout[bpfLayout](v.Kernel)
+	l, err := layout64[bpfLayout](v.Kernel)
 	if err != nil {
 		return nil, nil, err
 	}

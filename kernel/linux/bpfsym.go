@@ -46,7 +46,7 @@ type BPFSymbol struct {
 // BPFSymbols lists the code of eBPF's programs, trampolines and dispatchers, as
 // bpf_kallsyms has it. A kernel without has none.
 func (v *View) BPFSymbols() ([]BPFSymbol, error) {
-	l, err := layout[bpfSymLayout](v.Kernel)
+	l, err := layout64[bpfSymLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ const (
 // what has them: the trampolines that programs are called by, dispatchers, and
 // the functions of struct_ops.
 func (v *View) BPFImages() (map[mem.VA]string, error) {
-	l, err := layout[bpfSymLayout](v.Kernel)
+	l, err := layout64[bpfSymLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (v *View) structOps(l *bpfSymLayout, each func(at mem.VA) error) error {
 // structOpsCode lists the pages of code of struct_ops, where the kernel does not
 // list that code by its symbols.
 func (v *View) structOpsCode() ([]kernel.Code, error) {
-	l, err := layout[bpfSymLayout](v.Kernel)
+	l, err := layout64[bpfSymLayout](v.Kernel)
 	if err != nil || l.OpsSyms.Valid() || !l.OpsPage.Valid() {
 		return nil, err
 	}

@@ -64,7 +64,7 @@ const (
 // Sizes are not known. The per-CPU data of the module begin at percpu, as an
 // offset in each CPU's.
 func (v *View) ModuleSections(m kernel.Module) (list []kernel.Region, percpu uint64, err error) {
-	l, err := layout[sectionLayout](v.Kernel)
+	l, err := layout64[sectionLayout](v.Kernel)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -33,7 +33,7 @@ func (v *View) CachedFile(pa mem.PA) (path kernel.Text, offset uint64, ok bool, 
 	if err != nil {
 		return "", 0, false, err
 	}
-	l, err := layout[cachedFileLayout](v.Kernel)
+	l, err := layout64[cachedFileLayout](v.Kernel)
 	if err != nil {
 		return "", 0, false, err
 	}

@@ -27,7 +27,7 @@ type calleeLayout struct {
 // StaticCallee is the function that a static call (struct static_call_key)
 // leads to, 0 if none.
 func (v *View) StaticCallee(key mem.VA) (mem.VA, error) {
-	l, err := layout[calleeLayout](v.Kernel)
+	l, err := layout64[calleeLayout](v.Kernel)
 	if err != nil {
 		return 0, err
 	}
@@ -49,7 +49,7 @@ const (
 // none, which is errors.ErrUnsupported. The function that stands for all XDP
 // programs is among them: before v6.1 it begins with a jump to its dispatcher.
 func (v *View) DirectCalls() (map[mem.VA]mem.VA, error) {
-	l, err := layout[calleeLayout](v.Kernel)
+	l, err := layout64[calleeLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ const maxFilters = 1 << 15
 // kernel/bpf/core.c). Programs of other users (xt_bpf, cls_bpf, fan-out of
 // packet sockets) are not found. It costs a look at the files of all processes.
 func (v *View) ClassicBPF() ([]kernel.Code, error) {
-	l, err := layout[classicLayout](v.Kernel)
+	l, err := layout64[classicLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,8 @@ func (v *View) timekeeper() (mem.VA, *clockLayout, error) {
 	if l.Core.Valid() {
 		return l.Core.At(at), l, nil
 	}
-	return at + mem.VA((l.Seq+7)&^7), l, nil
+	align := uint64(v.Mem.PointerSize()) // of the numbers of 64 bits in it
+	return at + mem.VA((l.Seq+align-1)&^(align-1)), l, nil
 }
 
 // WallClock is the guest's time of day, as of its last timer tick.

@@ -48,7 +48,7 @@ const lowMemory = 1 << 20
 // All of it is what the guest says: that memory is listed does not make its
 // code good.
 func (v *View) Code() ([]kernel.Code, error) {
-	l, err := layout[codeLayout](v.Kernel)
+	l, err := layout64[codeLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (v *View) bpfCode(*codeLayout) ([]kernel.Code, error) {
 	if len(syms) == 0 {
 		return nil, err // struct_ops need programs
 	}
-	l, lerr := layout[classicLayout](v.Kernel)
+	l, lerr := layout64[classicLayout](v.Kernel)
 	if lerr != nil {
 		return nil, lerr
 	}

@@ -51,7 +51,7 @@ func (v *View) CodeAreas(t Task) ([]CodeArea, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := layout[codeAreaLayout](v.Kernel)
+	l, err := layout64[codeAreaLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

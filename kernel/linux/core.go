@@ -10,7 +10,8 @@ import (
 )
 
 // DirectMap is the virtual address at which the kernel's map of all RAM has
-// physical address 0, or would have it if there were RAM.
+// physical address 0, or would have it if there were RAM. Kernels of 32 bits map
+// the first RAM only: see DirectEnd.
 func (v *View) DirectMap() (mem.VA, error) {
 	base, err := v.port.directMap(v)
 	if err != nil {
@@ -22,6 +23,10 @@ func (v *View) DirectMap() (mem.VA, error) {
 	}
 	return base, nil
 }
+
+// DirectEnd is the physical address up to which DirectMap holds: beyond it the
+// kernel maps RAM as it needs it. It is the highest of all where no RAM is beyond.
+func (v *View) DirectEnd() mem.PA { return v.port.directEnd(v) }
 
 // Image is where the kernel's image is mapped, from _text (or _stext) to _end,
 // and where it lies.

@@ -9,12 +9,17 @@ import (
 	"vmscope/mem"
 )
 
-// The bits of prb_desc.state_var: an id, and above it the state.
+// The states of prb_desc.state_var: its two highest bits, above an id.
 const (
-	descIDMask    = 1<<62 - 1
 	descCommitted = 1 // whole, may yet be continued
 	descFinal     = 2
 )
+
+// state parts a state_var.
+func (l *logLayout) state(v uint64) (state, id uint64) { return v >> (l.idBits() & 63), v & l.ids() }
+
+// ids are the bits of an id.
+func (l *logLayout) ids() uint64 { return 1<<(l.idBits()&63) - 1 }
 
 // Bounds of the ring. A kernel may be told to make 2 GiB of text
 // (LOG_BUF_LEN_MAX); stock ones make 128 KiB to 2 MiB. It has a descriptor for
@@ -81,7 +86,7 @@ func (v *View) logReader(l *logLayout, ring mem.VA) (*logReader, error) {
 		return nil, fmt.Errorf("a log of 2^%d bytes: %w", size, errors.ErrUnsupported)
 	}
 	return &logReader{v: v, l: l, descs: mem.VA(l.Descs.uint(o.b)), infos: mem.VA(l.Infos.uint(o.b)), data: mem.VA(l.Data.uint(o.b)),
-		count: 1 << count, size: 1 << size, head: l.Head.uint(o.b) & descIDMask, tail: l.Tail.uint(o.b) & descIDMask}, nil
+		count: 1 << count, size: 1 << size, head: l.Head.uint(o.b) & l.ids(), tail: l.Tail.uint(o.b) & l.ids()}, nil
 }
 
 // logChunk is how many descriptors are read at once.
@@ -92,14 +97,15 @@ const logChunk = 256
 // descriptors, then infos and texts, then the descriptors again; a cache is
 // emptied in between, for what it kept would be of another moment.
 func (r *logReader) all() error {
-	n := (r.head-r.tail)&descIDMask + 1
+	ids := r.l.ids()
+	n := (r.head-r.tail)&ids + 1
 	if n > r.count {
 		return errBroken("prb", r.descs, fmt.Sprintf("%d records in a ring of %d", n, r.count))
 	}
 	var cut error
 	if n > maxRecords {
 		cut = fmt.Errorf("the oldest %d records are left out: %w", n-maxRecords, errors.ErrUnsupported)
-		r.tail = (r.tail + n - maxRecords) & descIDMask
+		r.tail = (r.tail + n - maxRecords) & ids
 		n = maxRecords
 	}
 	chunk := min(n, logChunk)
@@ -121,7 +127,7 @@ func (r *logReader) all() error {
 		for j := range k {
 			desc := object{b: d[j*r.l.DescSize : (j+1)*r.l.DescSize], at: r.descs + mem.VA((i+j)*r.l.DescSize)}
 			info := object{b: in[j*r.l.InfoSize : (j+1)*r.l.InfoSize], at: r.infos + mem.VA((i+j)*r.l.InfoSize)}
-			rec, ok, err := r.record((id+j)&descIDMask, &desc, &info)
+			rec, ok, err := r.record((id+j)&ids, &desc, &info)
 			if ok || err != nil {
 				recs = append(recs, logged{j, rec, err})
 			}
@@ -140,7 +146,7 @@ func (r *logReader) all() error {
 				r.out = append(r.out, g.rec)
 			}
 		}
-		id, n = (id+k)&descIDMask, n-k
+		id, n = (id+k)&ids, n-k
 	}
 	return cut
 }
@@ -156,17 +162,17 @@ type logged struct {
 // same reports whether a descriptor that was read twice is of the same record,
 // whose text may have become final: up to the length that was read it is the same.
 func (l *logLayout) same(was, is []byte) bool {
-	s, now := l.State.uint(was), l.State.uint(is)
+	s, id := l.state(l.State.uint(was))
+	now, idNow := l.state(l.State.uint(is))
 	return l.Begin.uint(was) == l.Begin.uint(is) && l.Next.uint(was) == l.Next.uint(is) &&
-		(s == now || s>>62 == descCommitted && now == s&descIDMask|descFinal<<62)
+		id == idNow && (s == now || s == descCommitted && now == descFinal)
 }
 
 // record decodes one record. ok is false where it is not there: not finished, or
 // already reused.
 func (r *logReader) record(id uint64, desc, info *object) (rec kernel.LogRecord, ok bool, err error) {
 	l := r.l
-	state := l.State.uint(desc.b)
-	if s := state >> 62; state&descIDMask != id || s != descCommitted && s != descFinal {
+	if s, own := l.state(l.State.uint(desc.b)); own != id || s != descCommitted && s != descFinal {
 		return rec, false, nil
 	}
 	text, ok, err := r.readText(id, l.Begin.uint(desc.b), l.Next.uint(desc.b), desc.at)
@@ -174,12 +180,13 @@ func (r *logReader) record(id uint64, desc, info *object) (rec kernel.LogRecord,
 		return rec, false, err
 	}
 	// Ids and sequence numbers go up together: record 0 has the id -count, in 32
-	// bits (DESC0_ID is the one before it), and both rise by count each time a
-	// descriptor is used again.
+	// bits (DESC0_ID is the one before it) or as many as an id has, and both rise by
+	// count each time a descriptor is used again.
 	seq := l.Seq.uint(info.b)
-	switch ahead := uint32(seq) - uint32(id+r.count); {
+	cut := 32 - min(l.idBits(), 32)
+	switch ahead := (uint32(seq) - uint32(id+r.count)) << cut; {
 	case ahead == 0:
-	case int32(ahead) > 0 && uint64(ahead)&(r.count-1) == 0: // used again meanwhile
+	case int32(ahead) > 0 && uint64(ahead>>cut)&(r.count-1) == 0: // used again meanwhile
 		return rec, false, nil
 	default:
 		return rec, false, errBroken("printk_info", info.at, fmt.Sprintf("record %#x has the number %d", id, seq))
@@ -204,14 +211,16 @@ func (r *logReader) record(id uint64, desc, info *object) (rec kernel.LogRecord,
 // the ring lies at its start instead. ok is false where the block has been
 // given to another record. The slice is valid until the next call.
 func (r *logReader) readText(id, begin, next uint64, at mem.VA) (text []byte, ok bool, err error) {
-	const word = 8
+	word := r.l.State.size
 	if begin&1 != 0 && next&1 != 0 { // no text: empty, or there was no room
 		return nil, true, nil
 	}
 	mask := r.size - 1
-	from, n := begin&mask, next-begin
-	if wrapped := (next-1)&^mask != begin&^mask; wrapped {
-		if (next-1)&^mask != (begin+r.size)&^mask {
+	all := ^uint64(0) >> (64 - 8*word) // positions are as wide as a word, and wrap
+	from, n := begin&mask, (next-begin)&all
+	lap := (next - 1) & all &^ mask
+	if wrapped := lap != begin&^mask; wrapped {
+		if lap != (begin+r.size)&all&^mask {
 			return nil, false, errBroken("prb_desc", at, fmt.Sprintf("its text lies from %#x to %#x", begin, next))
 		}
 		from, n = 0, next&mask

@@ -22,6 +22,9 @@ type logLayout struct {
 	RingSize, DescSize, InfoSize uint64 // bytes
 }
 
+// idBits is how many bits of a state_var are an id; the other two are the state.
+func (l *logLayout) idBits() uint64 { return 8*l.State.size - 2 }
+
 // logFields are the same in the kernel's types.
 type logFields struct {
 	Descs     ctype.Field `c:"printk_ringbuffer.desc_ring.descs"`
@@ -88,7 +91,7 @@ func (p logPlace) bytes(b []byte) []byte {
 func newLogLayout(k *Kernel) (*logLayout, error) {
 	l, err := logFromTypes(k)
 	if err != nil && k.info != nil {
-		if c, ok := logFromCoreInfo(k.info); ok {
+		if c, ok := logFromCoreInfo(k.info, uint64(k.Mode.PointerSize())); ok {
 			l, err = c, nil
 		}
 	}
@@ -96,13 +99,10 @@ func newLogLayout(k *Kernel) (*logLayout, error) {
 		return nil, err
 	}
 	if l.at, err = k.Symbol("prb"); err != nil {
-		var ok bool
-		if k.info == nil {
-			return nil, err
-		}
-		if l.at, ok = k.info.Symbol("prb"); !ok {
-			return nil, err
-		}
+		return nil, err
+	}
+	if l.State.size != 4 && l.State.size != 8 {
+		return nil, fmt.Errorf("the kernel's log has descriptors with a state of %d bytes: %w", l.State.size, mem.ErrInconsistent)
 	}
 	for _, n := range []uint64{l.RingSize, l.DescSize, l.InfoSize} {
 		if n == 0 || n > maxObject {
@@ -127,9 +127,9 @@ func logFromTypes(k *Kernel) (*logLayout, error) {
 	}, nil
 }
 
-// logFromCoreInfo reads the layout from VMCOREINFO
+// logFromCoreInfo reads the layout of a kernel with words of so many bytes from VMCOREINFO
 // (Documentation/admin-guide/kdump/vmcoreinfo.rst, "printk_ringbuffer").
-func logFromCoreInfo(info *ksym.CoreInfo) (*logLayout, bool) {
+func logFromCoreInfo(info *ksym.CoreInfo, word uint64) (*logLayout, bool) {
 	ok := true
 	known := func(n int64, there bool) uint64 {
 		ok = ok && there && n >= 0 && n <= maxObject
@@ -144,16 +144,16 @@ func logFromCoreInfo(info *ksym.CoreInfo) (*logLayout, bool) {
 	}
 	const ring, text = "printk_ringbuffer.desc_ring", "printk_ringbuffer.text_data_ring"
 	l := &logLayout{
-		Descs:     at(8, ring, "prb_desc_ring.descs"),
-		Infos:     at(8, ring, "prb_desc_ring.infos"),
+		Descs:     at(word, ring, "prb_desc_ring.descs"),
+		Infos:     at(word, ring, "prb_desc_ring.infos"),
 		CountBits: at(4, ring, "prb_desc_ring.count_bits"),
-		Head:      at(8, ring, "prb_desc_ring.head_id"),
-		Tail:      at(8, ring, "prb_desc_ring.tail_id"),
-		Data:      at(8, text, "prb_data_ring.data"),
+		Head:      at(word, ring, "prb_desc_ring.head_id"),
+		Tail:      at(word, ring, "prb_desc_ring.tail_id"),
+		Data:      at(word, text, "prb_data_ring.data"),
 		SizeBits:  at(4, text, "prb_data_ring.size_bits"),
-		State:     at(8, "prb_desc.state_var"),
-		Begin:     at(8, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.begin"),
-		Next:      at(8, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.next"),
+		State:     at(word, "prb_desc.state_var"),
+		Begin:     at(word, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.begin"),
+		Next:      at(word, "prb_desc.text_blk_lpos", "prb_data_blk_lpos.next"),
 		Seq:       at(8, "printk_info.seq"),
 		Time:      at(8, "printk_info.ts_nsec"),
 		TextLen:   at(2, "printk_info.text_len"),

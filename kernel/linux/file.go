@@ -199,7 +199,7 @@ func (f *files) read(t *Task, to []kernel.File) ([]kernel.File, error) {
 			n := 64*w + bits.TrailingZeros64(set)
 			to = append(to, kernel.File{PID: t.PID, Comm: t.Comm(), FD: n})
 			e := &to[len(to)-1]
-			there, err := f.entry(fds+mem.VA(8*n), e)
+			there, err := f.entry(fds+mem.VA(f.v.Mem.PointerSize()*n), e)
 			if err != nil {
 				bad.add(fmt.Errorf("fd %d: %w", n, err))
 			}
@@ -226,11 +226,12 @@ func (f *files) read(t *Task, to []kernel.File) ([]kernel.File, error) {
 // each descriptor.
 func (f *files) bitmap(field ctype.Field) ([]uint64, error) {
 	n := f.table.uint(f.Max)
-	if n == 0 || n%64 != 0 {
+	if n == 0 || n%uint64(8*f.v.Mem.PointerSize()) != 0 {
 		return nil, errBroken("fdtable", f.table.at, fmt.Sprintf("max_fds is %d", n))
 	}
-	b := make([]byte, min(n, maxFDs)/8)
-	if _, err := f.v.Mem.Read(b, f.table.ptr(field)); err != nil {
+	n = min(n, maxFDs) / 8
+	b := make([]byte, (n+7)&^7)
+	if _, err := f.v.Mem.Read(b[:n], f.table.ptr(field)); err != nil {
 		return nil, err
 	}
 	words := make([]uint64, len(b)/8)

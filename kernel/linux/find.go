@@ -204,7 +204,8 @@ func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
 		return c, nil
 	}
 	if text < 1<<32 {
-		return nil, fmt.Errorf("VMCOREINFO, release %q: a kernel of 32 bits: %w", info.OSRelease(), errors.ErrUnsupported)
+		return nil, fmt.Errorf("VMCOREINFO, release %q: a kernel of 32 bits whose image is at %#x: only those of x86 with 3 GiB for processes are known: %w",
+			info.OSRelease(), uint64(text), errors.ErrUnsupported)
 	}
 	return fail("a kernel for no processor that is known")
 }

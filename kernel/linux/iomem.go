@@ -37,10 +37,10 @@ func (v *View) SystemRAM() ([]mem.Range, error) {
 		}
 		var start, end uint64
 		var name mem.VA
-		if start, err = v.Mem.Uint64(l.Start.At(node)); err != nil {
+		if start, err = v.Mem.Uint(l.Start.At(node), int(l.Start.Size())); err != nil {
 			break
 		}
-		if end, err = v.Mem.Uint64(l.End.At(node)); err != nil {
+		if end, err = v.Mem.Uint(l.End.At(node), int(l.End.Size())); err != nil {
 			break
 		}
 		if name, err = v.Mem.Pointer(l.Name.At(node)); err != nil {

@@ -94,13 +94,26 @@ func layout[T any](k *Kernel) (*T, error) {
 	})
 }
 
+// layout64 is layout for what is not read of kernels of 32 bits: code, what
+// changes it, and what only checks that are not made there ask for.
+func layout64[T any](k *Kernel) (*T, error) {
+	if k.Mode != nil && k.Mode.PointerSize() != 8 {
+		return nil, fmt.Errorf("not read of a kernel of 32 bits: %w", errors.ErrUnsupported)
+	}
+	return layout[T](k)
+}
+
 // Symbol returns the address of a kernel symbol. Where several of its name lie at
-// different addresses, that is a ksym.AmbiguousError.
+// different addresses, that is a ksym.AmbiguousError; that it is not known because
+// the kernel lists functions only, an ErrNoData.
 func (k *Kernel) Symbol(name string) (mem.VA, error) {
 	if k.Symbols == nil && k.more == nil {
 		return 0, fmt.Errorf("symbol %s: the symbols of this kernel are not known: %w", name, errors.ErrUnsupported)
 	}
 	s, err := ksym.Only(name, k.Named(name))
+	if err != nil {
+		err = k.lacks(err)
+	}
 	return s.Addr, err
 }
 

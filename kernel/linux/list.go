@@ -70,12 +70,13 @@ func walk(near *mem.Near, head mem.VA, each func(node mem.VA) error) error {
 	if err != nil {
 		return err
 	}
+	word := mem.VA(near.PointerSize())
 	// The last two nodes that were passed: of them the last may leave the list
 	// before the next is looked at.
 	prev, prev2 := head, mem.VA(0)
 	var loop brent
 	for n, repairs := 0, 0; ; {
-		back, err := near.Pointer(node + 8)
+		back, err := near.Pointer(node + word)
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func walk(near *mem.Near, head mem.VA, each func(node mem.VA) error) error {
 				return err
 			case repairs == maxRepairs:
 			case now != node: // something came between, or node left
-				if on, err := near.Pointer(prev + 8); err == nil && on == prev2 || prev == head {
+				if on, err := near.Pointer(prev + word); err == nil && on == prev2 || prev == head {
 					node = now
 					repairs++
 					continue

@@ -53,6 +53,7 @@ type shape struct {
 
 // maplePlan is what walking maple trees takes in one kernel.
 type maplePlan struct {
+	word         uint64 // bytes of a slot, a pivot, an index
 	root, parent uint64
 	shapes       [4]shape
 }
@@ -65,7 +66,10 @@ func newMaplePlan(k *Kernel) (*maplePlan, error) {
 	if n := l.Node.Size(); n != mapleNodeSize {
 		return nil, fmt.Errorf("maple nodes of %d bytes: %w", n, errors.ErrUnsupported)
 	}
-	p := &maplePlan{root: l.Root.Offset, parent: l.Parent.Offset}
+	p := &maplePlan{word: l.Root.Size(), root: l.Root.Offset, parent: l.Parent.Offset}
+	if p.word != 4 && p.word != 8 {
+		return nil, fmt.Errorf("maple trees with pointers of %d bytes: %w", p.word, errors.ErrUnsupported)
+	}
 	for kind, f := range [4]struct {
 		slot, pivot ctype.Field
 		leaf        bool
@@ -79,7 +83,7 @@ func newMaplePlan(k *Kernel) (*maplePlan, error) {
 		if kind != mapleDense {
 			s.pivots = f.pivot.Type.Len()
 		}
-		ends := max(s.slot+8*uint64(s.slots), s.pivot+8*uint64(s.pivots), p.parent+8)
+		ends := max(s.slot+p.word*uint64(s.slots), s.pivot+p.word*uint64(s.pivots), p.parent+p.word)
 		if s.slots < 1 || kind != mapleDense && s.pivots != s.slots-1 || s.slot > mapleNodeSize || s.pivot > mapleNodeSize || ends > mapleNodeSize {
 			return nil, fmt.Errorf("maple nodes of kind %d with %d slots and %d pivots: %w", kind, s.slots, s.pivots, errors.ErrUnsupported)
 		}
@@ -129,7 +133,7 @@ func (w *mapleWalk) entries(tree mem.VA, to []mapleEntry) ([]mapleEntry, error) 
 		return to, nil // an entry that the tree keeps for itself
 	}
 	w.out, w.nodes, w.room = to, 0, maxAreas
-	err = w.node(root, tree|mapleIsRoot, 0, math.MaxUint64, 0)
+	err = w.node(root, tree|mapleIsRoot, 0, math.MaxUint64>>(64-8*w.word), 0)
 	return w.out, err
 }
 
@@ -152,7 +156,7 @@ func (w *mapleWalk) node(enode, parent mem.VA, first, last uint64, depth int) er
 		return err
 	}
 	// The root's parent is its tree; any other's has its slot in the low bits.
-	p := mem.VA(uintAt(b[:], w.parent, 8))
+	p := mem.VA(uintAt(b[:], w.parent, w.word))
 	if depth > 0 {
 		p &^= mapleNodeMask
 	}
@@ -168,7 +172,7 @@ func (w *mapleWalk) node(enode, parent mem.VA, first, last uint64, depth int) er
 		if end < first || end > last {
 			return errBroken("maple tree", at, fmt.Sprintf("slot %d ends at %#x, not within %#x-%#x", i, end, first, last))
 		}
-		entry := mem.VA(uintAt(b[:], s.slot+8*uint64(i), 8))
+		entry := mem.VA(uintAt(b[:], s.slot+w.word*uint64(i), w.word))
 		switch {
 		case !s.leaf && entry <= mem.PageSize:
 			return errBroken("maple tree", at, fmt.Sprintf("no node in slot %d", i))
@@ -204,7 +208,7 @@ func (w *mapleWalk) end(b *[mapleNodeSize]byte, s *shape, kind, i int, first, la
 	if i >= s.pivots {
 		return last
 	}
-	if end := uintAt(b[:], s.pivot+8*uint64(i), 8); end != 0 || i == 0 {
+	if end := uintAt(b[:], s.pivot+w.word*uint64(i), w.word); end != 0 || i == 0 {
 		return end
 	}
 	return last

@@ -25,6 +25,7 @@ type modsymLayout struct {
 
 const (
 	symSize    = 24       // of an ELF64 symbol
+	symSize32  = 16       // of an ELF32 symbol
 	maxModSyms = 1 << 18  // the largest modules have some 60,000
 	maxStrtab  = 64 << 20 // bytes; the largest have some 3 MiB
 )
@@ -65,12 +66,16 @@ func (v *View) readSymtab(module string, symtab mem.VA, n uint64, strtab, typeta
 	if n > maxModSyms {
 		return nil, errBroken("module symbols", symtab, fmt.Sprintf("%d symbols", n))
 	}
-	syms, err := v.readBlock(symtab, n*symSize)
+	each := symSize
+	if v.Mem.PointerSize() == 4 {
+		each = symSize32
+	}
+	syms, err := v.readBlock(symtab, n*uint64(each))
 	if err != nil {
 		return nil, fmt.Errorf("symbols of module %q: %w", module, err)
 	}
 	var last uint64 // offset of the last name
-	for i := 0; i+symSize <= len(syms); i += symSize {
+	for i := 0; i+each <= len(syms); i += each {
 		last = max(last, uintAt(syms, uint64(i), 4))
 	}
 	if last > maxStrtab {
@@ -91,7 +96,7 @@ func (v *View) readSymtab(module string, symtab mem.VA, n uint64, strtab, typeta
 			return nil, fmt.Errorf("symbol types of module %q: %w", module, err)
 		}
 	}
-	list, err := ksym.ParseModuleSymbols(syms, names, types, 8)
+	list, err := ksym.ParseModuleSymbols(syms, names, types, v.Mem.PointerSize())
 	if err != nil {
 		return nil, fmt.Errorf("symbols of module %q at %#x: %w", module, uint64(symtab), err)
 	}
@@ -224,7 +229,7 @@ func (r *Resolver) LookupAll(name string) ([]Symbol, error) {
 	case module != "" && !known:
 		return nil, fmt.Errorf("look up symbol %q: %w %q", bare, ErrNoModule, module)
 	default:
-		errs = append([]error{fmt.Errorf("look up symbol %q: %w", bare, ksym.ErrNoSymbol)}, errs...)
+		errs = append([]error{r.v.lacks(fmt.Errorf("look up symbol %q: %w", bare, ksym.ErrNoSymbol))}, errs...)
 	}
 	return out, errors.Join(errs...)
 }

@@ -33,7 +33,7 @@ type pageCachePlan struct {
 }
 
 func newPageCachePlan(k *Kernel) (*pageCachePlan, error) {
-	l, err := layout[pageCacheLayout](k)
+	l, err := layout64[pageCacheLayout](k)
 	if err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ const probeOptimized = 4
 // It is a list by the guest, of places where the guest says that it may change
 // its own code.
 func (v *View) PatchSites() ([]PatchSite, error) {
-	l, err := layout[patchLayout](v.Kernel)
+	l, err := layout64[patchLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -394,7 +394,7 @@ func (p *paths) numbered(what string) (kernel.Text, error) {
 }
 
 func (p *paths) ino(what string, inode mem.VA) (kernel.Text, error) {
-	n, err := p.v.Mem.Uint64(p.Ino.At(inode))
+	n, err := p.v.Mem.Uint(p.Ino.At(inode), int(p.Ino.Size()))
 	if err != nil {
 		return "", err
 	}

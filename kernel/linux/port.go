@@ -6,7 +6,7 @@ import (
 )
 
 // ports are those that are known. A claim is of the first that takes it.
-var ports = []port{amd64{}, arm64{}}
+var ports = []port{amd64{}, arm64{}, i386{}}
 
 // port is what of Linux differs between architectures, as far as it is not told
 // by the kernel's symbols and types. There is one for each in a file of its own.
@@ -24,6 +24,9 @@ type port interface {
 
 	// directMap is where physical address 0 is, or would be, in the map of all RAM.
 	directMap(v *View) (mem.VA, error)
+	// directEnd is the physical address up to which that map goes; the highest of
+	// all if it has all RAM.
+	directEnd(v *View) mem.PA
 	// vmemmap is where the struct page of frame 0 is, or would be.
 	vmemmap(v *View) (mem.VA, error)
 	// halves are the parts of the kernel's half of the address space.

@@ -107,6 +107,8 @@ func (p amd64) directMap(v *View) (mem.VA, error) {
 	return p.base(v, "page_offset_base", func(b *amd64Bases) mem.VA { return b.direct })
 }
 
+func (amd64) directEnd(*View) mem.PA { return ^mem.PA(0) }
+
 func (p amd64) vmalloc(v *View) (mem.VA, error) {
 	return p.base(v, "vmalloc_base", func(b *amd64Bases) mem.VA { return b.vmalloc })
 }

@@ -132,6 +132,8 @@ func (p arm64) directMap(v *View) (mem.VA, error) {
 	return mem.VA(-(uint64(1) << (width & 63)) - phys), nil
 }
 
+func (arm64) directEnd(*View) mem.PA { return ^mem.PA(0) }
+
 // vmemmap counts from the frame of PHYS_OFFSET, as a signed number
 // (arch/arm64/include/asm/pgtable.h).
 func (p arm64) vmemmap(v *View) (mem.VA, error) {

@@ -59,7 +59,15 @@ func (l *loads) u32(at mem.VA) uint32 {
 	return v
 }
 
-func (l *loads) ptr(at mem.VA) mem.VA { return mem.VA(l.u64(at)) }
+// ptr reads an address, or an unsigned long.
+func (l *loads) ptr(at mem.VA) mem.VA {
+	if l.err != nil {
+		return 0
+	}
+	v, err := l.near.Pointer(at)
+	l.err = err
+	return v
+}
 
 // The words of a task_struct that tell whether what was read of it belongs
 // together: they change when the task ends, when its memory becomes another
@@ -109,20 +117,21 @@ type word struct {
 // places lists where the marks and the list node lie.
 func (r *reader) places(node ctype.Field) (w [numMarks + 2]word) {
 	at := func(i int, f ctype.Field, size int) { w[i] = word{f.Offset, size} }
+	ptr := r.v.Mem.PointerSize()
 	at(markPID, r.t.PID, 4)
 	at(markTGID, r.t.TGID, 4)
 	at(markStart, r.d.Start, 8)
 	at(markComm, r.t.Comm, 8)
 	w[markComm2] = word{r.t.Comm.Offset + 8, 8}
-	at(markParent, r.d.Parent, 8)
-	at(markCred, r.d.Cred, 8)
-	at(markMM, r.d.MM, 8)
-	at(markSignal, r.t.Signal, 8)
+	at(markParent, r.d.Parent, ptr)
+	at(markCred, r.d.Cred, ptr)
+	at(markMM, r.d.MM, ptr)
+	at(markSignal, r.t.Signal, ptr)
 	if r.d.CGroups.Valid() {
-		at(markCGroup, r.d.CGroups, 8)
+		at(markCGroup, r.d.CGroups, ptr)
 	}
-	at(numMarks, node, 8)
-	w[numMarks+1] = word{node.Offset + 8, 8}
+	at(numMarks, node, ptr)
+	w[numMarks+1] = word{node.Offset + uint64(ptr), ptr}
 	return w
 }
 
@@ -181,18 +190,24 @@ func (m *marks) set(i int, x uint64) {
 	}
 }
 
-// poison2 is what list_del_rcu and list_replace_rcu leave in the prev of a node
+// What list_del_rcu and list_replace_rcu leave in the prev of a node
 // (include/linux/poison.h: LIST_POISON2, with CONFIG_ILLEGAL_POINTER_VALUE of
-// x86-64).
-const poison2 = 0xdead000000000122
+// 64-bit kernels; those of 32 bits have none).
+const (
+	poison2     = 0xdead000000000122
+	poison2of32 = 0x122
+)
+
+// removed reports whether the task was taken out of the list that it hung in.
+func (m *marks) removed() bool { return m.prev == poison2 || m.prev == poison2of32 }
 
 // linked reports whether the node, which has the links in m, hangs in its list:
 // a neighbour points to it. Both do unless the list is being changed just then.
 func (v *View) linked(node mem.VA, m *marks) (bool, error) {
-	if m.prev == poison2 || m.next == 0 || m.prev == 0 {
+	if m.removed() || m.next == 0 || m.prev == 0 {
 		return false, nil
 	}
-	back, err := v.Mem.Pointer(m.next + 8)
+	back, err := v.Mem.Pointer(m.next + mem.VA(v.Mem.PointerSize()))
 	if err == nil && back == node {
 		return true, nil
 	}

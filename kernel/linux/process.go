@@ -117,7 +117,7 @@ func (r *reader) threads(leader Task, out []kernel.Process, err error) ([]kernel
 		return out, err
 	}
 	// The process may just have ended.
-	if m, e := r.lookAgain(leader.Addr); e != nil || !m.of(&leader) || m.prev == poison2 {
+	if m, e := r.lookAgain(leader.Addr); e != nil || !m.of(&leader) || m.removed() {
 		return out, nil
 	}
 	return out, fmt.Errorf("threads of process %d: %w", leader.PID, terr)
@@ -207,10 +207,10 @@ func (r *reader) process(t *Task) (p kernel.Process, ok bool) {
 		if linked {
 			p = r.read(t, &m)
 			now, err := r.lookAgain(t.Addr)
-			if err == nil && now.words == m.words && now.prev != poison2 {
+			if err == nil && now.words == m.words && !now.removed() {
 				return p, true
 			}
-			if err != nil || !now.of(t) || now.words[markStart] != m.words[markStart] || now.prev == poison2 {
+			if err != nil || !now.of(t) || now.words[markStart] != m.words[markStart] || now.removed() {
 				return p, r.fails(err)
 			}
 		} else if try > 0 || !r.forget() {

@@ -53,9 +53,6 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	}
 	f.supply(k)
 	if err := v.imageInPlace(); err != nil {
-		if errors.Is(err, ksym.ErrNoSymbol) {
-			err = fmt.Errorf("%w: %w", ErrNoData, err)
-		}
 		return nil, fmt.Errorf("%s, release %q: %w", c.source, c.release, errors.Join(err, k.unfit))
 	}
 	if s, name, err := k.firstSymbol("init_top_pgt", "swapper_pg_dir"); err == nil && s != c.root {
@@ -72,12 +69,23 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	return k, nil
 }
 
+// Symbols all over the image: those that are looked up, and of a kernel whose
+// kallsyms has functions only, those of which VMCOREINFO tells.
+var (
+	inImage = []string{"_stext", "linux_banner", "init_task", "jiffies_64", "tk_core", "timekeeper_data"}
+	stated  = []string{"_stext", "init_uts_ns", "swapper_pg_dir", "prb"}
+)
+
 // imageInPlace checks that the page tables lead to the image all over it, to
 // its variables above all. The image of a kernel that ended may be whole, but
 // the tables that map the end of it lay in memory that the next kernel uses for
 // the same: then they lead to that one's variables.
 func (v *View) imageInPlace() error {
-	for _, name := range []string{"_stext", "linux_banner", "init_task", "jiffies_64", "tk_core", "timekeeper_data"} {
+	names := inImage
+	if v.bare() {
+		names = stated
+	}
+	for _, name := range names {
 		at, err := v.Symbol(name)
 		switch {
 		case errors.Is(err, ksym.ErrNoSymbol) && (name == "tk_core" || name == "timekeeper_data"):
@@ -121,19 +129,25 @@ func (k *Kernel) describe(v *View, c *claim) {
 	default:
 		k.Release, k.Banner = release, banner
 	}
-	if err := checkInitTask(v); err != nil {
+	if err := checkInitTask(v); err != nil && !errors.Is(err, ErrNoData) {
 		doubt("%v", err)
 	}
 }
+
+// maxBanner is more than any kernel calls itself.
+const maxBanner = 1024
 
 // readBanner reads linux_banner (init/version.c, since v6.2
 // init/version-timestamp.c): "Linux version RELEASE (who@where) …".
 func readBanner(v *View) (release, banner string, err error) {
 	at, err := v.Symbol("linux_banner")
+	if errors.Is(err, ErrNoData) {
+		at, err = v.findBanner()
+	}
 	if err != nil {
 		return "", "", err
 	}
-	b, err := v.Mem.CString(at, 1024)
+	b, err := v.Mem.CString(at, maxBanner)
 	if err != nil {
 		return "", "", err
 	}

@@ -24,7 +24,7 @@ type readOnlyLayout struct {
 // then (__ro_after_init). That of modules that are just loaded is still being
 // written.
 func (v *View) ReadOnlyData() ([]kernel.Code, error) {
-	l, err := layout[readOnlyLayout](v.Kernel)
+	l, err := layout64[readOnlyLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ const maxRewrites = mem.PageSize
 // Rewrites lists the places that the kernel is just rewriting, as far as it says
 // so; a kernel of another make says nothing.
 func (v *View) Rewrites() ([]Rewrite, error) {
-	l, err := layout[rewriteLayout](v.Kernel)
+	l, err := layout64[rewriteLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -37,11 +36,12 @@ func (r *sockReader) walk(t hashTable, each func(node mem.VA) error) error {
 		return nil
 	}
 	r.seen[t.at] = true
+	word := uint64(r.v.Mem.PointerSize())
 	r.buckets += t.n
 	switch {
 	case t.n > maxBuckets || r.buckets > maxAllBuckets:
 		return errBroken(t.name, t.at, fmt.Sprintf("%d buckets, %d with the tables before", t.n, r.buckets))
-	case t.stride < 8 || t.stride > mem.PageSize || t.head > t.stride-8:
+	case t.stride < word || t.stride > mem.PageSize || t.head > t.stride-word:
 		return fmt.Errorf("the kernel's types have buckets of %d bytes: %w", t.stride, mem.ErrInconsistent)
 	}
 	const piece = 64 << 10
@@ -52,7 +52,7 @@ func (r *sockReader) walk(t hashTable, each func(node mem.VA) error) error {
 			return fmt.Errorf("read the table of %s sockets: %w", t.name, err)
 		}
 		for off := t.head; off < uint64(len(b)); off += t.stride {
-			if first := binary.LittleEndian.Uint64(b[off:]); first != 0 && first&1 == 0 {
+			if first := uintAt(b, off, word); first != 0 && first&1 == 0 {
 				if !r.note(r.bucket(t, i+off/t.stride, each)) {
 					return nil
 				}
@@ -93,22 +93,23 @@ func (v *View) chain(head mem.VA, each func(node mem.VA) error) (end mem.VA, err
 		return 0, err
 	}
 	from, before := head, mem.VA(0)
-	buf := new([16]byte)
+	word := uint64(v.Mem.PointerSize())
+	buf := make([]byte, 2*word)
 	var loop brent
 	for node != 0 && node&1 == 0 {
 		if loop.seen(node) {
 			return 0, errBroken("chain", node, fmt.Sprintf("loops (head %#x)", uint64(head)))
 		}
-		if _, err := v.Mem.Read(buf[:], node); err != nil {
+		if _, err := v.Mem.Read(buf, node); err != nil {
 			return 0, err
 		}
-		if back := mem.VA(binary.LittleEndian.Uint64(buf[8:])); back != from && !v.midway(node, back, from, before) {
+		if back := mem.VA(uintAt(buf, word, word)); back != from && !v.midway(node, back, from, before) {
 			return 0, errBroken("chain", node, fmt.Sprintf("pprev is %#x, came from %#x", uint64(back), uint64(from)))
 		}
 		if err := each(node); err != nil {
 			return 0, err
 		}
-		before, from, node = from, node, mem.VA(binary.LittleEndian.Uint64(buf[:8]))
+		before, from, node = from, node, mem.VA(uintAt(buf, 0, word))
 	}
 	return node, nil
 }
@@ -125,6 +126,6 @@ func (v *View) midway(node, back, from, before mem.VA) bool {
 	if err != nil || next != node {
 		return false
 	}
-	pprev, err := v.Mem.Pointer(back + 8)
+	pprev, err := v.Mem.Pointer(back + mem.VA(v.Mem.PointerSize()))
 	return err == nil && pprev == from
 }

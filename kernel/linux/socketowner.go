@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -125,23 +124,27 @@ func (r *ownerReader) task(t *Task) error {
 	if n > maxSlots {
 		return errBroken("fdtable", fdt, fmt.Sprintf("%d descriptors", n))
 	}
+	word := r.v.Mem.PointerSize()
 	for i := uint32(0); i < n; i += 64 {
 		if r.words++; r.words > maxBitmaps {
 			return errBroken("fdtable", fdt, "more descriptors than there can be")
 		}
-		set, err := r.v.Mem.Uint64(open + mem.VA(i/8))
+		left := min(n-i, 64)
+		size := 8
+		if left <= 32 { // a map of one word of 32 bits ends there
+			size = 4
+		}
+		set, err := r.v.Mem.Uint(open+mem.VA(i/8), size)
 		if err != nil {
 			return err
 		}
-		if left := n - i; left < 64 {
-			set &= 1<<left - 1
-		}
+		set &= 1<<left - 1
 		if set == 0 {
 			continue
 		}
 		// All up to the highest one that is open.
-		b := r.buf[:8*bits.Len64(set)]
-		if _, err := r.v.Mem.Read(b, fd+mem.VA(8*i)); err != nil {
+		b := r.buf[:word*bits.Len64(set)]
+		if _, err := r.v.Mem.Read(b, fd+mem.VA(word)*mem.VA(i)); err != nil {
 			return err
 		}
 		for ; set != 0; set &= set - 1 {
@@ -149,7 +152,7 @@ func (r *ownerReader) task(t *Task) error {
 			if r.fds++; r.fds > maxOpen {
 				return errBroken("fdtable", fdt, "more open descriptors than there can be")
 			}
-			if err := r.file(mem.VA(binary.LittleEndian.Uint64(b[8*k:])), int(i)+k); err != nil {
+			if err := r.file(mem.VA(uintAt(b, uint64(word*k), uint64(word))), int(i)+k); err != nil {
 				return err
 			}
 		}

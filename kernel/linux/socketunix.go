@@ -39,7 +39,7 @@ func (r *sockReader) unix() error {
 		return err
 	}
 	for _, at := range tables {
-		t := hashTable{name: "unix", at: at, n: unixBuckets, stride: 8}
+		t := hashTable{name: "unix", at: at, n: unixBuckets, stride: uint64(r.v.Mem.PointerSize())}
 		if err := r.walk(t, func(node mem.VA) error { return r.unixSocket(l, node) }); err != nil {
 			return err
 		}

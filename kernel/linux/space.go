@@ -53,7 +53,7 @@ func (v *View) withMM(task Task, f func(l *spaceLayout, mm mem.VA) error) error 
 	who := func() string { return fmt.Sprintf("process %d (%s)", task.PID, task.Comm()) }
 	return v.settle(func() error {
 		before, err := r.lookAgain(task.Addr)
-		if err != nil || !before.of(&task) || before.prev == poison2 {
+		if err != nil || !before.of(&task) || before.removed() {
 			return fmt.Errorf("%s: %w", who(), gone(err))
 		}
 		mm := before.at(markMM)

@@ -61,14 +61,33 @@ func (l *linked) lookupAll(name string) []ksym.Symbol {
 }
 
 // Named lists the symbols of that name, by address: those of kallsyms, else
-// those of the file that was supplied. None is an empty list.
+// those of the file that was supplied, else the one in VMCOREINFO. None is an
+// empty list.
 func (k *Kernel) Named(name string) []ksym.Symbol {
 	if k.Symbols != nil {
 		if all := k.Symbols.LookupAll(name); len(all) > 0 {
 			return all
 		}
 	}
-	return k.more.lookupAll(name)
+	if all := k.more.lookupAll(name); len(all) > 0 || k.info == nil {
+		return all
+	}
+	if at, ok := k.info.Symbol(name); ok {
+		return []ksym.Symbol{{Name: name, Addr: at, Type: 'd'}}
+	}
+	return nil
+}
+
+// bare reports whether functions are all that is known by name of the kernel, but
+// for what VMCOREINFO tells.
+func (k *Kernel) bare() bool { return len(k.Named("init_task")) == 0 }
+
+// lacks says beside a symbol's absence why it is.
+func (k *Kernel) lacks(err error) error {
+	if errors.Is(err, ksym.ErrNoSymbol) && k.bare() {
+		return fmt.Errorf("%w: %w", ErrNoData, err)
+	}
+	return err
 }
 
 // nearest finds the symbol that va lies in: of kallsyms, or of the file if that

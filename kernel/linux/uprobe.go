@@ -33,7 +33,7 @@ func (v *View) Uprobes() ([]Uprobe, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := layout[uprobeLayout](v.Kernel)
+	l, err := layout64[uprobeLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

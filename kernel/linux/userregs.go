@@ -45,7 +45,7 @@ type userRegsPlan struct {
 }
 
 func newUserRegsPlan(k *Kernel) (*userRegsPlan, error) {
-	l, err := layout[userRegsLayout](k)
+	l, err := layout64[userRegsLayout](k)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ const maxAux = 4 << 10 // bytes; AT_VECTOR_SIZE is about 50 words
 // AuxVector returns what the kernel told a process about itself when it
 // started, as /proc/PID/auxv has it: pairs of words, a zero pair at the end.
 func (v *View) AuxVector(task Task) (out []byte, err error) {
-	l, err := layout[auxLayout](v.Kernel)
+	l, err := layout64[auxLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}

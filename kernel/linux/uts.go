@@ -15,6 +15,9 @@ type utsLayout struct {
 func (v *View) Hostname() (kernel.Text, error) {
 	l, err := layout[utsLayout](v.Kernel)
 	if err != nil {
+		if n, uerr := v.utsName(); uerr == nil {
+			return kernel.Text(n.node), nil
+		}
 		return "", err
 	}
 	at, err := v.Symbol("init_uts_ns")

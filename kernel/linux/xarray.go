@@ -89,8 +89,9 @@ func (w *xaWalk) entry(e, parent mem.VA, offset, base uint64, shift uint64) erro
 		return errBroken("xa_node", at, fmt.Sprintf("its parent is %#x, came from %#x", uint64(o.ptr(w.l.Parent)), uint64(parent)))
 	}
 	slots := object{b: o.bytes(w.l.Slots)}
+	word := uint64(w.v.Mem.PointerSize())
 	for i := range w.slots {
-		if err := w.entry(mem.VA(uintAt(slots.b, 8*i, 8)), at, i, base+i<<own, own); err != nil {
+		if err := w.entry(mem.VA(uintAt(slots.b, word*i, word)), at, i, base+i<<own, own); err != nil {
 			return err
 		}
 	}
