@@ -67,7 +67,7 @@ func buildHelper(ctx context.Context, p *platform) (string, error) {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", "rat", "./internal/guestlab/rat")
 	cmd.Dir = tmp
 	// GOFLAGS and GOWORK of the caller speak of another module.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+p.arch, "GOFLAGS=", "GOWORK=off", "GO111MODULE=on")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+p.goarch, "GOFLAGS=", "GOWORK=off", "GO111MODULE=on")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("guestlab: build the guest's helper: %w: %s", err, bytes.TrimSpace(out))
 	}

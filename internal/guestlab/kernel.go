@@ -27,6 +27,8 @@ var sources = []source{
 	{"trixie-cloud", []string{"trixie"}, "linux-image-cloud-amd64", "6.12", amd64, false},
 	{"sid-cloud", []string{"sid"}, "linux-image-cloud-amd64", "7.x or newer", amd64, false},
 
+	{"bookworm-686", []string{"bookworm"}, "linux-image-686", "6.1, 32 bits, two levels of page tables", i386, true},
+	{"bookworm-686-pae", []string{"bookworm"}, "linux-image-686-pae", "6.1, 32 bits, PAE", i386, true},
 	{"trixie-cloud-arm64", []string{"trixie"}, "linux-image-cloud-arm64", "6.12, AArch64", arm64, false},
 	{"trixie-arm64-16k", []string{"trixie"}, "linux-image-arm64-16k", "6.12, AArch64, pages of 16 KiB, all drivers", arm64, true},
 }
@@ -71,7 +73,7 @@ func lookupSource(name string) (source, error) {
 type Kernel struct {
 	Name    string // short name, such as "bookworm-cloud"
 	Release string // as uname -r prints it
-	Arch    string // as Debian names it: "amd64", "arm64"
+	Arch    string // as Debian names it: "amd64", "arm64", "i386"
 	Dir     string // holds vmlinuz, config, busybox and modules/; read only for all but Fetch
 }
 

@@ -4,9 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,22 +13,6 @@ import (
 	"vmscope/kernel/linux"
 	"vmscope/mem"
 )
-
-// odd builds the program of testdata/odd, which holds what is hard to name.
-func odd(t *testing.T) []byte {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "odd")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./testdata/odd")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	b, err := os.ReadFile(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
 
 // oddMounts are the commands that make mounts which are hard to name.
 const oddMounts = `
@@ -82,7 +63,6 @@ func TestOddGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests")
 	}
-	bin := odd(t)
 	for _, c := range kernels {
 		if !wanted(t, c.cfg) {
 			continue
@@ -96,7 +76,7 @@ func TestOddGuest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			prepare(t, g, bin)
+			prepare(t, g, k)
 			t.Run("files", func(t *testing.T) { compareFiles(t, g, m, k) })
 			t.Run("mounts", func(t *testing.T) { compareMounts(t, g, m, k) })
 			t.Run("areas", func(t *testing.T) { compareAreas(t, g, m, k) })
@@ -109,7 +89,8 @@ func TestOddGuest(t *testing.T) {
 	}
 }
 
-func prepare(t *testing.T, g *guestlab.Guest, bin []byte) {
+// prepare starts processes in the guest of k that hold what is hard to name.
+func prepare(t *testing.T, g *guestlab.Guest, k *linux.Kernel) {
 	t.Helper()
 	ctx := t.Context()
 	run := func(script string) {
@@ -119,7 +100,7 @@ func prepare(t *testing.T, g *guestlab.Guest, bin []byte) {
 		}
 	}
 	run(oddMounts)
-	if err := g.Put(ctx, "/odd/odd", bin, 0o755); err != nil {
+	if err := g.Put(ctx, "/odd/odd", program(t, "odd", k), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// An overlay, with a program of its lower layer mapped.

@@ -89,7 +89,7 @@ func (s *state) testSockets(t *testing.T) {
 		Bind:  []string{"udp4:0.0.0.0:2053", "udp6:[::]:2054", "udp4:127.0.0.1:2055", "unixgram:/tmp/dgram", "unixgram:@gram"},
 		Kinds: []string{"socketpair", "epoll"},
 	}})
-	if err := s.g.Put(ctx, "/tmp/sockets", program(t, "sockets"), 0o755); err != nil {
+	if err := s.g.Put(ctx, "/tmp/sockets", program(t, "sockets", s.k), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	out, err := s.g.Run(ctx, `ip link set lo up; cd /tmp; /tmp/sockets >/tmp/said & sleep 1; cat /tmp/said
@@ -113,12 +113,12 @@ sleep 2.5; :`)
 	s.compareSockets(t)
 }
 
-// program builds a program of testdata, to be run in a guest.
-func program(t *testing.T, name string) []byte {
+// program builds a program of testdata, to be run in a guest of a kernel.
+func program(t *testing.T, name string, k *linux.Kernel) []byte {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), name)
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./testdata/"+name)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+map[string]string{"x86_64": "amd64", "i686": "386"}[k.Arch])
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -32,7 +32,6 @@ func TestFileStormGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests")
 	}
-	bin := odd(t)
 	for _, name := range guestlab.TestKernels(t) {
 		t.Run(name, func(t *testing.T) {
 			g := guestlab.Boot(t, guestlab.Config{Kernel: name, CPUs: 2, RAM: guestlab.SharedFile, Modules: []string{"overlay"}})
@@ -41,7 +40,7 @@ func TestFileStormGuest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			prepare(t, g, bin)
+			prepare(t, g, k)
 			still := stillness(t, k, m)
 			if _, err := g.Run(t.Context(), fileStorm); err != nil {
 				t.Fatal(err)

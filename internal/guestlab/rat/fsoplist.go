@@ -255,7 +255,7 @@ func chmod(p *player) (string, error) {
 
 func chown(p *player) (string, error) {
 	path := p.entry(anyKind)
-	return path, syscall.Lchown(path, pick(p, []int{0, 1000, 65534, 70_000, 4_000_000_000}), pick(p, []int{0, 1000, 100_000}))
+	return path, syscall.Lchown(path, int(pick(p, []uint32{0, 1000, 65534, 70_000, 4_000_000_000})), pick(p, []int{0, 1000, 100_000}))
 }
 
 var attributes = []string{"user.a", "user.b", "trusted.c", "security.d", "user.a_longer_name"}
@@ -371,7 +371,7 @@ func reuse(p *player) (string, error) {
 
 func utimes(p *player) (string, error) {
 	path := p.entry(isNoSymlink)
-	return path, syscall.UtimesNano(path, []syscall.Timespec{{Sec: int64(p.rng.Uint32())}, {Sec: int64(p.rng.Uint32())}})
+	return path, syscall.UtimesNano(path, []syscall.Timespec{syscall.NsecToTimespec(int64(p.rng.Uint32()) * 1e9), syscall.NsecToTimespec(int64(p.rng.Uint32()) * 1e9)})
 }
 
 const manyName = kept + "many" // the large directory

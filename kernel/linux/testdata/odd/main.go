@@ -10,13 +10,11 @@ import (
 	"unsafe"
 )
 
-// x86-64 system calls that package syscall lacks.
+// Numbers that package syscall lacks.
 const (
-	sysMemfdCreate = 319
-	sysPidfdOpen   = 434
-	prSetVMA       = 0x53564d41
-	oPath          = 0x200000
-	oTmpfile       = 0x410000
+	prSetVMA = 0x53564d41
+	oPath    = 0x200000
+	oTmpfile = 0x410000
 )
 
 // must ends the program if something failed that every kernel can do.
@@ -53,7 +51,7 @@ func mmap(prot, flags, fd, offset int, pages uintptr) uintptr {
 	if fd < 0 {
 		flags |= syscall.MAP_ANON
 	}
-	return call("mmap", syscall.SYS_MMAP, 0, pages*4096, uintptr(prot), uintptr(flags), uintptr(fd), uintptr(offset))
+	return mmapCall(pages*4096, uintptr(prot), uintptr(flags), uintptr(fd), uintptr(offset))
 }
 
 func files(dir string) {
@@ -163,8 +161,7 @@ func maps(dir string) {
 	zero := open("/dev/zero", syscall.O_RDWR)
 	mmap(syscall.PROT_READ, syscall.MAP_PRIVATE, zero, 0, 3)
 	mmap(syscall.PROT_READ, syscall.MAP_SHARED, zero, 0, 5)
-	shm := call("shmget", syscall.SYS_SHMGET, 0x1234, 8192, 0o1600)
-	call("shmat", syscall.SYS_SHMAT, shm, 0, 0)
+	sharedMemory(0x1234, 8192, 0o1600)
 	named = mmap(syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE, -1, 0, 4)
 	syscall.Syscall6(syscall.SYS_PRCTL, prSetVMA, 0, named, 4*4096, cstr("a name given"), 0)
 
