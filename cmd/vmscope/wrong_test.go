@@ -59,7 +59,7 @@ func TestWrongTargets(t *testing.T) {
 		{"qemu:4194304999", []string{"no such VM"}},
 		{"xen:dom0", []string{"no dom0 of a Xen host", "/dev/xen/privcmd"}},
 		{"esx:web1", []string{`no driver "esx"`, "qemu:", "xen:", "file:"}},
-		{"libvirt:///no-such-domain", []string{"no such VM", "no-such-domain", "libvirt"}},
+		{"libvirt:///no-such-domain", []string{"no-such-domain", "libvirt"}},
 		{"libvirt://host/web1", []string{`the host "host"`, "run vmscope there"}},
 		{"libvirt:web1?port=1", []string{`parameter "port"`, "socket=PATH"}},
 		{"libvirt:web1?socket=x", []string{"absolute path"}},

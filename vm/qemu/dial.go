@@ -55,6 +55,12 @@ func (p Process) ways() []way {
 	return own
 }
 
+// traceless reports whether a question to the monitor leaves nothing behind, or was asked for: libvirt marks a domain.
+func (p Process) traceless() bool {
+	ways := p.ways()
+	return p.Daemon != "" || len(ways) > 0 && !ways[0].libvirt()
+}
+
 // connect takes one way.
 func (p Process) connect(ctx context.Context, w way) (qmp.Monitor, error) {
 	if daemon, ok := strings.CutPrefix(string(w), viaLibvirt); ok {

@@ -124,11 +124,11 @@ func dialDomain(ctx context.Context, name, socket string) (*domain, error) {
 	case found != nil:
 		return found, nil
 	case errs != nil:
-		return nil, fmt.Errorf("%w: domain %q: %w", ErrNoVM, name, errs)
+		return nil, fmt.Errorf("domain %q: %w", name, errs)
 	case names != nil:
 		return nil, fmt.Errorf("%w: libvirt has no domain %q; it has %s", ErrNoVM, name, strings.Join(names[:min(len(names), 20)], ", "))
 	}
-	return nil, fmt.Errorf("%w: domain %q: %w: none of libvirtd and virtqemud runs here (start one, or use qemu:NAME; 'vmscope vms' lists what runs)", ErrNoVM, name, libvirt.ErrNoDaemon)
+	return nil, fmt.Errorf("domain %q: %w: neither libvirtd nor virtqemud runs here (start one, or use qemu:NAME; 'vmscope vms' lists what runs)", name, libvirt.ErrNoDaemon)
 }
 
 // known lists a daemon's domains, for a message.

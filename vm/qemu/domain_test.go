@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/guestlab"
 	"vmscope/vm/qemu/libvirt"
 )
 
@@ -35,13 +38,15 @@ func TestParseDomain(t *testing.T) {
 // TestWays: libvirt is asked before the socket that it holds, and behind one that it does not.
 func TestWays(t *testing.T) {
 	for _, c := range []struct {
-		p    Process
-		want string
+		p         Process
+		want      string
+		traceless bool
 	}{
-		{Process{}, ""},
-		{Process{QMP: []string{"/a"}}, "/a"},
-		{Process{QMP: []string{"/m", "/a"}, held: []string{"/m"}, Libvirt: true}, "/a libvirt: /m"},
-		{Process{QMP: []string{"/m", "/a"}, held: []string{"/m"}, Libvirt: true, Daemon: "/d"}, "libvirt:/d /a /m"},
+		{Process{}, "", false},
+		{Process{QMP: []string{"/a"}}, "/a", true},
+		{Process{QMP: []string{"/m"}, held: []string{"/m"}, Libvirt: true}, "libvirt: /m", false},
+		{Process{QMP: []string{"/m", "/a"}, held: []string{"/m"}, Libvirt: true}, "/a libvirt: /m", true},
+		{Process{QMP: []string{"/m", "/a"}, held: []string{"/m"}, Libvirt: true, Daemon: "/d"}, "libvirt:/d /a /m", true},
 	} {
 		var got []string
 		for _, w := range c.p.ways() {
@@ -49,6 +54,9 @@ func TestWays(t *testing.T) {
 		}
 		if s := strings.Join(got, " "); s != c.want {
 			t.Errorf("%+v: %q, want %q", c.p, s, c.want)
+		}
+		if c.p.traceless() != c.traceless {
+			t.Errorf("%+v: traceless: %v", c.p, !c.traceless)
 		}
 	}
 }
@@ -63,17 +71,30 @@ func TestThreads(t *testing.T) {
 	}
 }
 
+// TestThreadsOfContainers: QEMU tells the numbers that its threads have in its own PID namespace.
+func TestThreadsOfContainers(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWUSER}
+	if err := cmd.Start(); err != nil {
+		guestlab.Skip(t, "a PID namespace: "+err.Error())
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	if !hasThread(cmd.Process.Pid, 1) || hasThread(cmd.Process.Pid, 2) {
+		t.Errorf("process 1 of its namespace has the numbers %q", status(cmd.Process.Pid, "NSpid"))
+	}
+}
+
 // TestNoDomain: what is missing is told, and by which of the ways.
 func TestNoDomain(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_RUNTIME_DIR", dir)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := FindDomain(ctx, "///no-such-domain?socket="+dir+"/s"); !errors.Is(err, ErrNoVM) || !errors.Is(err, libvirt.ErrNoDaemon) {
+	if _, err := FindDomain(ctx, "///no-such-domain?socket="+dir+"/s"); !errors.Is(err, libvirt.ErrNoDaemon) {
 		t.Error(err)
 	}
-	if _, err := FindDomain(ctx, "no-such-domain"); !errors.Is(err, ErrNoVM) {
-		t.Error(err)
+	if _, err := FindDomain(ctx, "no-such-domain"); err == nil {
+		t.Error("a domain is found that nobody has")
 	}
 	p := Process{PID: os.Getpid(), Name: "no-such-domain", Libvirt: true, Daemon: dir + "/s"}
 	if _, err := p.Monitor(ctx); !errors.Is(err, libvirt.ErrNoDaemon) {

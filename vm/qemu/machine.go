@@ -84,7 +84,8 @@ func (g *guest) locate(ctx context.Context) error {
 	}
 	blocks, sure, err := findBlocks(pid, &g.proc.conf, maps)
 	g.layouts, g.known = g.candidates(blocks)
-	if (err != nil || !sure || len(g.layouts) != 1 || g.proc.conf.dimms) && !g.opts.noMonitor && g.mon != nil {
+	ask := err != nil || !sure || g.proc.conf.dimms || len(g.layouts) != 1 && g.proc.traceless()
+	if ask && !g.opts.noMonitor && g.mon != nil {
 		if b, places, merr := g.ask(ctx, maps); merr == nil {
 			g.blocks, g.exact = b, places
 			l := vm.Layout{Name: "qemu"}
