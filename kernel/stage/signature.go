@@ -23,7 +23,7 @@ func called(name string) func([]byte, int) string { return func([]byte, int) str
 // signatures are all that are known.
 //
 // The texts were read off the running programs, which the tests boot (SeaBIOS 1.16, EDK II 2022.11, GRUB 2.06, iPXE,
-// Memtest86+ 6.10), but for those of Windows and the BSDs, which are from the format of the record that leads to a
+// Memtest86+ 6.10, ISOLINUX 6.04, U-Boot 2023.01, Xen 4.17), but for those of Windows and the BSDs, which are from the format of the record that leads to a
 // program's PDB file (LLVM's docs/PDB) and from the kernels' sys/conf/newvers.sh.
 var signatures = []signature{
 	{"Xen version ", Hypervisor, xen},
@@ -39,7 +39,7 @@ var signatures = []signature{
 	{"ISOLINUX ", Loader, numbered},
 	{"SYSLINUX ", Loader, numbered},
 	{"PXELINUX ", Loader, numbered},
-	{"U-Boot ", Loader, numbered},
+	{"U-Boot ", Chainable, numbered}, // arch/x86/cpu/start.S: it has a Multiboot header
 	{"IBI SYST", Firmware, uefi},
 	{"SeaBIOS (version ", Firmware, called("SeaBIOS")},
 }
@@ -158,7 +158,11 @@ func image(b []byte, i int) string {
 	if at == start+0x200 || at >= len(b) {
 		return ""
 	}
-	return word(b[at:], 1)
+	// Others have such a header too, with their version: iPXE's begins with 1.
+	if r := word(b[at:], 1); r != "" && r[0] >= '2' && r[0] <= '9' {
+		return r
+	}
+	return ""
 }
 
 // multiboot checks a header by which boot loaders know a kernel: four words, of which the first is a magic number.

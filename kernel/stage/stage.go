@@ -22,6 +22,7 @@ const (
 	System                 // another operating system
 	Memtest                // a test of memory
 	Image                  // a Linux kernel as a boot loader loads it, packed
+	Chainable              // a boot loader that can be loaded as a kernel of the Multiboot specification
 	Multiboot              // a kernel that follows the Multiboot specification
 	Loader
 	Firmware
@@ -45,7 +46,7 @@ func (t Trace) Advice(live bool) string {
 	}
 	switch {
 	case t.Name == "" && live:
-		return "it was not started, boots, is encrypted, or is not Linux"
+		return "it was not started, waits to be migrated here, boots, is encrypted, or is not Linux"
 	case t.Name == "":
 		return "it is encrypted, or not Linux"
 	case t.Kind == Hypervisor:
@@ -60,7 +61,7 @@ func (t Trace) Advice(live bool) string {
 		return fmt.Sprintf("%.64q tests it, and vmscope reads Linux", t.Name)
 	case t.Kind == Multiboot:
 		return fmt.Sprintf("a %s lies in it (header at %#x), and vmscope reads Linux", t.Name, uint64(t.At))
-	case t.Kind == Loader:
+	case t.Kind == Loader, t.Kind == Chainable:
 		return fmt.Sprintf("it is in the boot loader %s, which has started no system%s", t.Name, later("; try again when one runs"))
 	}
 	return fmt.Sprintf("it is in its firmware, %s, which has started no system%s", t.Name, later(": if that stays so, see whether it has a disk to boot from"))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,6 +61,13 @@ func TestFind(t *testing.T) {
 		{"a text with the words", 0x5000, []byte("Linux version 6.1 or later (see the manual)\n\x00"), Trace{}},
 		{"a boot header", 0x10000, header("5.10.0-1-amd64"), Trace{Image, "5.10.0-1-amd64", 0x10202}},
 		{"a boot header's code", 0x10202, []byte("HdrS\x0f\x02"), Trace{}},
+		{"another's boot header", 0x10000, header("1.21.1"), Trace{}},
+		{"Xen", 0x300000, []byte("(XEN) Xen version 4.17.7 (Debian 4.17.7+13-g2445b30a44-0+deb12u1) (a@b) (gcc 12) debug=n\n"), Trace{Hypervisor, "Xen 4.17.7", 0x300006}},
+		{"a guest of Xen", 0x300000, []byte("Xen version: 4.17.7 (preserve-AD)\n"), Trace{}},
+		{"Xen's format", 0x300000, []byte("Xen version %d.%d%s (%s@%s)"), Trace{}},
+		{"ISOLINUX", 0x8000, []byte("\r\nISOLINUX 6.04 20191223 ETCD Copyright"), Trace{Loader, "ISOLINUX 6.04", 0x8002}},
+		{"U-Boot", 0x200000, slices.Concat(multi2, []byte("U-Boot 2023.01+dfsg-2 (Apr 02 2023)")), Trace{Chainable, "U-Boot 2023.01+dfsg-2", 0x200010}},
+		{"of U-Boot's", 0x200000, []byte("U-Boot environment"), Trace{}},
 		{"Windows", 0x200000, []byte("RSDS0123456789abcdef\x01\x00\x00\x00ntkrnlmp.pdb\x00"), Trace{System, "Windows", 0x200000}},
 		{"another program of Windows", 0x200000, []byte("RSDS0123456789abcdef\x01\x00\x00\x00notepad.pdb\x00"), Trace{}},
 		{"FreeBSD", 0x300000, []byte("@(#)FreeBSD 14.1-RELEASE releng/14.1\x00"), Trace{System, "FreeBSD 14.1-RELEASE", 0x300000}},
