@@ -1,11 +1,14 @@
 package vmscope_test
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"testing"
 
 	"vmscope"
 	"vmscope/internal/guestlab"
+	"vmscope/kernel"
 )
 
 // TestRebootGuest reboots a guest, and then goes over into a kernel of another
@@ -82,4 +85,46 @@ func TestRebootGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	views("a downgrade")
+	t.Run("panic", func(t *testing.T) { testPanic(t, g) })
+}
+
+// testPanic has a guest's kernel panic, which must be told, and all of it be seen as before.
+func testPanic(t *testing.T, g *guestlab.Guest) {
+	look := func() (state string, s seen) {
+		err := vmscope.Look(t.Context(), g.Name(), func(v *vmscope.View) (err error) {
+			if state, err = v.State(); err == nil {
+				s, err = see(v)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return state, s
+	}
+	if state, _ := look(); state != "running" {
+		t.Errorf("a guest that answers is %s", state)
+	}
+	w := truthOf(t, g, func() {})
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan error, 1)
+	go func() {
+		_, err := g.Run(ctx, "echo 0 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger")
+		answered <- err
+	}()
+	var last seen
+	until(t, func() bool {
+		var state string
+		state, last = look()
+		return state == "panicked"
+	})
+	cancel()
+	if err := <-answered; err == nil {
+		t.Error("a guest that panicked answers")
+	}
+	for pid, p := range w.procs {
+		if !slices.ContainsFunc(last.procs, func(q kernel.Process) bool { return q.PID == pid }) {
+			t.Errorf("process %d (%s) was there before the panic", pid, p.Comm)
+		}
+	}
 }

@@ -26,6 +26,7 @@ type infoRow struct {
 	Release  kernel.Text     `json:"release"`
 	Version  kernel.Text     `json:"version"`
 	Hostname kernel.Text     `json:"hostname,omitempty"`
+	State    string          `json:"state,omitempty"`
 	KASLR    string          `json:"kaslr"`
 	Root     mem.PA          `json:"page_table_root"`
 	Paging   string          `json:"paging"`
@@ -86,6 +87,9 @@ func describe(v *vmscope.View) infoRow {
 	if h, err := v.Hostname(); err == nil {
 		r.Hostname = h
 	}
+	if s, err := v.State(); err == nil {
+		r.State = s
+	}
 	return r
 }
 
@@ -102,6 +106,9 @@ func (a *app) printInfo(r infoRow) {
 	line("kernel", "%s", r.Version)
 	if r.Hostname != "" {
 		line("host name", "%s", r.Hostname)
+	}
+	if r.State != "" {
+		line("state", "%s", r.State)
 	}
 	if r.Booted != nil {
 		line("booted", "%s", r.Booted.Format(time.RFC3339))
