@@ -32,9 +32,10 @@ Targets:
   gdb:HOST:PORT  a QEMU by its GDB stub: the guest stands still for moments
   pid:N          the process that runs a guest, whatever VMM it is
   /run/qmp.sock  a running QEMU by its QMP socket
-  file:PATH      a dump (ELF core of dump-guest-memory, raw RAM, or a bundle of
-                 check); just PATH too. For the commands on disks: a raw image or a
-                 block device
+  file:PATH      a dump, told by its content (ELF core, kdump, LiME, QEMU's and
+                 libvirt's saved machines, VMware's, VirtualBox's, Xen's, …), raw RAM,
+                 or a bundle of check; just PATH too. For the commands on disks: a raw
+                 image or a block device
 
 The commands on disks also take nbd+unix:///EXPORT?socket=PATH and
 nbd://HOST/EXPORT.
@@ -119,7 +120,21 @@ says why; 130 interrupted.`,
 		without(c, "pause", "registers", "truncated", "layout", "route", "types", "sysmap")
 		root.AddCommand(c)
 	}
+	for _, c := range root.Commands() {
+		sayTarget(c)
+	}
 	return root
+}
+
+// sayTarget adds to a command's help what a TARGET is; those on disks say it themselves.
+func sayTarget(c *cobra.Command) {
+	if !strings.Contains(c.Use, " TARGET") || c.GroupID == "disk" {
+		return
+	}
+	if c.Long == "" {
+		c.Long = c.Short + "."
+	}
+	c.Long += "\n\nTARGET is a running VM (its NAME, qemu:PID, xen:NAME, the path of its QMP socket, …)\nor a dump's path: 'vmscope help' has all forms."
 }
 
 // noUse stands for a flag of the root command in a command that has no use for it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (a *app) lookInto(ctx context.Context, r *vmRow) {
 	case errors.Is(err, qemu.ErrPermission):
 		r.Problem = "to look into it, run as root or with CAP_SYS_PTRACE"
 	case err != nil:
-		r.Problem = oneLine(err)
+		r.Problem = strings.TrimPrefix(oneLine(err), r.target()+": ")
 	}
 }
 

@@ -35,7 +35,11 @@ func Denied(pid int, err error) error {
 			owner = fmt.Sprintf("user %q", u.Username)
 		}
 	}
-	return fmt.Errorf("%w %d of %s: run as root or with CAP_SYS_PTRACE (%w)", ErrPermission, pid, owner, err)
+	do := "run as root or with CAP_SYS_PTRACE"
+	if os.Geteuid() == 0 {
+		do = "this root has no CAP_SYS_PTRACE over it: run on the host itself, outside of containers"
+	}
+	return fmt.Errorf("%w %d of %s: %s (%w)", ErrPermission, pid, owner, do, err)
 }
 
 // Alive opens the pidfd of a process, by which the PID cannot become another
