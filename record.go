@@ -75,7 +75,7 @@ func (r *Recording) Look(ctx context.Context, f func(*View) error) error {
 		if err != nil {
 			return err
 		}
-		checkLayout(k, r.machine)
+		checkLayout(k, r.machine, false)
 		r.view = r.see(k)
 		// What Guest.View and those who describe a guest ask for; that a kernel
 		// lacks it is no failure.

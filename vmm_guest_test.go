@@ -1,7 +1,9 @@
 package vmscope_test
 
 import (
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,6 +12,7 @@ import (
 	"vmscope/internal/guestlab/standin"
 	"vmscope/mem"
 	"vmscope/vm"
+	"vmscope/vm/vmtest"
 )
 
 // TestVMMs looks at a real kernel's memory in processes that hold it as the VMMs
@@ -31,7 +34,7 @@ func TestVMMs(t *testing.T) {
 		low  uint64 // RAM below the hole
 		vms  []standin.VM
 	}{
-		{"no hole", guestlab.Config{MemoryMiB: 512}, 512 * mib, all},
+		{"no hole", guestlab.Config{MemoryMiB: 512, QEMUArgs: []string{"-m", "512M,slots=1,maxmem=1G"}}, 512 * mib, all},
 		{"hole at 3 GiB", guestlab.Config{MemoryMiB: 5120, Machine: "pc"}, 3 * gib, []standin.VM{fire, with(fire, standin.Snapshot), cloud, with(cloud, standin.Memfds)}},
 		// The only board of QEMU that takes this.
 		{"hole at 3.25 GiB", guestlab.Config{MemoryMiB: 5120, Machine: "pc-i440fx-1.7,max-ram-below-4g=3328M"}, 3328 * mib,
@@ -58,6 +61,7 @@ func TestVMMs(t *testing.T) {
 				if err := m.Machine().(vm.Pauser).Pause(t.Context()); err != nil {
 					t.Fatal(err)
 				}
+				all["memory file of a snapshot"] = look(t, g.RAMFile()) // has RAM as theirs do
 				for _, v := range c.vms {
 					v.RAM, v.Fill, v.File = ram, fill, filepath.Join(t.TempDir(), "snapshot")
 					pid, stop := standin.Start(t, v)
@@ -72,8 +76,61 @@ func TestVMMs(t *testing.T) {
 			for name, s := range all {
 				t.Run(name, func(t *testing.T) { w.check(t, s) })
 			}
+			if size <= c.low {
+				t.Run("memory added", func(t *testing.T) { testAdded(t, g, cloud, ram, fill) })
+			}
 		})
 	}
+}
+
+// testAdded adds memory to a guest while it runs, at 4 GiB, where the VMM of the stand-in puts it too. Then it must be part of
+// what is seen, of the QEMU and of the stand-in.
+func testAdded(t *testing.T, g *guestlab.Guest, v standin.VM, ram []mem.Range, fill []standin.Fill) {
+	const at, size = 4 << 30, 128 << 20
+	f, err := os.CreateTemp("/dev/shm", "vmscope-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	defer os.Remove(f.Name())
+	qmp(t, g.QMPSocket(), "object-add", map[string]any{"qom-type": "memory-backend-file", "id": "more", "size": size, "share": true, "mem-path": f.Name()})
+	qmp(t, g.QMPSocket(), "device_add", map[string]any{"driver": "pc-dimm", "id": "dimm", "memdev": "more"})
+	until(t, func() bool {
+		list, err := g.Ask(t.Context(), "iomem")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(list), "100000000-107ffffff : System RAM")
+	})
+	if _, err := g.Run(t.Context(), "echo online >/sys/devices/system/memory/memory32/state; dd if=/dev/zero of=/tmp/used bs=1M count=16"); err != nil {
+		t.Fatal(err)
+	}
+	v.RAM = append(slices.Clone(ram), mem.Range{Start: at, Size: size})
+	v.Fill = append(slices.Clone(fill), standin.Fill{PA: at, File: f.Name(), Size: size})
+	var stood seen
+	w := truthOf(t, g, func() {
+		m, err := vmscope.Open(t.Context(), g.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if err := m.Machine().(vm.Pauser).Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r := vmtest.Join(m.Machine().(mem.Ranger).Ranges()); !slices.Equal(r, v.RAM) {
+			t.Errorf("RAM of QEMU %#x, want %#x", r, v.RAM)
+		}
+		pid, _ := standin.Start(t, v)
+		stood = lookAtVM(t, "pid:"+itoa(pid), v, pid, ram[0].Size+size)
+		err = vmscope.Look(t.Context(), "pid:"+itoa(pid), func(view *vmscope.View) error {
+			vmtest.Same(t, m.Machine(), view.Machine)
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	w.check(t, stood)
 }
 
 // lookAtVM looks at a stand-in, whose layout must be proved.

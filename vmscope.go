@@ -192,13 +192,17 @@ func (g *Guest) find(ctx context.Context) error {
 	var errs []error
 	var second *Guest // a kernel proved itself, its layout of RAM not
 	secondFit := contradicted
+	var empty []int // sets of layouts in whose bytes no kernel lies
 	for _, l := range layouts {
+		if slices.Contains(empty, l.Set) {
+			continue
+		}
 		m, err := g.in(l)
 		if err == nil {
 			var k *linux.Kernel
 			if k, err = linux.Find(ctx, m, hints); err == nil {
 				k.Report.Steps = slices.Concat(asked, k.Report.Steps)
-				fit := checkLayout(k, m)
+				fit := checkLayout(k, m, len(layouts) > 1)
 				if fit == proved {
 					g.kernel, g.phys = k, m
 					return nil
@@ -217,7 +221,7 @@ func (g *Guest) find(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 		if errors.Is(err, linux.ErrNoClaim) {
-			break // nor has it one in another layout, and each takes a search of all RAM
+			empty = append(empty, l.Set) // each layout takes a search of all its RAM
 		}
 	}
 	if second != nil {
@@ -258,13 +262,13 @@ const (
 
 // checkLayout compares the layout with the kernel's own list of its RAM and
 // reports the outcome. In a wrong layout much of the kernel may still be found:
-// that its list cannot be read is a sign of that, too.
-func checkLayout(k *linux.Kernel, m vm.Machine) fit {
+// that its list cannot be read is a sign of that, too. tried: it is one of several.
+func checkLayout(k *linux.Kernel, m vm.Machine, tried bool) fit {
 	r, ok := m.(mem.Ranger)
 	if !ok {
 		return unknown
 	}
-	err := mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges()) })
+	err := mem.Guard(func() error { return k.View(fresh(m)).CheckLayout(r.Ranges(), tried) })
 	switch {
 	case errors.Is(err, mem.ErrInconsistent):
 		k.Report.Contradictions = append(k.Report.Contradictions, "layout of RAM: "+err.Error())

@@ -123,6 +123,9 @@ type Disputed struct {
 type Layout struct {
 	Name   string // "flat", "q35", "pc", "virt", …
 	Ranges []mem.Range
+	// Set tells layouts of one machine apart that are not of the same bytes: where
+	// nothing is found in one, nothing is in another of the same set.
+	Set int
 }
 
 // Ambiguous is the capability of a machine whose RAM is known but not where it

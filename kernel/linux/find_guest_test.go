@@ -141,7 +141,7 @@ func check(t *testing.T, g *guestlab.Guest, m vm.Machine, k *linux.Kernel, mode 
 	}
 	err = mem.Guard(func() error {
 		v := k.View(m)
-		if err := v.CheckLayout(m.(mem.Ranger).Ranges()); err != nil {
+		if err := v.CheckLayout(m.(mem.Ranger).Ranges(), true); err != nil {
 			t.Error(err)
 		}
 		j, err := v.Jiffies()

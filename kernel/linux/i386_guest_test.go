@@ -163,7 +163,7 @@ func (s *state) testI386Types(t *testing.T) {
 	pids := oddProcesses(t, s.g)
 	g, v := s.g, s.k.View(s.m)
 	t.Run("layout", func(t *testing.T) {
-		guarded(t, func() error { return v.CheckLayout(s.m.(mem.Ranger).Ranges()) })
+		guarded(t, func() error { return v.CheckLayout(s.m.(mem.Ranger).Ranges(), true) })
 	})
 	t.Run("processes", func(t *testing.T) { compareProcesses(t, g, v, pids) })
 	t.Run("threads", func(t *testing.T) { compareThreads(t, g, v) })

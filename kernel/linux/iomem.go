@@ -18,51 +18,94 @@ type resourceLayout struct {
 }
 
 // SystemRAM lists the physical ranges that the kernel uses as memory: the
-// entries "System RAM" at the top of /proc/iomem.
+// entries "System RAM" of /proc/iomem, also those within a device (virtio-mem,
+// persistent memory that is used as RAM). They are in the list's order.
 func (v *View) SystemRAM() ([]mem.Range, error) {
+	used, _, err := v.memoryUse()
+	return used, err
+}
+
+const (
+	// maxResources bounds the entries of /proc/iomem, of which large machines have
+	// some thousands.
+	maxResources = 1 << 16
+	// resourceDepth bounds how deep memory is looked for: "Persistent Memory",
+	// "dax0.0", "System RAM (kmem)".
+	resourceDepth = 4
+)
+
+// memoryUse is SystemRAM, and where the uppermost entry ends that is memory or has
+// memory in it: what a device could add.
+func (v *View) memoryUse() (used []mem.Range, top mem.PA, err error) {
 	l, err := layout[resourceLayout](v.Kernel)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	root, err := v.Symbol("iomem_resource")
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var out []mem.Range
-	node, err := v.Mem.Pointer(l.Child.At(root))
-	var loop brent
-	for n := 0; err == nil && node != 0; n++ {
-		if n > 1<<16 || loop.seen(node) {
-			return out, errBroken("iomem_resource", node, "its list loops")
+	n := 0
+	var walk func(node mem.VA, depth int) error
+	walk = func(node mem.VA, depth int) error {
+		var loop brent
+		for ; node != 0; n++ {
+			if n > maxResources || loop.seen(node) {
+				return errBroken("iomem_resource", node, "its list loops")
+			}
+			start, err := v.Mem.Uint(l.Start.At(node), int(l.Start.Size()))
+			if err != nil {
+				return err
+			}
+			end, err := v.Mem.Uint(l.End.At(node), int(l.End.Size()))
+			if err != nil {
+				return err
+			}
+			name, err := v.Mem.Pointer(l.Name.At(node))
+			if err != nil {
+				return err
+			}
+			had := len(used)
+			if s, e := v.Mem.CString(name, 64); e == nil && strings.HasPrefix(string(s), "System RAM") {
+				if end >= start {
+					used = append(used, mem.Range{Start: mem.PA(start), Size: end - start + 1})
+				}
+			} else if depth < resourceDepth {
+				child, err := v.Mem.Pointer(l.Child.At(node))
+				if err == nil {
+					err = walk(child, depth+1)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			if len(used) > had && depth == 1 {
+				top = max(top, mem.PA(end)+1)
+			}
+			if node, err = v.Mem.Pointer(l.Sibling.At(node)); err != nil {
+				return err
+			}
 		}
-		var start, end uint64
-		var name mem.VA
-		if start, err = v.Mem.Uint(l.Start.At(node), int(l.Start.Size())); err != nil {
-			break
-		}
-		if end, err = v.Mem.Uint(l.End.At(node), int(l.End.Size())); err != nil {
-			break
-		}
-		if name, err = v.Mem.Pointer(l.Name.At(node)); err != nil {
-			break
-		}
-		if s, e := v.Mem.CString(name, 64); e == nil && strings.HasPrefix(string(s), "System RAM") && end >= start {
-			out = append(out, mem.Range{Start: mem.PA(start), Size: end - start + 1})
-		}
-		node, err = v.Mem.Pointer(l.Sibling.At(node))
+		return nil
 	}
-	return out, err
+	child, err := v.Mem.Pointer(l.Child.At(root))
+	if err == nil {
+		err = walk(child, 1)
+	}
+	return used, top, err
 }
 
 // CheckLayout compares what the kernel uses as memory with where the source
-// says RAM lies: all of it must be RAM, and above 4 GiB both must end alike. It
-// is the proof that a layout found by trial is right beyond the part of RAM in
-// which the kernel's image lies.
-func (v *View) CheckLayout(ram []mem.Range) error {
-	used, err := v.SystemRAM()
+// says RAM lies: all of it must be RAM. Of a layout that is one of several, tried
+// in turn, both must also end alike above 4 GiB, but for the part of a device's memory
+// that the kernel does not use yet. It is the proof that such a layout is right
+// beyond the part of RAM in which the kernel's image lies.
+func (v *View) CheckLayout(ram []mem.Range, tried bool) error {
+	used, most, err := v.memoryUse()
 	if err != nil {
 		return fmt.Errorf("check the layout of RAM: %w", err)
 	}
+	ram = joined(ram)
 	var top mem.PA
 	for _, u := range used {
 		top = max(top, u.End())
@@ -75,8 +118,20 @@ func (v *View) CheckLayout(ram []mem.Range) error {
 			return fmt.Errorf("%w: the kernel uses %#x-%#x as memory, where this layout has none", mem.ErrInconsistent, uint64(u.Start), uint64(u.End()))
 		}
 	}
-	if n := len(ram); n > 0 && ram[n-1].Start >= 4<<30 && top != ram[n-1].End() {
+	if n := len(ram); tried && n > 0 && ram[n-1].Start >= 4<<30 && (ram[n-1].End() < top || ram[n-1].End() > max(top, most)) {
 		return fmt.Errorf("%w: the kernel's memory ends at %#x, this layout's at %#x", mem.ErrInconsistent, uint64(top), uint64(ram[n-1].End()))
 	}
 	return nil
+}
+
+// joined joins ranges that touch.
+func joined(in []mem.Range) (out []mem.Range) {
+	for _, r := range in {
+		if n := len(out); n > 0 && out[n-1].End() == r.Start {
+			out[n-1].Size += r.Size
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
 }

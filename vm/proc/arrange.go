@@ -15,6 +15,9 @@ const (
 	maxRAM = 1 << 52
 	// minRAM is what Linux needs to boot; less is the VMM's own memory.
 	minRAM = 16 * mib
+	// maxFirmware is what a BIOS has at most (crosvm x86_64/src/lib.rs
+	// BIOS_MAX_SIZE).
+	maxFirmware = 16 * mib
 	// maxPools bounds what of a process is looked into, and maxTries the ways.
 	maxPools = 8
 	maxTries = 48
@@ -60,6 +63,12 @@ func arrangements(p Process, maps []procram.Mapping) []arrangement {
 		same := func(a arrangement) bool {
 			return sameBlocks(a.blocks, blocks) && slices.Equal(a.layout.Ranges, l.Ranges)
 		}
+		if l.Set == 0 {
+			l.Set = len(out) + 1
+			if i := slices.IndexFunc(out, func(a arrangement) bool { return slices.Equal(covered(a.blocks), covered(blocks)) }); i >= 0 {
+				l.Set = out[i].layout.Set
+			}
+		}
 		if len(out) < maxTries && !slices.ContainsFunc(out, same) {
 			out = append(out, arrangement{blocks, l})
 		}
@@ -94,6 +103,11 @@ func arrangements(p Process, maps []procram.Mapping) []arrangement {
 				}
 				add(blocks, l)
 			}
+		}
+	}
+	for _, a := range slices.Clone(out) {
+		for _, more := range p.kind.plugged(a, pools) {
+			add(more.blocks, more.layout)
 		}
 	}
 	// What the command line says goes first.
@@ -190,7 +204,14 @@ func withHoles(in []*pool, lows []uint64) []*pool {
 // RAM comes in whole MiB.
 func (p *pool) cut(told uint64) [][]procram.Block {
 	if !p.anonymous() || len(p.blocks) > 1 {
-		return [][]procram.Block{p.blocks}
+		out := [][]procram.Block{p.blocks}
+		for i, b := range p.blocks {
+			// A BIOS lies in the file between RAM below 4 GiB and above (crosvm --bios).
+			if i > 0 && b.Off() >= mib && b.Size <= maxFirmware {
+				out = append(out, slices.Concat(p.blocks[:i], p.blocks[i+1:]))
+			}
+		}
+		return out[:min(len(out), maxPools)]
 	}
 	var out [][]procram.Block
 	add := func(n uint64) {
@@ -216,6 +237,18 @@ func blocksSize(l []procram.Block) (n uint64) {
 		n += b.Size
 	}
 	return n
+}
+
+// covered is what of the process's address space blocks are, in whatever order.
+func covered(blocks []procram.Block) (out []procram.Span) {
+	for _, b := range slices.SortedFunc(slices.Values(blocks), func(a, b procram.Block) int { return cmp.Compare(a.HVA, b.HVA) }) {
+		if n := len(out); n > 0 && out[n-1].Start+out[n-1].Size == b.HVA {
+			out[n-1].Size += b.Size
+			continue
+		}
+		out = append(out, procram.Span{Start: b.HVA, Size: b.Size})
+	}
+	return out
 }
 
 func sameBlocks(a, b []procram.Block) bool {

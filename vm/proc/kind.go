@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vmscope/internal/procram"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -15,6 +16,9 @@ import (
 const (
 	mib = 1 << 20
 	gib = 1 << 30
+	// plugUnit is what memory comes in that is added to a running guest: Linux takes
+	// no less on x86.
+	plugUnit = 128 * mib
 )
 
 // kind is what is known of a VMM: how it is started, and where it lays out RAM.
@@ -30,6 +34,10 @@ type kind struct {
 	second mem.Range
 	arm    mem.PA // where RAM of an Arm machine starts
 	read   func(o arguments) told
+	// added says where a mapping lies that became RAM while the guest ran: all
+	// RAM before it ends at end, and first is the first that was added. nil:
+	// none is.
+	added func(end mem.PA, first, next procram.Block) mem.PA
 }
 
 // told is what a command line says of a VM.
@@ -46,19 +54,43 @@ var kinds = []kind{
 	// PCI at 3 GiB, with a second one of 256 GiB at 256 GiB. aarch64/layout.rs:
 	// DRAM_MEM_START. vstate/memory.rs: RAM is anonymous and private; a memfd
 	// "guest_mem" for vhost-user; the file, mapped private, of a snapshot.
-	{"firecracker", []string{"firecracker"}, "guest_mem", []uint64{3 * gib, 3328 * mib}, mem.Range{Start: 256 * gib, Size: 256 * gib}, 2 * gib, firecracker},
+	{
+		name: "firecracker", programs: []string{"firecracker"}, memfd: "guest_mem", low: []uint64{3 * gib, 3328 * mib},
+		second: mem.Range{Start: 256 * gib, Size: 256 * gib}, arm: 2 * gib, read: firecracker, added: pluggedFirecracker,
+	},
 	// arch/src/x86_64/layout.rs: MEM_32BIT_RESERVED_START; aarch64/layout.rs:
-	// RAM_START. vmm/src/memory_manager.rs: anonymous, or memfds "ch_ram", one for
-	// each side of the hole.
-	{"cloud-hypervisor", []string{"cloud-hypervisor"}, "ch_ram", []uint64{3 * gib}, mem.Range{}, gib, cloudHypervisor},
+	// RAM_START. vmm/src/memory_manager.rs: anonymous; memfds "ch_ram", one for
+	// each side of the hole, if it is shared or of huge pages, and of old versions
+	// always.
+	{
+		name: "cloud-hypervisor", programs: []string{"cloud-hypervisor"}, memfd: "ch_ram", low: []uint64{3 * gib},
+		arm: gib, read: cloudHypervisor, added: pluggedCloudHypervisor,
+	},
 	// x86_64/src/lib.rs arch_memory_regions: up to the start of the 32-bit PCI
 	// space, which a configuration may lower; aarch64/src/lib.rs:
-	// AARCH64_PHYS_MEM_START. One memfd "crosvm_guest" for all regions.
-	{"crosvm", []string{"crosvm"}, "crosvm_guest", []uint64{3328 * mib, 3 * gib, 2 * gib}, mem.Range{}, 2 * gib, crosvm},
+	// AARCH64_PHYS_MEM_START. vm_memory/src/guest_memory.rs: one memfd
+	// "crosvm_guest" for all regions, by their addresses.
+	{name: "crosvm", programs: []string{"crosvm"}, memfd: "crosvm_guest", low: []uint64{3328 * mib, 3 * gib, 2 * gib}, arm: 2 * gib, read: crosvm},
 	// x86/include/kvm/kvm-arch.h: KVM_32BIT_GAP_START; arm/include/arm-common:
 	// ARM_MEMORY_AREA. util/util.c: one mapping, anonymous or of hugetlbfs, in
 	// which the hole is inaccessible.
-	{"kvmtool", []string{"lkvm", "kvmtool", "lkvm-static"}, "kvmtool", []uint64{3328 * mib}, mem.Range{}, 2 * gib, kvmtool},
+	{name: "kvmtool", programs: []string{"lkvm", "kvmtool", "lkvm-static"}, memfd: "kvmtool", low: []uint64{3328 * mib}, arm: 2 * gib, read: kvmtool},
+}
+
+// pluggedFirecracker: all of virtio-mem's region is mapped at once, what is not
+// plugged of it inaccessible (src/vmm/src/builder.rs allocate_virtio_mem_address,
+// layout.rs FIRST_ADDR_PAST_64BITS_MMIO).
+func pluggedFirecracker(_ mem.PA, first, next procram.Block) mem.PA {
+	return 512*gib + mem.PA(next.HVA-first.HVA)
+}
+
+// pluggedCloudHypervisor: the next 128 MiB behind RAM, or 4 GiB, be it by ACPI
+// or virtio-mem (vmm/src/memory_manager.rs start_addr).
+func pluggedCloudHypervisor(end mem.PA, _, _ procram.Block) mem.PA {
+	if end <= 3*gib {
+		return 4 * gib
+	}
+	return (end + plugUnit - 1) &^ (plugUnit - 1)
 }
 
 // Kinds lists the VMMs that targets can name: "firecracker", ….

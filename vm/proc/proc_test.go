@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"vmscope/internal/guestlab/standin"
@@ -130,6 +131,75 @@ func TestHoles(t *testing.T) {
 			t.Logf("way %d of %d is right: %s", right+1, len(ls), ls[max(right, 0)].Name)
 		})
 	}
+}
+
+// TestAdded: RAM that became more while the guest ran, and a BIOS that lies amid it
+// in its file, leave a way in which all bytes are where they belong.
+func TestAdded(t *testing.T) {
+	crosvm := standin.VM{Program: "crosvm", Args: []string{"run", "--bios", "b"}, Style: standin.Regions}
+	for _, c := range []struct {
+		name string
+		vm   standin.VM
+		ram  []mem.Range
+		bios bool // the range before the last is no RAM
+	}{
+		{"cloud-hypervisor, small", styles[4].vm, []mem.Range{{Size: 512 * mib}, {Start: 4 * gib, Size: 256 * mib}}, false},
+		{"cloud-hypervisor, twice", styles[4].vm, []mem.Range{{Size: 96 * mib}, {Start: 4 * gib, Size: 128 * mib}, {Start: 4*gib + 128*mib, Size: 384 * mib}}, false},
+		{"cloud-hypervisor, large", styles[4].vm, []mem.Range{{Size: 3 * gib}, {Start: 4 * gib, Size: gib + 64*mib}, {Start: 5*gib + 128*mib, Size: 512 * mib}}, false},
+		{"cloud-hypervisor, shared", styles[5].vm, []mem.Range{{Size: 512 * mib}, {Start: 4 * gib, Size: 256 * mib}}, false},
+		{"firecracker", standin.VM{Program: "firecracker", Style: standin.Plugged}, []mem.Range{{Size: 512 * mib}, {Start: 512 * gib, Size: 256 * mib}}, false},
+		{"firecracker, in part", standin.VM{Program: "firecracker", Style: standin.Plugged}, []mem.Range{
+			{Size: 3 * gib}, {Start: 4 * gib, Size: gib}, {Start: 512 * gib, Size: 256 * mib}, {Start: 513 * gib, Size: 128 * mib},
+		}, false},
+		{"crosvm, BIOS", crosvm, []mem.Range{{Size: 3328 * mib}, {Start: 4*gib - 2*mib, Size: 2 * mib}, {Start: 4 * gib, Size: gib}}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, want := c.vm, make(map[mem.PA][]byte)
+			v.RAM = c.ram
+			var args []string
+			for _, a := range v.Args {
+				args = append(args, strings.Replace(a, "%d", strconv.FormatUint(c.ram[0].Size+aboveHole(c.ram), 10), 1))
+			}
+			v.Args = args
+			for i, r := range v.RAM {
+				b := bytes.Repeat([]byte{byte(i + 1)}, 5000)
+				for _, pa := range []mem.PA{r.Start + mib, r.End() - 5000} {
+					v.Fill = append(v.Fill, standin.Fill{PA: pa, Bytes: b})
+					if !c.bios || i != len(v.RAM)-2 {
+						want[pa] = b
+					}
+				}
+			}
+			pid, _ := standin.Start(t, v)
+			m := open(t, v.Program, "", pid)
+			defer m.Close()
+			right := -1
+			ls := m.(vm.Ambiguous).Layouts()
+			for i, l := range ls {
+				in, err := m.(vm.Ambiguous).In(l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if holds(in, want) && right < 0 {
+					right = i
+				}
+				in.Close()
+			}
+			if right < 0 {
+				t.Fatalf("none of %d ways is right: %+v", len(ls), ls)
+			}
+			t.Logf("way %d of %d is right: %s", right+1, len(ls), ls[right].Name)
+		})
+	}
+}
+
+// aboveHole is what a machine started with above 4 GiB, if it has RAM on both
+// sides of its hole.
+func aboveHole(ram []mem.Range) uint64 {
+	if ram[0].Size < 3*gib {
+		return 0
+	}
+	return ram[1].Size
 }
 
 func holds(m vm.Machine, want map[mem.PA][]byte) bool {

@@ -60,6 +60,9 @@ const (
 	// Hole: one mapping over all, with the hole between the ranges made inaccessible
 	// (kvmtool).
 	Hole
+	// Plugged: private mappings as of Anonymous, and one for all that lies at 512 GiB
+	// and above, inaccessible but for the ranges (Firecracker's memory hotplug).
+	Plugged
 )
 
 // env makes a test binary a stand-in.
@@ -178,6 +181,8 @@ func (v *VM) mapRAM() ([]piece, error) {
 		return v.mapSnapshot()
 	case Hole:
 		return v.mapHole()
+	case Plugged:
+		return v.mapPlugged()
 	}
 	var out []piece
 	for _, r := range v.RAM {
@@ -308,6 +313,36 @@ func (v *VM) mapHole() ([]piece, error) {
 			}
 		}
 		out = append(out, piece{r.Start, data[r.Start:r.End()]})
+	}
+	return out, nil
+}
+
+func (v *VM) mapPlugged() ([]piece, error) {
+	const base = 512 << 30
+	var out []piece
+	var region []byte
+	for _, r := range v.RAM {
+		if r.Start < base {
+			data, err := mapAnonymous(int(r.Size))
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, piece{r.Start, data})
+			continue
+		}
+		if region == nil {
+			// There is always more to plug.
+			size := uint64(v.RAM[len(v.RAM)-1].End()) - base + 128<<20
+			var err error
+			if region, err = unix.Mmap(-1, 0, int(size), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON|unix.MAP_NORESERVE); err != nil {
+				return nil, err
+			}
+		}
+		data := region[r.Start-base : r.End()-base]
+		if err := unix.Mprotect(data, prot); err != nil {
+			return nil, err
+		}
+		out = append(out, piece{r.Start, data})
 	}
 	return out, nil
 }
