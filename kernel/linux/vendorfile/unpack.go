@@ -12,6 +12,8 @@ import (
 	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
 	"github.com/ulikunitz/xz/lzma"
+
+	"vmscope/internal/lzop"
 )
 
 // Bounds of what is unpacked: a kernel's ELF file with its relocations has some
@@ -81,9 +83,12 @@ func unpack(b []byte, limit int64) ([]byte, error) {
 	case bytes.HasPrefix(b, []byte("\x5d\x00\x00")):
 		name = "lzma"
 		r, err = lzma.ReaderConfig{DictCap: maxWindow}.NewReader(bytes.NewReader(b))
-	case bytes.HasPrefix(b, []byte(lzopMagic)):
+	case bytes.HasPrefix(b, []byte(lzop.Magic)):
 		name = "lzo"
-		r, err = newLZOP(b)
+		var f *lzop.File
+		if f, err = lzop.Open(bytes.NewReader(b), int64(len(b))); err == nil {
+			r = io.NewSectionReader(f, 0, f.Size())
+		}
 	default:
 		return nil, errFormat("packed in a way that is not known, beginning with % x", b[:min(len(b), 8)])
 	}
