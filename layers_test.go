@@ -19,6 +19,7 @@ var layers = []string{
 	"internal/* arch",
 	"arch/* ksym ctype fsinfer internal/procram", // by internal/ramfile
 	"vm kernel",
+	"internal/xenguest", // of vm/xen and vm/dump
 	"vm/* kernel/* block/* fsinfer/*",
 	"block/tap", // receives by block/nbd and block/vhostuser
 	"watch",     // joins taps and inferencers

@@ -53,6 +53,9 @@ until ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q qemu-system-i386; do sleep 0.
 	for _, d := range domains {
 		t.Run(d.Name(), func(t *testing.T) { x.test(t, d) })
 	}
+	for _, d := range domains {
+		t.Run(d.Name()+" core", func(t *testing.T) { x.testCore(t, d) })
+	}
 	t.Run("frames", func(t *testing.T) { x.testFrames(t, domains[0]) })
 	t.Run("disk", func(t *testing.T) { x.testDisk(t, domains[0], disk) })
 	t.Run("hot disk", func(t *testing.T) { x.testHot(t, domains[1]) })

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"vmscope/internal/ramfile"
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -27,6 +28,7 @@ const (
 
 	maxXenSections = 1 << 12
 	maxXenNames    = 64 << 10
+	maxXenNumbers  = 1 << 24 // runs of the machine's frames: Xen may give single ones
 )
 
 // xenCore is what the headers tell.
@@ -54,7 +56,7 @@ func xenBad(format string, a ...any) error {
 func parseXenCore(file *ramfile.File) (*xenCore, error) {
 	var h [64]byte
 	if err := readFull(file, h[:], 0); err != nil {
-		return nil, fmt.Errorf("%w: core of a Xen domain: header: %w", ErrTruncated, err)
+		return nil, fmt.Errorf("%w: core of a Xen domain: its header has %d bytes, the file has %d", ErrTruncated, len(h), file.Size())
 	}
 	le := binary.LittleEndian
 	off, num, names := le.Uint64(h[40:]), uint64(le.Uint16(h[60:])), uint64(le.Uint16(h[62:]))
@@ -70,7 +72,7 @@ func parseXenCore(file *ramfile.File) (*xenCore, error) {
 	text := make([]byte, min(s.size, maxXenNames))
 	// The names are the last in the file: of a cut one nothing can be read.
 	if err := readFull(file, text, s.off); err != nil {
-		return nil, fmt.Errorf("%w: core of a Xen domain: names of sections at offset %#x: %w; copy it again", ErrTruncated, s.off, err)
+		return nil, fmt.Errorf("%w: core of a Xen domain: names of sections at offset %#x: %w", ErrTruncated, s.off, err)
 	}
 	x := &xenCore{sections: make(map[string]xenSection)}
 	for i := range num {
@@ -92,7 +94,7 @@ func (x *xenCore) header(file *ramfile.File) error {
 	}
 	b := make([]byte, min(s.size, maxXenNames))
 	if err := readFull(file, b, s.off); err != nil {
-		return fmt.Errorf("%w: core of a Xen domain: section %q: %w", ErrTruncated, xenNotes, err)
+		return fmt.Errorf("%w: core of a Xen domain: section %q at offset %#x: %w", ErrTruncated, xenNotes, s.off, err)
 	}
 	found := false
 	for _, n := range notes(b) {
@@ -169,26 +171,33 @@ func (x *xenCore) frames(file *ramfile.File, f func(i, physical, machine uint64)
 	return nil
 }
 
-// pieces are the runs of pages.
-func (x *xenCore) pieces(file *ramfile.File) ([]piece, error) {
-	var list []piece
-	base := x.sections[xenPages].off
-	err := x.frames(file, func(i, frame, _ uint64) error {
-		p := piece{frame * mem.PageSize, mem.PageSize, base + i*mem.PageSize}
-		if n := len(list); n > 0 && list[n-1].end() == p.pa && list[n-1].off+list[n-1].size == p.off {
-			list[n-1].size += p.size
+// pieces are the runs of pages in the file, and for a PV domain those of the
+// machine's frames: their off is the domain's own address. Where the list has a frame
+// twice, the first counts.
+func (x *xenCore) pieces(file *ramfile.File) (memory, numbers []piece, err error) {
+	add := func(to *[]piece, p piece, most int) error {
+		if n := len(*to); n > 0 && (*to)[n-1].end() == p.pa && (*to)[n-1].off+(*to)[n-1].size == p.off {
+			(*to)[n-1].size += p.size
 			return nil
 		}
-		if len(list) == maxSegs {
-			return xenBad("memory in more than %d pieces", maxSegs)
+		if len(*to) == most {
+			return xenBad("memory in more than %d pieces", most)
 		}
-		list = append(list, p)
+		*to = append(*to, p)
 		return nil
+	}
+	base := x.sections[xenPages].off
+	err = x.frames(file, func(i, frame, machine uint64) error {
+		pa := frame * mem.PageSize
+		if err := add(&memory, piece{pa, mem.PageSize, base + i*mem.PageSize}, maxSegs); err != nil || x.hvm {
+			return err
+		}
+		return add(&numbers, piece{machine * mem.PageSize, mem.PageSize, pa}, maxXenNumbers)
 	})
-	if err == nil && len(list) == 0 {
+	if err == nil && len(memory) == 0 {
 		err = xenBad("without memory")
 	}
-	return union(list), err
+	return union(memory), union(numbers), err
 }
 
 func openXenCore(path string, file *ramfile.File) (vm.Machine, error) {
@@ -196,14 +205,11 @@ func openXenCore(path string, file *ramfile.File) (vm.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !x.hvm {
-		return nil, xenBad("of a PV domain, of which the page tables hold machine frames: not supported")
-	}
-	list, err := x.pieces(file)
+	memory, numbers, err := x.pieces(file)
 	if err != nil {
 		return nil, err
 	}
-	places, err := pages(file, list)
+	places, err := pages(file, memory)
 	if err != nil {
 		return nil, err
 	}
@@ -212,63 +218,35 @@ func openXenCore(path string, file *ramfile.File) (vm.Machine, error) {
 		return nil, err
 	}
 	m.regs = x.registers(file)
+	if !x.hvm {
+		return newXenPV(m, numbers, x.roots(file)), nil
+	}
 	return m, nil
 }
 
-// The places of struct vcpu_guest_context of x86-64 (Xen
-// xen/include/public/arch-x86/xen.h).
-const (
-	xenContext  = 5168
-	xenFlags    = 512 // bit 2: a PV guest was in its kernel
-	xenUser     = 520 // cpu_user_regs: r15 … rdi as in xenOrder, then these
-	xenRIP      = xenUser + 128
-	xenCS       = xenUser + 136
-	xenRFLAGS   = xenUser + 144
-	xenRSP      = xenUser + 152
-	xenSS       = xenUser + 160
-	xenControl  = 4984 // cr0 … cr7
-	xenGSKernel = 5152
-	xenGSUser   = 5160
-)
-
-// xenOrder is which of vm.Registers.General cpu_user_regs has at each place.
-var xenOrder = [15]int{15, 14, 13, 12, 5, 3, 11, 10, 9, 8, 0, 1, 2, 6, 7}
-
-// registers are those of the vCPUs; contexts of another size, as those of 32-bit
-// domains, are left out: registers are a hint.
-func (x *xenCore) registers(file *ramfile.File) []vm.Registers {
+// contexts calls f with the struct vcpu_guest_context of each vCPU. Those of another
+// size, as of 32-bit domains, are left out: registers are a hint.
+func (x *xenCore) contexts(file *ramfile.File, f func(context []byte)) {
 	s := x.sections[xenContexts]
-	if x.cpus > maxCPUs || s.size != x.cpus*xenContext {
-		return nil
+	if x.cpus > maxCPUs || s.size != x.cpus*xenguest.ContextSize {
+		return
 	}
-	b := make([]byte, xenContext)
-	var out []vm.Registers
+	b := make([]byte, xenguest.ContextSize)
 	for i := range x.cpus {
-		if err := readFull(file, b, s.off+i*xenContext); err != nil {
-			return nil
+		if err := readFull(file, b, s.off+i*xenguest.ContextSize); err != nil {
+			return
 		}
-		out = append(out, xenRegisters(b, x.hvm))
+		f(b)
 	}
-	return out
 }
 
-func xenRegisters(b []byte, hvm bool) vm.Registers {
-	u := func(off int) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
-	r := vm.Registers{
-		CR0: u(xenControl), CR3: u(xenControl + 3*8), CR4: u(xenControl + 4*8),
-		RIP: u(xenRIP), RSP: u(xenRSP), RFLAGS: u(xenRFLAGS), CS: uint16(u(xenCS)), SS: uint16(u(xenSS)),
-		GSBase: u(xenGSKernel), KernelGS: u(xenGSUser), Valid: true,
-	}
-	for i, g := range xenOrder {
-		r.General[g] = u(xenUser + 8*i)
-	}
-	r.General[4] = r.RSP
-	kernel := r.CS&3 == 0
-	if !hvm {
-		kernel = u(xenFlags)&4 != 0
-	}
-	if !kernel {
-		r.GSBase, r.KernelGS = r.KernelGS, r.GSBase
-	}
-	return r
+// registers are those of the vCPUs.
+func (x *xenCore) registers(file *ramfile.File) []vm.Registers {
+	var out []vm.Registers
+	x.contexts(file, func(b []byte) {
+		if r, err := xenguest.Registers(b, !x.hvm); err == nil {
+			out = append(out, r)
+		}
+	})
+	return out
 }

@@ -24,6 +24,7 @@ func xenCPUs(hvm bool) []vm.Registers {
 		}
 		if !hvm {
 			out[i].CS |= 3 // a PV kernel runs in ring 3
+			out[i].CR0, out[i].EFER = r.CR0|1<<31|1, r.EFER
 		}
 	}
 	out[1].CS, out[1].GSBase, out[1].KernelGS = 0x33, 0x7f01, 0xffff888000000001
@@ -55,9 +56,14 @@ func makeXenCore(magic uint64, frames []uint64, pages []byte) []byte {
 		for i, v := range []uint64{g[15], g[14], g[13], g[12], g[5], g[3], g[11], g[10], g[9], g[8], g[0], g[1], g[2], g[6], g[7], 0, r.RIP, uint64(r.CS), r.RFLAGS, r.RSP, uint64(r.SS)} {
 			le.PutUint64(b[520+8*i:], v)
 		}
-		for i, v := range []uint64{r.CR0, 1, 2, r.CR3, r.CR4} {
+		control := []uint64{r.CR0, 1, 2, r.CR3, r.CR4}
+		if !hvm { // it has no paging of its own, and tables in frames of the machine
+			control = []uint64{r.CR0 &^ (1 << 31), 0, 2, machineFrame(r.CR3>>12) << 12, r.CR4}
+		}
+		for i, v := range control {
 			le.PutUint64(b[4984+8*i:], v)
 		}
+		le.PutUint64(b[5128:], r.LSTAR)
 		kernel, user := r.GSBase, r.KernelGS
 		le.PutUint32(b[512:], 4)
 		if r.CS == 0x33 {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vmscope/arch/x86"
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 	"vmscope/vm"
 	"vmscope/vm/vmtest"
@@ -229,7 +230,7 @@ func pvFake() *fake {
 	}
 	f.own[pvShared] = true
 	word := func(frame uint64, i int, v uint64) { le.PutUint64(f.machine[frame*mem.PageSize+uint64(i)*8:], v) }
-	entry := func(frame uint64) uint64 { return frame<<12 | entryPresent | entryUser | 2 }
+	entry := func(frame uint64) uint64 { return frame<<12 | xenguest.Present | xenguest.User | 2 }
 	for i, v := range map[int]uint64{sharedMaxPFN: pvPages, sharedP2MAddr: uint64(pvP2M), sharedP2MRoot: pvFrame(20) << 12} {
 		word(pvShared, i/8, v)
 	}
@@ -243,16 +244,16 @@ func pvFake() *fake {
 		}
 	}
 	slot := func(va mem.VA, level uint) int { return int(va >> (3 + 9*level) & 511) }
-	table(20, 4, map[int]uint64{slot(pvP2M, 4): entry(pvFrame(21)), slot(pvText, 4): entry(pvFrame(24)), firstXenSlot: entry(2999)})
+	table(20, 4, map[int]uint64{slot(pvP2M, 4): entry(pvFrame(21)), slot(pvText, 4): entry(pvFrame(24)), xenguest.FirstXenSlot: entry(2999)})
 	table(21, 3, map[int]uint64{slot(pvP2M, 3): entry(pvFrame(22))})
 	table(22, 2, map[int]uint64{slot(pvP2M, 2): entry(pvFrame(23))})
 	table(23, 1, map[int]uint64{0: entry(pvFrame(10)), 1: entry(pvFrame(11))})
 	table(24, 3, map[int]uint64{slot(pvText, 3): entry(pvFrame(25))})
 	table(25, 2, map[int]uint64{slot(pvText, 2): entry(pvFrame(26))})
 	table(26, 1, map[int]uint64{
-		0: entry(pvFrame(100)) | entryGuestKernel, 1: entry(2998), 2: entry(pvFrame(101)), 3: entry(pvShared), 4: pvFrame(102) << 12,
+		0: entry(pvFrame(100)) | xenguest.GuestKernel, 1: entry(2998), 2: entry(pvFrame(101)), 3: entry(pvShared), 4: pvFrame(102) << 12,
 	})
-	context := make([]byte, vcpuContextSize)
+	context := make([]byte, xenguest.ContextSize)
 	le.PutUint64(context[4984+24:], pvFrame(20)<<12)
 	d.contexts[0] = context
 	return f

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"vmscope/arch/x86"
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 )
 
@@ -94,15 +95,17 @@ func FuzzPV(f *testing.F) {
 
 // FuzzRecords decodes what Xen tells of domains and vCPUs.
 func FuzzRecords(f *testing.F) {
-	f.Add(make([]byte, vcpuContextSize), uint32(0x15))
+	f.Add(make([]byte, xenguest.ContextSize), uint32(0x15))
 	f.Add(make([]byte, 1000), uint32(0x10))
 	f.Add(make([]byte, 100), uint32(0x13))
 	f.Fuzz(func(t *testing.T, b []byte, version uint32) {
 		if d, err := parseInfo(b, version); err == nil && (d.Kind != PV && d.Kind != PVH && d.Kind != HVM || d.RAM%mem.PageSize != 0) {
 			t.Errorf("%+v", d)
 		}
-		if r, err := parseVCPUContext(b); err == nil && !r.Valid {
-			t.Errorf("%+v", r)
+		for _, pv := range []bool{true, false} {
+			if r, err := xenguest.Registers(b, pv); err == nil && !r.Valid {
+				t.Errorf("%+v", r)
+			}
 		}
 		if r, err := parseHVMCPU(b); err == nil && !r.Valid {
 			t.Errorf("%+v", r)

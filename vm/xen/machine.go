@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -192,7 +193,7 @@ func (m *machine) readPage(p []byte, pa mem.PA, tables *tableReads) error {
 // look calls f with the window that holds a page, and the page's place in it.
 func (m *machine) look(page uint64, f func(w *window, i int) error) error {
 	first, n := page/windowPages*windowPages, windowPages
-	if m.pv != nil && isMachineFrame(page) {
+	if m.pv != nil && xenguest.IsMachinePage(page) {
 		first, n = page, 1 // neighbours there are anybody's
 	} else if page > m.lastPage() {
 		return mem.ErrNoRAM

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"vmscope/arch/x86"
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 )
 
@@ -132,10 +133,10 @@ func (r machineFrames) ReadPhys(p []byte, pa mem.PA) (n int, err error) {
 		off := int(at % mem.PageSize)
 		k := min(len(p)-n, mem.PageSize-off)
 		page := uint64(at) / mem.PageSize
-		if page >= machineBase {
+		if page >= xenguest.MaxMachineFrame {
 			return n, &mem.FaultError{Op: "read", Space: "machine", Addr: uint64(at), Err: mem.ErrNoRAM}
 		}
-		err := r.m.look(page|machineBase, func(w *window, i int) error {
+		err := r.m.look(xenguest.MachinePage(page), func(w *window, i int) error {
 			if w.faults[i] != nil {
 				return w.faults[i]
 			}

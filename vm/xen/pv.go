@@ -9,15 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 	"vmscope/vm"
 )
-
-// machineBase is set in the number of a page that is a frame of the machine. So page tables lead to frames that have no
-// number of the guest's: such as its shared_info and others' grants, and those that it hides from its own table.
-const machineBase = 1 << (51 - 12)
-
-func isMachineFrame(page uint64) bool { return page&machineBase != 0 && page>>(52-12) == 0 }
 
 // paravirtual is what a PV guest has besides: two tables of frames.
 type paravirtual struct {
@@ -203,13 +198,13 @@ func (pv *paravirtual) number(t *p2m, frame uint64) (uint64, error) {
 			return page, nil
 		}
 	}
-	return frame | machineBase, nil
+	return xenguest.MachinePage(frame), nil
 }
 
 func (pv *paravirtual) frameRun(first uint64, n int) ([]uint64, []error, error) {
 	frames, faults := make([]uint64, n), make([]error, n)
-	if isMachineFrame(first) {
-		frames[0] = first &^ machineBase
+	if xenguest.IsMachinePage(first) {
+		frames[0] = xenguest.MachineFrame(first)
 		return frames, faults, nil
 	}
 	err := pv.tables(func(t *p2m) error {
@@ -229,7 +224,7 @@ func (pv *paravirtual) fault(page uint64, err error) error {
 	if err != mem.ErrNoRAM {
 		return err
 	}
-	if isMachineFrame(page) {
+	if xenguest.IsMachinePage(page) {
 		return ErrForeign
 	}
 	return pv.tables(func(t *p2m) error {
@@ -287,49 +282,12 @@ func (m *machine) turnTables(reads tableReads) error {
 			if kind < typeL1 || kind > typeL4 {
 				continue
 			}
-			if err := m.pv.turn(t, r.words, r.off&^7, kind); err != nil {
+			number := func(frame uint64) (uint64, error) { return m.pv.number(t, frame) }
+			if err := xenguest.Turn(r.words, r.off&^7, uint8(kind/typeL1), number); err != nil {
 				return err
 			}
 			copy(r.p, r.words[r.off%8:])
 		}
 		return nil
 	})
-}
-
-// Bits of page-table entries. Xen runs the kernel of a PV guest with user rights, and notes in a bit of its own that the
-// guest did not mean its users.
-const (
-	entryPresent     = 1 << 0
-	entryUser        = 1 << 2
-	entryGuestKernel = 1 << 52
-	entryFrame       = (1<<52 - 1) &^ (mem.PageSize - 1)
-)
-
-// The slots of a top table that Xen keeps for itself (asm-x86/config.h, ROOT_PAGETABLE_FIRST_XEN_SLOT and LAST): what is
-// there is Xen's, and no business of the guest's.
-const (
-	firstXenSlot = 256
-	lastXenSlot  = 271
-)
-
-// turn puts the guest's numbers into the words of a page table that start at byte off of it.
-func (pv *paravirtual) turn(t *p2m, words []byte, off int, kind uint32) error {
-	for i := 0; i+8 <= len(words); i += 8 {
-		e := le.Uint64(words[i:])
-		if slot := (off + i) / 8; kind == typeL4 && slot >= firstXenSlot && slot <= lastXenSlot {
-			e = 0
-		}
-		if e&entryPresent != 0 {
-			page, err := pv.number(t, e&entryFrame/mem.PageSize)
-			if err != nil {
-				return err
-			}
-			e = e&^entryFrame | page*mem.PageSize&entryFrame
-			if e&entryGuestKernel != 0 {
-				e &^= entryGuestKernel | entryUser
-			}
-		}
-		le.PutUint64(words[i:], e)
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/xenguest"
 	"vmscope/vm"
 )
 
@@ -84,11 +85,11 @@ func (m *machine) pvRegisters(v uint32) (vm.Registers, error) {
 	// struct xen_domctl_vcpucontext: vcpu, pointer.
 	union := le.AppendUint64(nil, uint64(v))
 	union = le.AppendUint64(union, m.host.address(extraAt))
-	res, err := m.host.control(domctlVCPUContext, m.domain.ID, union, make([]byte, vcpuContextSize))
+	res, err := m.host.control(domctlVCPUContext, m.domain.ID, union, make([]byte, xenguest.ContextSize))
 	if err != nil {
 		return vm.Registers{}, err
 	}
-	r, err := parseVCPUContext(res.extra)
+	r, err := xenguest.Registers(res.extra, true)
 	if err != nil {
 		return r, err
 	}
@@ -98,39 +99,4 @@ func (m *machine) pvRegisters(v uint32) (vm.Registers, error) {
 		return err
 	})
 	return r, err
-}
-
-// vcpuContextSize is that of struct vcpu_guest_context of a 64-bit guest.
-const vcpuContextSize = 5168
-
-// A PV guest sees neither PG nor EFER: of 64 bits it runs in long mode.
-const (
-	cr0Paging = 1<<31 | 1<<0
-	efer64    = 1<<0 | 1<<8 | 1<<10 | 1<<11 // SCE, LME, LMA, NXE
-	inKernel  = 1 << 2                      // VGCF_in_kernel
-)
-
-// parseVCPUContext reads struct vcpu_guest_context (arch-x86/xen.h). CR3 is in frames of the machine. A PV guest has no
-// LSTAR: SYSCALL leads into Xen, which calls the entry that the guest registered (syscall_callback_eip).
-func parseVCPUContext(b []byte) (vm.Registers, error) {
-	if len(b) < vcpuContextSize {
-		return vm.Registers{}, fmt.Errorf("vCPU of %d bytes", len(b))
-	}
-	u := func(at int) uint64 { return le.Uint64(b[at:]) }
-	const regs, ctrl = 520, 4984
-	r := vm.Registers{
-		CR0: u(ctrl) | cr0Paging, CR3: u(ctrl + 3*8), CR4: u(ctrl + 4*8), EFER: efer64,
-		RIP: u(regs + 128), CS: le.Uint16(b[regs+136:]), RFLAGS: u(regs + 144), RSP: u(regs + 152), SS: le.Uint16(b[regs+160:]),
-		GSBase: u(5160), KernelGS: u(5152), LSTAR: u(5128),
-		// r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi.
-		General: [16]uint64{
-			u(regs + 80), u(regs + 88), u(regs + 96), u(regs + 40), u(regs + 152), u(regs + 32), u(regs + 104), u(regs + 112),
-			u(regs + 72), u(regs + 64), u(regs + 56), u(regs + 48), u(regs + 24), u(regs + 16), u(regs + 8), u(regs),
-		},
-		Valid: true,
-	}
-	if u(512)&inKernel != 0 {
-		r.GSBase, r.KernelGS = r.KernelGS, r.GSBase
-	}
-	return r, nil
 }

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 )
 
@@ -30,7 +31,7 @@ func (m *writableMachine) WritePhys(p []byte, pa mem.PA) (n int, err error) {
 }
 
 func (m *writableMachine) writePage(p []byte, page uint64, off int) error {
-	if page > m.lastPage() && !(m.pv != nil && isMachineFrame(page)) {
+	if page > m.lastPage() && !(m.pv != nil && xenguest.IsMachinePage(page)) {
 		return mem.ErrNoRAM
 	}
 	frames, faults, err := m.space.frameRun(page, 1)

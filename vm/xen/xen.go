@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vmscope/internal/xenguest"
 	"vmscope/mem"
 	"vmscope/vm"
 )
@@ -45,7 +46,7 @@ var (
 	// ErrGrant says that the frame is another domain's, which granted it to the guest.
 	ErrGrant = fmt.Errorf("%w: the frame is a grant of another domain", mem.ErrNoRAM)
 	// ErrForeign says that a page table leads to a frame that is not the guest's: another domain's, Xen's, or a device's.
-	ErrForeign = fmt.Errorf("%w: the frame is not the guest's", mem.ErrNoRAM)
+	ErrForeign = xenguest.ErrForeign
 	// ErrFrames says that the guest's table of its frames and Xen's contradict each other.
 	ErrFrames = fmt.Errorf("%w: the guest's p2m and Xen's m2p disagree on the frame", mem.ErrInconsistent)
 	// ErrPageTable says that the page is a page table of a PV guest, or has its segment descriptors (GDT, LDT). Xen lets
