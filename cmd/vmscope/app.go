@@ -83,7 +83,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 			err = fmt.Errorf("interrupted: %w", err)
 		case strings.HasPrefix(err.Error(), "unknown command"): // cobra's
 			hint = "; see 'vmscope --help'"
-		case errors.Is(err, dump.ErrTruncated) && !a.truncated:
+		case errors.Is(err, dump.ErrPartial):
 			hint = ": --truncated"
 		case errors.Is(err, linux.ErrNoData) && a.sysmap == "":
 			hint = ": give the kernel's System.map, or vmlinux, by --sysmap"

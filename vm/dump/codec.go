@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/anchore/go-lzo"
@@ -63,11 +64,13 @@ func newUnpacker() *unpacker {
 
 // read fills p from the bytes of u behind the first skip.
 func (x *unpacker) read(p []byte, u unit, skip uint64) error {
-	switch u.codec {
-	case blank:
+	switch {
+	case len(u.deltas) > 0:
+		return x.readDeltas(p, u, skip)
+	case u.codec == blank:
 		clear(p)
 		return nil
-	case stored:
+	case u.codec == stored:
 		return readFull(u.src, p, u.off+skip)
 	}
 	at := packedAt{u.src, u.off, u.len}
@@ -88,6 +91,34 @@ func (x *unpacker) read(p []byte, u unit, skip uint64) error {
 	}
 	if uint64(len(b)) < skip+uint64(len(p)) { // another unit of the same place said that it is smaller
 		return fmt.Errorf("it holds %d bytes, not %d", len(b), u.size)
+	}
+	copy(p, b[skip:])
+	return nil
+}
+
+// readDeltas reads a unit that was changed since.
+func (x *unpacker) readDeltas(p []byte, u unit, skip uint64) error {
+	last := u.deltas[0]
+	at := packedAt{u.src, last.off, uint64(last.size)}
+	b := x.recall(at)
+	if b == nil {
+		deltas := u.deltas
+		u.deltas = nil
+		b = make([]byte, u.size)
+		if err := x.read(b, u, 0); err != nil {
+			return err
+		}
+		for _, d := range slices.Backward(deltas) {
+			in := make([]byte, d.size)
+			err := readFull(u.src, in, d.off)
+			if err == nil {
+				err = applyDelta(b, in)
+			}
+			if err != nil {
+				return fmt.Errorf("what changed, at offset %#x: %w", d.off, err)
+			}
+		}
+		x.keep(at, b)
 	}
 	copy(p, b[skip:])
 	return nil

@@ -41,13 +41,19 @@ func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
 // ErrTruncated says that a dump is shorter than its headers tell.
 var ErrTruncated = errors.New("dump is truncated")
 
+// ErrPartial says of an ErrTruncated that AllowTruncated opens what is there.
+var ErrPartial = errors.New("open what is there with the option for truncated dumps")
+
 // ErrFormat says that a file is no dump that this package can read. The
 // message names the format, if it is a known one, and what to do.
 var ErrFormat = errors.New("not a readable dump")
 
+// headSize is how much of a file's first bytes tells its format.
+const headSize = 4096
+
 // Open opens the dump at path. The file is mapped, never changed, and costs no
-// memory for the parts that are not read. Of kdump-compressed dumps those pages are
-// unpacked that are read; but a core that is compressed as a whole, which may have
+// memory for the parts that are not read. Of compressed dumps those pages are
+// unpacked that are read; but a file that is compressed as a whole, which may have
 // 640 MiB, is unpacked into memory.
 //
 // The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, a vm.CPUs (ELF
@@ -57,11 +63,25 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 	for _, f := range opts {
 		f(&o)
 	}
+	m, err := openPath(path, o)
+	if errors.Is(err, ErrTruncated) {
+		err = fmt.Errorf("%w; copy it again", err)
+		if o.truncated = !o.truncated; o.truncated {
+			if m, perr := openPath(path, o); perr == nil {
+				m.Close()
+				err = fmt.Errorf("%w, or %w", err, ErrPartial)
+			}
+		}
+	}
+	return m, err
+}
+
+func openPath(path string, o options) (vm.Machine, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
-	head := make([]byte, 4096)
+	head := make([]byte, headSize)
 	n, err := f.ReadAt(head, 0)
 	if n == 0 && err != nil {
 		f.Close()
@@ -70,55 +90,94 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		}
 		return nil, fmt.Errorf("read dump: %w", err)
 	}
-	head = head[:n]
+	m, err := openFile(path, f, head[:n], o)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", path, err)
+	}
+	return m, nil
+}
+
+// openFile opens the format that the first bytes tell. f is its own from then on.
+func openFile(path string, f *os.File, head []byte, o options) (vm.Machine, error) {
 	// Who tells the layout says that the file is raw RAM. The guest writes the
 	// first bytes of that and may make them look like any other format.
-	raw := o.layout != ""
-	if !raw && bytes.HasPrefix(head, []byte(zstdMagic)) {
-		packed := f
-		f, err = unpack(packed)
-		packed.Close()
-		if err != nil {
-			return nil, fmt.Errorf("%q: %w", path, err)
-		}
-		head = []byte(elfMagic)
+	if o.layout != "" {
+		return openMapped(path, f, nil, o)
 	}
-	if !raw {
-		m, err := openPacked(path, f, head, o)
-		if err == nil && m == nil {
-			if err = foreign(head); err != nil {
-				f.Close()
-			}
-		}
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("%q: %w", path, err)
-		case m != nil:
-			return m, nil
+	if err := foreign(head); err != nil {
+		f.Close()
+		return nil, err
+	}
+	p := packerOf(head)
+	if p == nil && !isPaged(head) {
+		return openMapped(path, f, head, o)
+	}
+	src, err := plain(f)
+	if err == nil && p != nil {
+		src, head, err = p.unpack(src, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if isPaged(head) {
+		return openPaged(path, src, head, o)
+	}
+	return openMapped(path, src.(*plainFile).File, head, o)
+}
+
+// isPaged tells the formats whose memory has to be searched for in the file.
+func isPaged(head []byte) bool {
+	for _, magic := range []string{kdumpMagic, flatMagic, avmlMagic, streamMagic, libvirtMagic, qcowMagic} {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return true
 		}
 	}
+	return false
+}
+
+// isDump tells the formats that are known by their first bytes.
+func isDump(head []byte) bool {
+	return isPaged(head) || bytes.HasPrefix(head, []byte(elfMagic)) || bytes.HasPrefix(head, []byte(limeMagic)) || isVMware(head) || isWindows(head)
+}
+
+// openPaged opens a file that isPaged, which is its own from then on.
+func openPaged(path string, src source, head []byte, o options) (vm.Machine, error) {
+	switch {
+	case bytes.HasPrefix(head, []byte(kdumpMagic)):
+		return openKdump(path, src, false, o)
+	case bytes.HasPrefix(head, []byte(flatMagic)):
+		return openKdump(path, src, true, o)
+	case bytes.HasPrefix(head, []byte(avmlMagic)):
+		return openAVML(path, src, o)
+	}
+	return openStream(path, src, o)
+}
+
+// openMapped opens a file that holds memory as it is; without a head it is raw RAM.
+// f is its own from then on.
+func openMapped(path string, f *os.File, head []byte, o options) (vm.Machine, error) {
 	file, err := ramfile.Map(f, false)
 	if err != nil {
 		return nil, fmt.Errorf("open dump: %w", err)
 	}
 	var m vm.Machine
 	switch {
-	case !raw && bytes.HasPrefix(head, []byte(elfMagic)) && isXenCore(head):
+	case bytes.HasPrefix(head, []byte(elfMagic)) && isXenCore(head):
 		m, err = openXenCore(path, file)
-	case !raw && bytes.HasPrefix(head, []byte(elfMagic)):
+	case bytes.HasPrefix(head, []byte(elfMagic)):
 		m, err = openELF(path, file, o)
-	case !raw && bytes.HasPrefix(head, []byte(limeMagic)):
+	case bytes.HasPrefix(head, []byte(limeMagic)):
 		m, err = openLime(path, file, o)
-	case !raw && isVMware(head):
+	case isVMware(head):
 		m, err = openVMware(path, file, o)
-	case !raw && isWindows(head):
+	case isWindows(head):
 		m, err = openWindows(path, file, o)
 	default:
 		m, err = openPlain(path, file, o)
 	}
 	if err != nil {
 		file.Close()
-		return nil, fmt.Errorf("%q: %w", path, err)
+		return nil, err
 	}
 	return m, nil
 }
@@ -135,22 +194,6 @@ func openPlain(path string, file *ramfile.File, o options) (vm.Machine, error) {
 		}
 	}
 	return openRaw(path, file, o)
-}
-
-// openPacked opens the formats whose memory has to be searched for in the file;
-// nil without an error: it is none of them, else f is theirs.
-func openPacked(path string, f *os.File, head []byte, o options) (vm.Machine, error) {
-	switch {
-	case bytes.HasPrefix(head, []byte(kdumpMagic)):
-		return openKdump(path, f, false, o)
-	case bytes.HasPrefix(head, []byte(flatMagic)):
-		return openKdump(path, f, true, o)
-	case bytes.HasPrefix(head, []byte(avmlMagic)):
-		return openAVML(path, f, o)
-	case bytes.HasPrefix(head, []byte(streamMagic)), bytes.HasPrefix(head, []byte(libvirtMagic)), bytes.HasPrefix(head, []byte(qcowMagic)):
-		return openStream(path, f, o)
-	}
-	return nil, nil
 }
 
 // machine is what raw and ELF dumps have in common.

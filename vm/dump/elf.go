@@ -182,7 +182,7 @@ func (c *core) pieces(size uint64, truncated bool) ([]piece, error) {
 	case loads > 1 && !nonzero:
 		return nil, fmt.Errorf("%w: its segments have no physical addresses; it is the core of a process, not of a machine", ErrFormat)
 	case need > 0 && !truncated:
-		return nil, fmt.Errorf("%w: its headers tell of %d bytes, the file has %d; copy it again, or open what is there with the option for truncated dumps", ErrTruncated, need, size)
+		return nil, fmt.Errorf("%w: its headers tell of %d bytes, the file has %d", ErrTruncated, need, size)
 	}
 	zero = union(zero)
 	var zeros uint64

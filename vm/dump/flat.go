@@ -42,7 +42,7 @@ func openFlat(f source) (*flat, error) {
 	var h [flatRecord]byte
 	be := binary.BigEndian
 	if err := readFull(f, h[:], 16); err != nil {
-		return nil, fmt.Errorf("%w: flattened dump: header: %w", ErrTruncated, err)
+		return nil, fmt.Errorf("%w: flattened dump: its header has %d bytes, the file has %d", ErrTruncated, flatHeader, f.Size())
 	}
 	if typ, version := be.Uint64(h[:]), be.Uint64(h[8:]); typ != 1 || version != 1 {
 		return nil, fmt.Errorf("%w: flattened dump of type %d, version %d, which is not known", ErrFormat, typ, version)

@@ -9,6 +9,7 @@ import (
 // bytes, so that they are not taken for RAM full of noise.
 func foreign(head []byte) error {
 	const elf = "write an ELF one with `dump-guest-memory FILE` (no -z, -l, -s) or `virsh dump --memory-only --format elf`"
+	const disk = "a disk is not memory: give the memory of the machine"
 	for _, f := range [...]struct {
 		off        int
 		magic      string
@@ -17,10 +18,11 @@ func foreign(head []byte) error {
 		{0, "DISKDUMP", "a diskdump-compressed dump", elf},
 		{0, "LibvirtQemudPart", "an unfinished libvirt save image", "use `virsh dump --memory-only --format elf`"},
 		{0, "MDMP", "a Windows minidump", elf},
-		{0, "\x1f\x8b", "compressed with gzip", "unpack it first: gunzip"},
-		{0, "\xfd7zXZ\x00", "compressed with xz", "unpack it first: unxz"},
-		{0, "\x04\x22\x4d\x18", "compressed with lz4", "unpack it first: unlz4"},
-		{0, "BZh", "compressed with bzip2", "unpack it first: bunzip2"},
+		{0, "\x7fVirtualBox SavedState V", "a saved state of VirtualBox", "start the machine and write a core: VBoxManage debugvm NAME dumpvmcore --filename FILE"},
+		{0, "KDMV", "a VMware disk", disk},
+		{64, "\x7f\x10\xda\xbe", "a VirtualBox disk", disk},
+		{0, "vhdxfile", "a Hyper-V disk", disk},
+		{0, "7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first: 7z x"},
 		{0, "PK\x03\x04", "a zip archive", "unpack it first: unzip"},
 		{257, "ustar", "a tar archive", "unpack it first: tar -xf"},
 	} {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"vmscope/mem"
@@ -93,7 +92,7 @@ func parseKdump(src source, truncated bool) (*kdump, error) {
 	case k.page < mem.PageSize || k.page > maxUnit || k.page&(k.page-1) != 0:
 		return nil, bad("pages of %d bytes in the header at offset %d; 32-bit machines are not supported", k.page, kdBlockSize)
 	case k.status&kdIncomplete != 0 && !truncated:
-		return nil, fmt.Errorf("%w: kdump-compressed dump: its writer ran out of room, says the header; what is there opens with the option for truncated dumps", ErrTruncated)
+		return nil, fmt.Errorf("%w: kdump-compressed dump: its writer ran out of room, says the header", ErrTruncated)
 	}
 	var s [kdSubSize]byte
 	subBlocks := uint64(le.Uint32(h[kdSubBlocks:]))
@@ -287,12 +286,9 @@ func isZero(p []byte) bool {
 	return true
 }
 
-// openKdump opens a kdump-compressed dump; magic tells whether it is flattened.
-func openKdump(path string, f *os.File, flattened bool, o options) (vm.Machine, error) {
-	file, err := plain(f)
-	if err != nil {
-		return nil, err
-	}
+// openKdump opens a kdump-compressed dump; flattened tells in which form. file is its
+// own from then on.
+func openKdump(path string, file source, flattened bool, o options) (vm.Machine, error) {
 	src, how := file, "kdump-compressed"
 	if flattened {
 		flat, err := openFlat(file)

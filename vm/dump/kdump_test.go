@@ -172,7 +172,16 @@ func fuzzOpen(t *testing.T, in []byte) {
 		if m == nil {
 			continue
 		}
+		if c, ok := m.(vm.CPUs); ok {
+			if r, err := c.CPUs(t.Context()); (len(r) == 0) == (err == nil) {
+				t.Fatalf("registers %v, %v", r, err)
+			}
+		}
 		ranges := m.(mem.Ranger).Ranges()
+		many := make([]byte, 5*mem.PageSize)
+		if n, err := m.ReadPhys(many, ranges[0].Start); (n == len(many)) != (err == nil) {
+			t.Fatalf("%d, %v", n, err)
+		}
 		for i, r := range ranges {
 			if r.Size == 0 || i > 0 && r.Start < ranges[i-1].End() {
 				t.Fatalf("ranges %#x", ranges)

@@ -28,6 +28,8 @@ type unit struct {
 	off   uint64 // in src
 	len   uint64 // bytes in src
 	codec codec
+	// deltas are what changed since, the last first, of one size (xbzrle).
+	deltas []*delta
 }
 
 // maxUnit bounds what is unpacked at once: the largest page of any machine

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"vmscope/internal/ramfile"
@@ -68,7 +67,7 @@ func openLime(path string, file *ramfile.File, o options) (vm.Machine, error) {
 		case r.packed:
 			return nil, fmt.Errorf("%w: LiME dump: a range of AVML at offset %#x", ErrFormat, off-limeHeader)
 		case r.size > left && !o.truncated:
-			return nil, fmt.Errorf("%w: LiME dump: the range at offset %#x has %d bytes, of which the file has %d; copy it again, or open what is there with the option for truncated dumps", ErrTruncated, off, r.size, left)
+			return nil, fmt.Errorf("%w: LiME dump: the range at offset %#x has %d bytes, of which the file has %d", ErrTruncated, off, r.size, left)
 		case len(list) == maxSegs:
 			return nil, fmt.Errorf("%w: LiME dump of more than %d ranges", ErrFormat, maxSegs)
 		}
@@ -88,12 +87,9 @@ func openLime(path string, file *ramfile.File, o options) (vm.Machine, error) {
 }
 
 // openAVML opens a dump of AVML: ranges of framed Snappy. The frames, of at most
-// 64 KiB each, are listed, and unpacked when they are read.
-func openAVML(path string, f *os.File, o options) (vm.Machine, error) {
-	src, err := plain(f)
-	if err != nil {
-		return nil, err
-	}
+// 64 KiB each, are listed, and unpacked when they are read. src is its own from then
+// on.
+func openAVML(path string, src source, o options) (vm.Machine, error) {
 	a := &avml{src: src}
 	if err := a.list(o.truncated); err != nil {
 		src.Close()
@@ -234,7 +230,7 @@ func (a *avml) find(pa mem.PA) (unit, error) {
 		return unit{}, mem.ErrNoRAM
 	}
 	f := a.frames[i]
-	return unit{mem.PA(f.pa), uint64(f.size), a.src, f.off, uint64(f.len), f.codec}, nil
+	return unit{pa: mem.PA(f.pa), size: uint64(f.size), src: a.src, off: f.off, len: uint64(f.len), codec: f.codec}, nil
 }
 
 func (a *avml) ranges() []mem.Range { return a.ram }

@@ -1,29 +1,13 @@
 package dump
 
 import (
-	"compress/bzip2"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
-
 	"vmscope/mem"
 	"vmscope/vm"
-)
-
-// The header of libvirt's managed save (src/qemu/qemu_saveimage.h, struct
-// _virQEMUSaveHeader): magic, version, length of the XML, whether the guest ran,
-// compression, and more up to 92 bytes. The stream is behind the XML.
-const (
-	libvirtMagic  = "LibvirtQemudSave"
-	libvirtHeader = 92
 )
 
 // migration is a migration stream. What it does not tell is where the RAM lies.
@@ -31,22 +15,20 @@ type migration struct {
 	*lazy
 	src     source
 	block   *ramBlock
+	deltas  []delta
 	layouts []vm.Layout
 	note    string // what it lacks
 }
 
-// openStream opens a migration stream, or one behind a header of libvirt. f is
-// its own from then on.
-func openStream(path string, f *os.File, o options) (vm.Machine, error) {
-	src, err := plain(f)
-	if err != nil {
-		return nil, err
-	}
+// openStream opens a migration stream, or one behind a header of libvirt. src is its
+// own from then on.
+func openStream(path string, src source, o options) (vm.Machine, error) {
 	how := "QEMU migration stream:"
 	snapshot := ""
 	var magic [16]byte
-	switch err := readFull(src, magic[:], 0); {
-	case err == nil && string(magic[:4]) == qcowMagic:
+	_, err := src.ReadAt(magic[:], 0)
+	switch {
+	case string(magic[:4]) == qcowMagic:
 		how = "QEMU snapshot in a qcow2 image:"
 		q, err := openQcow(src)
 		if err != nil {
@@ -58,19 +40,19 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		if q.others > 0 {
 			snapshot += fmt.Sprintf(", the latest of %d with memory", q.others+1)
 		}
-	case err == nil && string(magic[:]) == libvirtMagic:
+	case string(magic[:]) == libvirtMagic:
 		how = "libvirt save image:"
-		behind, err := libvirtStream(src)
-		if err != nil {
-			src.Close()
+		if src, err = libvirtStream(src); err != nil {
 			return nil, fmt.Errorf("libvirt save image: %w", err)
 		}
-		src = behind
 	}
 	s, err := parseStream(src, o.truncated)
 	m := &migration{src: src}
 	if err == nil {
 		m.block, err = s.memory()
+	}
+	if err == nil && s.shared && len(m.block.pages) == 0 {
+		err = fmt.Errorf("%w: migration stream without the memory, which stayed in the file that backs it (x-ignore-shared): open that", ErrFormat)
 	}
 	if err != nil {
 		src.Close()
@@ -80,6 +62,7 @@ func openStream(path string, f *os.File, o options) (vm.Machine, error) {
 		src.Close()
 		return nil, err
 	}
+	m.deltas = s.deltas
 	m.note = "of " + s.machine + snapshot
 	switch {
 	case !s.whole:
@@ -131,13 +114,14 @@ func (m *migration) In(l vm.Layout) (vm.Machine, error) {
 	return v, nil
 }
 
-func (m *migration) in(l vm.Layout) store { return &placedBlock{m.src, m.block, l.Ranges} }
+func (m *migration) in(l vm.Layout) store { return &placedBlock{m.src, m.block, m.deltas, l.Ranges} }
 
 // placedBlock is a block of RAM in a layout.
 type placedBlock struct {
-	src   source
-	block *ramBlock
-	at    []mem.Range
+	src    source
+	block  *ramBlock
+	deltas []delta
+	at     []mem.Range
 }
 
 func (p *placedBlock) find(pa mem.PA) (unit, error) {
@@ -145,16 +129,35 @@ func (p *placedBlock) find(pa mem.PA) (unit, error) {
 	for _, r := range p.at {
 		if pa >= r.Start && pa < r.End() {
 			off := start + uint64(pa-r.Start)
-			n := off / streamPage
-			u := unit{pa: pa - mem.PA(off%streamPage), size: streamPage, src: p.src, len: streamPage, codec: blank}
-			if g := p.block.pages[n/pageGroup]; g != nil && g[n%pageGroup] != 0 {
-				u.codec, u.off = stored, g[n%pageGroup]
-			}
-			return u, nil
+			u, err := p.unit(p.block.at(off / streamPage))
+			u.pa = pa - mem.PA(off%streamPage)
+			return u, err
 		}
 		start += r.Size
 	}
 	return unit{}, mem.ErrNoRAM
+}
+
+// unit is a page as the stream has it.
+func (p *placedBlock) unit(at pageAt) (unit, error) {
+	u := unit{size: streamPage, src: p.src, len: streamPage, codec: blank}
+	for at&atDelta != 0 {
+		d := &p.deltas[at&^atDelta]
+		u.deltas = append(u.deltas, d)
+		at = d.before
+	}
+	switch {
+	case at&atPacked != 0:
+		var n [4]byte
+		u.off = uint64(at &^ atPacked)
+		if err := readFull(p.src, n[:], u.off); err != nil {
+			return u, fmt.Errorf("%w: %q, size of a page at offset %#x: %w", mem.ErrUnreachable, p.src.Name(), u.off, err)
+		}
+		u.off, u.len, u.codec = u.off+4, uint64(binary.BigEndian.Uint32(n[:])), byZlib
+	case at != 0:
+		u.off, u.codec = uint64(at), stored
+	}
+	return u, nil
 }
 
 func (p *placedBlock) ranges() []mem.Range { return p.at }
@@ -185,108 +188,4 @@ func (p *placedBlock) extents() ([]mem.Range, error) {
 		start += r.Size
 	}
 	return out, nil
-}
-
-// behind is a source without its first bytes.
-type behind struct {
-	source
-	skip uint64
-}
-
-func (b behind) Size() uint64 { return b.source.Size() - b.skip }
-
-func (b behind) ReadAt(p []byte, off int64) (int, error) {
-	return b.source.ReadAt(p, off+int64(b.skip))
-}
-
-// libvirtStream gives the stream of a save image. One that is compressed as a
-// whole is unpacked into memory, and f closed.
-func libvirtStream(f source) (source, error) {
-	var h [libvirtHeader]byte
-	if err := readFull(f, h[:], 0); err != nil {
-		return nil, fmt.Errorf("%w: header: %w", ErrTruncated, err)
-	}
-	le := binary.LittleEndian
-	version, xml, packing := le.Uint32(h[16:]), uint64(le.Uint32(h[20:])), le.Uint32(h[28:])
-	if version < 1 || version > 2 {
-		return nil, fmt.Errorf("%w: version %d", ErrFormat, version)
-	}
-	if libvirtHeader+xml >= f.Size() {
-		return nil, fmt.Errorf("%w: its %d bytes of XML reach to the end", ErrTruncated, xml)
-	}
-	b := behind{f, libvirtHeader + xml}
-	in := io.NewSectionReader(b, 0, int64(b.Size()))
-	var r io.Reader
-	var err error
-	switch packing {
-	case 0:
-		return b, nil
-	case 1:
-		r, err = gzip.NewReader(in)
-	case 2:
-		r = bzip2.NewReader(in)
-	case 5:
-		var z *zstd.Decoder
-		z, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err == nil {
-			defer z.Close()
-		}
-		r = z
-	default:
-		name, ok := map[uint32]string{3: "xz", 4: "lzop", 6: "the sparse format"}[packing]
-		if !ok {
-			name = fmt.Sprintf("method %d", packing)
-		}
-		return nil, fmt.Errorf("%w: its stream is in %s; unpack what begins at byte %d", ErrFormat, name, b.skip)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: the stream at offset %#x: %w", ErrFormat, b.skip, err)
-	}
-	out, err := spool(r, f.Name())
-	if err != nil {
-		return nil, fmt.Errorf("%w (unpack what begins at byte %d)", err, b.skip)
-	}
-	src, err := plain(out)
-	if err != nil {
-		return nil, err
-	}
-	f.Close()
-	return src, nil
-}
-
-// spool unpacks r into memory.
-func spool(r io.Reader, name string) (*os.File, error) {
-	fd, err := unix.MemfdCreate("vmscope stream", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("memory to unpack into: %w", err)
-	}
-	out := os.NewFile(uintptr(fd), name)
-	buf := make([]byte, 64*mem.PageSize)
-	for size := int64(0); ; {
-		n, err := 0, error(nil)
-		for n < len(buf) && err == nil {
-			var k int
-			k, err = r.Read(buf[n:])
-			n += k
-		}
-		if size+int64(n) > maxUnpacked {
-			out.Close()
-			return nil, fmt.Errorf("%w: unpacked it has more than %d MiB", ErrFormat, maxUnpacked>>20)
-		}
-		if werr := writePages(out, buf[:n], size); werr != nil {
-			out.Close()
-			return nil, werr
-		}
-		size += int64(n)
-		if errors.Is(err, io.EOF) {
-			err = out.Truncate(size)
-			if err == nil {
-				return out, nil
-			}
-		}
-		if err != nil {
-			out.Close()
-			return nil, fmt.Errorf("%w: its packed stream is broken or cut: %w", ErrFormat, err)
-		}
-	}
 }

@@ -52,12 +52,12 @@ func openQcow(src source) (*qcowState, error) {
 	var h [qcowHeader]byte
 	be := binary.BigEndian
 	if err := readFull(src, h[:72], 0); err != nil {
-		return nil, fmt.Errorf("%w: qcow2 disk image: header: %w", ErrTruncated, err)
+		return nil, fmt.Errorf("%w: qcow2 disk image: its header has %d bytes, the file has %d", ErrTruncated, qcowHeader, src.Size())
 	}
 	version, bits, count := be.Uint32(h[4:]), uint64(be.Uint32(h[qcowClusterBits:])), be.Uint32(h[qcowSnapshots:])
 	if version >= 3 {
 		if err := readFull(src, h[:], 0); err != nil {
-			return nil, fmt.Errorf("%w: qcow2 disk image: header: %w", ErrTruncated, err)
+			return nil, fmt.Errorf("%w: qcow2 disk image: its header has %d bytes, the file has %d", ErrTruncated, qcowHeader, src.Size())
 		}
 	}
 	switch features := be.Uint64(h[qcowFeatures:]); {

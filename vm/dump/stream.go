@@ -1,11 +1,8 @@
 package dump
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
-	"io"
-	"strings"
 
 	"vmscope/vm"
 )
@@ -26,12 +23,6 @@ const (
 	secCommand = 8
 	secFooter  = 0x7e
 
-	ramZero     = 2
-	ramSizes    = 4
-	ramPage     = 8
-	ramEnd      = 0x10
-	ramContinue = 0x20
-
 	maxBlocks = 4096
 )
 
@@ -44,25 +35,15 @@ type stream struct {
 	whole   bool      // the end was found, behind the states of devices
 	regs    []vm.Registers
 	noRegs  error // why there are none
-}
 
-// ramBlock is a block of RAM: the guest's memory, a ROM, video memory.
-type ramBlock struct {
-	name string
-	size uint64
-	// pages are offsets in the file, of pages in groups; 0, which is no page's, is
-	// zeros. A group is there if one of its pages is.
-	pages map[uint64]*[pageGroup]uint64
+	deltas []delta // of all blocks
+	// What the stream was made with, as far as it changes what is in it.
+	mapped, shared bool
 }
-
-const (
-	pageGroup  = 512
-	streamPage = 4096
-)
 
 // parseStream reads the stream up to where the RAM is complete.
 func parseStream(src source, truncated bool) (*stream, error) {
-	r := &streamReader{r: bufio.NewReaderSize(io.NewSectionReader(src, 0, int64(src.Size())), 64<<10)}
+	r := newStreamReader(src)
 	s := &stream{}
 	if magic, version := r.u32(), r.u32(); r.err == nil && (magic != binary.BigEndian.Uint32([]byte(streamMagic)) || version != streamVersion) {
 		return nil, fmt.Errorf("%w: migration stream of version %d", ErrFormat, version)
@@ -141,164 +122,18 @@ func (s *stream) config(r *streamReader) error {
 			}
 		case "configuration/uuid":
 			r.skip(16)
+		case "configuration/capabilities":
+			for n := r.u32(); n > 0 && r.err == nil; n-- {
+				switch r.name() {
+				case "mapped-ram":
+					s.mapped = true
+				case "x-ignore-shared":
+					s.shared = true
+				}
+			}
 		default:
 			return fmt.Errorf("%q, which is not known", name)
 		}
 	}
 	return nil
-}
-
-// ram reads what one section of RAM has.
-func (s *stream) ram(r *streamReader) error {
-	for r.err == nil {
-		at := r.off
-		v := r.u64()
-		off, flags := v&^(streamPage-1), v&(streamPage-1)
-		what := flags &^ ramContinue
-		switch {
-		case r.err != nil:
-			return nil
-		case flags == ramEnd:
-			return nil
-		case flags == ramSizes:
-			if err := s.sizes(r, off); err != nil {
-				return err
-			}
-			continue
-		case what != ramZero && what != ramPage:
-			return fmt.Errorf("page of kind %#x at offset %#x: this stream is compressed, or split (xbzrle, compress, multifd), or of a later version", flags, at)
-		case flags&ramContinue == 0:
-			name := r.name()
-			s.last = nil
-			for _, x := range s.blocks {
-				if x.name == name {
-					s.last = x
-				}
-			}
-		}
-		if r.err != nil {
-			return nil
-		}
-		b := s.last
-		if b == nil || off >= b.size {
-			return fmt.Errorf("page %#x at offset %#x is in no block", off, at)
-		}
-		n := off / streamPage
-		group := b.pages[n/pageGroup]
-		if what == ramZero {
-			if c := r.u8(); c != 0 {
-				return fmt.Errorf("page of bytes %#x at offset %#x", c, at)
-			}
-			if group != nil {
-				group[n%pageGroup] = 0
-			}
-			continue
-		}
-		if group == nil {
-			group = new([pageGroup]uint64)
-			b.pages[n/pageGroup] = group
-		}
-		group[n%pageGroup] = r.off
-		r.skip(streamPage)
-		if r.err != nil { // the page is not whole
-			group[n%pageGroup] = 0
-		}
-	}
-	return nil
-}
-
-// sizes reads the list of blocks.
-func (s *stream) sizes(r *streamReader, total uint64) error {
-	if len(s.blocks) > 0 || total > maxBundleRAM {
-		return fmt.Errorf("a second list of blocks, or of %d bytes", total)
-	}
-	for sum := uint64(0); sum < total && r.err == nil; {
-		b := &ramBlock{name: r.name(), size: r.u64(), pages: make(map[uint64]*[pageGroup]uint64)}
-		if r.err != nil {
-			return nil
-		}
-		if b.size > total-sum || b.size%streamPage != 0 || len(s.blocks) == maxBlocks {
-			return fmt.Errorf("block %q of %d bytes, of %d in all", b.name, b.size, total)
-		}
-		sum += b.size
-		s.blocks = append(s.blocks, b)
-	}
-	return nil
-}
-
-// memory is the block that is the guest's RAM: the one of QEMU's name for it,
-// else the largest, which must be the only one that is larger than a video
-// card's. RAM in several blocks is of a machine with NUMA nodes.
-func (s *stream) memory() (*ramBlock, error) {
-	const video = 64 << 20
-	var best *ramBlock
-	large, nodes := 0, 0
-	for _, b := range s.blocks {
-		if b.name == "pc.ram" || b.name == "mach-virt.ram" {
-			return b, nil
-		}
-		if b.size > video {
-			large++
-		}
-		if strings.Contains(b.name, "ram-node") {
-			nodes++
-		}
-		if best == nil || b.size > best.size {
-			best = b
-		}
-	}
-	switch {
-	case best == nil:
-		return nil, fmt.Errorf("%w: migration stream without memory", ErrFormat)
-	case large > 1 || nodes > 1:
-		return nil, fmt.Errorf("%w: migration stream of RAM in several blocks (NUMA nodes): how they lie is not known", ErrFormat)
-	}
-	return best, nil
-}
-
-// streamReader reads numbers; after a failure zeros.
-type streamReader struct {
-	r   *bufio.Reader
-	off uint64
-	err error
-	buf [256]byte
-}
-
-func (r *streamReader) bytes(n int) []byte {
-	p := r.buf[:n]
-	if r.err == nil {
-		_, r.err = io.ReadFull(r.r, p)
-	}
-	if r.err != nil {
-		clear(p)
-		return p
-	}
-	r.off += uint64(n)
-	return p
-}
-
-func (r *streamReader) u8() uint8   { return r.bytes(1)[0] }
-func (r *streamReader) u16() uint16 { return binary.BigEndian.Uint16(r.bytes(2)) }
-func (r *streamReader) u32() uint32 { return binary.BigEndian.Uint32(r.bytes(4)) }
-func (r *streamReader) u64() uint64 { return binary.BigEndian.Uint64(r.bytes(8)) }
-
-// name reads a string behind its length, a byte.
-func (r *streamReader) name() string { return string(r.bytes(int(r.u8()))) }
-
-// peek is the next byte; 0 at the end.
-func (r *streamReader) peek() byte {
-	if r.err == nil {
-		if b, err := r.r.Peek(1); err == nil {
-			return b[0]
-		}
-	}
-	return 0
-}
-
-func (r *streamReader) skip(n uint64) {
-	if r.err == nil {
-		var k int
-		k, r.err = r.r.Discard(int(n))
-		r.off += uint64(k)
-	}
 }

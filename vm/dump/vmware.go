@@ -74,7 +74,7 @@ func parseVMware(src source) (*vmwareState, error) {
 	}
 	var h [vmwareHeader]byte
 	if err := readFull(src, h[:], 0); err != nil {
-		return nil, fmt.Errorf("%w: VMware state file: header: %w", ErrTruncated, err)
+		return nil, fmt.Errorf("%w: VMware state file: its header has %d bytes, the file has %d", ErrTruncated, vmwareHeader, src.Size())
 	}
 	le := binary.LittleEndian
 	groups := le.Uint32(h[8:])
@@ -290,7 +290,7 @@ func (s *vmwareState) pieces(off, size uint64, truncated bool) ([]piece, error) 
 		p := piece{r.frame * mem.PageSize, r.pages * mem.PageSize, off + r.page*mem.PageSize}
 		have := size - min(size, p.off-off)
 		if p.size > have && !truncated {
-			return nil, fmt.Errorf("%w: region %d of VMware's memory ends at byte %d, there are %d; copy it again, or open what is there with the option for truncated dumps", ErrTruncated, i, p.off-off+p.size, size)
+			return nil, fmt.Errorf("%w: region %d of VMware's memory ends at byte %d, there are %d", ErrTruncated, i, p.off-off+p.size, size)
 		}
 		if p.size = min(p.size, have); p.size > 0 {
 			out = append(out, p)
