@@ -84,6 +84,27 @@ func TestThreadsOfContainers(t *testing.T) {
 	}
 }
 
+// TestWhose: a daemon has a say about its own user's processes, the system's about all, and about none but those that run the
+// domain's processors.
+func TestWhose(t *testing.T) {
+	me := Process{PID: os.Getpid(), Name: "web1"}
+	for _, c := range []struct {
+		uid, thread int
+		words       string
+	}{
+		{0, unix.Gettid(), ""},
+		{os.Geteuid(), unix.Gettid(), ""},
+		{os.Geteuid() + 4711, unix.Gettid(), "no say"},
+		{0, os.Getppid(), "another machine"},
+	} {
+		d := &domain{&libvirt.Conn{UID: c.uid}, libvirt.Domain{Name: "web1"}}
+		err := d.runs(me, []int{c.thread})
+		if (err == nil) != (c.words == "") || err != nil && !strings.Contains(err.Error(), c.words) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
 // TestNoDomain: what is missing is told, and by which of the ways.
 func TestNoDomain(t *testing.T) {
 	dir := t.TempDir()
