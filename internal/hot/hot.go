@@ -50,8 +50,12 @@ func Syscall(nr, a, b, c, d, e, f uintptr) (n uintptr, no syscall.Errno) {
 	return n, no
 }
 
+// Slow is what a Pace takes for long. A disk that is busy takes some milliseconds for a flush: to tell the runtime of each of them
+// costs more than that a garbage collection, which is rare in a process that does little else, waits so long now and then.
+const Slow = 10 * time.Millisecond
+
 // Pace does a kind of system call that takes now little and now long, as flushes of a disk do: by Syscall as long as the one
-// before took no longer than Wait, so that a slow disk holds up neither the garbage collection nor who waits for it. The zero
+// before took no longer than Slow, so that a slow disk holds up neither the garbage collection nor who waits for it. The zero
 // value is ready; it is safe for concurrent use.
 type Pace struct{ slow atomic.Bool }
 
@@ -65,7 +69,7 @@ func (p *Pace) Syscall(nr, a, b, c uintptr) (n uintptr, no syscall.Errno) {
 	} else {
 		n, no = Syscall(nr, a, b, c, 0, 0, 0)
 	}
-	p.slow.Store(time.Since(began) > Wait)
+	p.slow.Store(time.Since(began) > Slow)
 	return n, no
 }
 

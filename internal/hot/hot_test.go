@@ -108,7 +108,7 @@ func TestPace(t *testing.T) {
 	}
 	for range 3 {
 		go func() {
-			time.Sleep(5 * Wait)
+			time.Sleep(2 * Slow)
 			unix.Write(w, make([]byte, 1))
 		}()
 		read()
