@@ -26,6 +26,7 @@ var programs = []struct {
 	{"xdp", []string{"(xdp, tag", "attached to xdp lo"}},
 	{"tcx", []string{"tcx lo"}},
 	{"cgroup", []string{"(cgroup_skb, tag", "attached to cgroup /"}},
+	{"cgroup_attach", []string{"(cgroup_skb, tag", "cgroup /rat"}},
 }
 
 // testPrograms has a guest attach programs of eBPF in all ways, and demands that

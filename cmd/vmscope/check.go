@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -192,6 +193,9 @@ func (a *app) told(ctx context.Context, r detect.Result, err error) error {
 		if err != nil { // a guest must not turn findings into a failure
 			fmt.Fprintln(a.err, "vmscope: "+oneLine(err))
 		}
+		if isTTY(os.Stderr) {
+			a.note = strings.TrimPrefix(a.note+"; ", "; ") + "check with --explain ID shows what a finding rests on"
+		}
 		return errFindings
 	case err != nil:
 		return err
@@ -282,7 +286,8 @@ func (a *app) finding(c detect.Change, signs bool) error {
 		}
 		b.WriteString("    ")
 		if e.Addr != 0 { // a register has none
-			fmt.Fprintf(&b, "%#x %s: ", uint64(e.Addr), kernel.Text(e.Symbol))
+			at := fmt.Sprintf("%#x %s", uint64(e.Addr), kernel.Text(e.Symbol))
+			b.WriteString(strings.TrimSuffix(at, " ") + ": ")
 		}
 		b.WriteString(kernel.Text(e.What).String())
 		for _, part := range []struct{ what, value string }{{"of", e.Owner}, {"expected", e.Expected}, {"found", e.Found}} {

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"vmscope/ctype"
@@ -69,7 +70,7 @@ type BPFProgram struct {
 
 // BPFLink is an attachment of a program of eBPF.
 type BPFLink struct {
-	Addr    mem.VA // of its struct bpf_link; of the struct perf_event of one that is none
+	Addr    mem.VA // of its struct bpf_link; else of the struct perf_event or bpf_prog_list
 	ID      uint32 // 0 of one that is none
 	Type    string // "raw_tracepoint", "kprobe_multi", "perf_event", …
 	Prog    mem.VA // its struct bpf_prog
@@ -89,8 +90,8 @@ func (v *View) bpfHolders() (map[mem.VA][]kernel.Owner, error) {
 }
 
 // BPF lists the programs of eBPF and the links that attach them, by their ids,
-// and then the events that processes hold and that attach one without a link. A
-// kernel without has none.
+// and then what attaches one without a link: events that processes hold, and
+// control groups. A kernel without has none.
 func (v *View) BPF() (progs []BPFProgram, links []BPFLink, err error) {
 	progIDR, err := v.Symbol("prog_idr")
 	if errors.Is(err, ksym.ErrNoSymbol) {
@@ -141,7 +142,8 @@ func (v *View) BPF() (progs []BPFProgram, links []BPFLink, err error) {
 		links[i].Holders = held[links[i].Addr]
 	}
 	events, eerr := v.perfLinks(progs, links, held)
-	return progs, append(links, events...), errors.Join(err, eerr)
+	groups, gerr := v.groupLinks(progs)
+	return progs, slices.Concat(links, events, groups), errors.Join(err, eerr, gerr)
 }
 
 // enumName is the name of a value without what all begin with, in lower case;
@@ -222,8 +224,15 @@ func (v *View) bpfLink(l *bpfLayout, at mem.VA) (BPFLink, error) {
 	k.ID = r.u32(l.LinkID.At(at))
 	k.Type = enumName(l.Types, uint64(r.u32(l.LinkType.At(at))), "BPF_LINK_TYPE_")
 	k.Prog = mem.VA(r.u64(l.LinkProg.At(at)))
-	if r.err == nil {
-		k.Target, r.err = v.bpfTarget(k.Type, at)
+	if r.err != nil {
+		return k, r.err
+	}
+	target, err := v.bpfTarget(k.Type, at)
+	if errors.Is(err, mem.ErrUnreachable) {
+		return k, err
+	}
+	if err == nil { // else it is being taken away
+		k.Target = target
 	}
 	return k, r.err
 }

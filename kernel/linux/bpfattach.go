@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -89,7 +88,7 @@ func (v *View) bpfTarget(kind string, link mem.VA) (string, error) {
 			return "", r.err
 		}
 		path, err := v.KernfsPath(node)
-		return cmp.Or(path, "/"), err
+		return groupPath(path), err
 	case kind == "xdp" && l.XDP.Valid() && l.Interface.Valid():
 		return v.interfaceName(l, r.ptr(l.XDP.At(link)), &r)
 	case kind == "tcx" && l.TCX.Valid() && l.Interface.Valid():

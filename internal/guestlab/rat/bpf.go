@@ -13,6 +13,8 @@ const (
 	bpfMapUpdate   = 2
 	bpfMapDelete   = 3
 	bpfProgLoad    = 5
+	bpfProgAttach  = 8
+	bpfProgDetach  = 9
 	bpfRawOpen     = 17
 	bpfTypesLoad   = 18 // BPF_BTF_LOAD
 	bpfLinkCreate  = 28
@@ -27,6 +29,7 @@ const (
 	progStructOps  = 27
 	progLSM        = 29
 	attachIngress  = 0 // of a cgroup
+	attachEgress   = 1
 	attachEntry    = 24
 	attachExit     = 25
 	attachLSM      = 27

@@ -48,6 +48,7 @@ var attachments = []struct {
 	}},
 	{"tc", (*attacher).classifier},
 	{"cgroup", (*attacher).cgroup},
+	{"cgroup_attach", (*attacher).groupAttach},
 	{"socket", (*attacher).socket},
 	{"seccomp", (*attacher).seccomp},
 	{"struct_ops", (*attacher).structOps},
@@ -113,6 +114,39 @@ func (a *attacher) cgroup() error {
 		return err
 	}
 	return a.link(bpfProgram{kind: progCgroupSKB, returns: 1}, uint32(fd), attachIngress, 0)
+}
+
+// groupAttach attaches a program to a control group without a link, as systemd does.
+func (a *attacher) groupAttach() error {
+	const (
+		group      = "/sys/fs/cgroup/rat"
+		allowMulti = 2 // BPF_F_ALLOW_MULTI
+	)
+	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	fd, err := syscall.Open(group, syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	prog, err := bpfProgram{kind: progCgroupSKB, returns: 1, attach: attachEgress}.load()
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	attr := new(bpfAttr)
+	attr.u32(0, uint32(fd))
+	attr.u32(4, uint32(prog))
+	attr.u32(8, attachEgress)
+	attr.u32(12, allowMulti)
+	if _, err := attr.call(bpfProgAttach, 16); err != nil {
+		return err
+	}
+	a.undo = append(a.undo, func() {
+		attr.u32(12, 0)
+		attr.call(bpfProgDetach, 16)
+		os.Remove(group)
+	})
+	return nil
 }
 
 // maxMulti is how many functions one link of probes is for.
