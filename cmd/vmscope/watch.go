@@ -120,7 +120,11 @@ func (t *teller) tell(e event.Event) error {
 			return err
 		}
 	case e.Op == event.Attached:
-		fmt.Fprintf(t.err, "vmscope: watching %s (%s) from now on\n", kernel.Text(e.FS), kernel.Text(e.Detail))
+		at := ""
+		if e.Path != "" && e.Path != "/" {
+			at = fmt.Sprintf(", which the guest has at %s,", kernel.Text(e.Path)) // paths begin with it
+		}
+		fmt.Fprintf(t.err, "vmscope: watching %s (%s)%s from now on\n", kernel.Text(e.FS), kernel.Text(e.Detail), at)
 	case row.Copy != "":
 		fmt.Fprintf(t.out, "%s sha256:%s\n", t.paint(&e), row.SHA256[:16])
 	default:
