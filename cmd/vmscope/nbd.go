@@ -104,6 +104,7 @@ func (a *app) serve(ctx context.Context, socket string, s tap.Service, f *watchF
 
 // served tells what happens on a disk that is served, until it is interrupted.
 func (t *teller) served(ctx context.Context, source *tap.Tap, at string, paths []string, o watch.Options) (err error) {
+	alone()
 	o.Progress, o.Warn = t.progress, t.warn
 	defer func() {
 		t.bar.clear()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -92,6 +93,14 @@ func (f *watchFlags) options(paths []string) (o watch.Options, err error) {
 		o.Content = f.limit
 	}
 	return o, nil
+}
+
+// alone has the program use one processor: its work is one thing after the other, and with more of them Go's scheduler wakes
+// threads for each write that comes, to find nothing to do.
+func alone() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
 }
 
 // teller prints events as they come.
@@ -273,6 +282,7 @@ TARGET leave. A watch that was made to leave, or whose guest has ended, says so 
 			if err != nil {
 				return err
 			}
+			alone()
 			t := &teller{app: a, flags: &f, bar: newProgress()}
 			o.Progress, o.Warn = t.progress, t.warn
 			ctx, stop := untilHangup(cmd.Context())
