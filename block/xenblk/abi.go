@@ -68,7 +68,7 @@ func (s segment) len() int { return (int(s.last) - int(s.first) + 1) * sector }
 
 // request is one as it was copied out of the ring.
 type request struct {
-	op   uint8
+	op   uint8  // of an indirect request, what that is to do: the answer bears it, too
 	id   uint64 // the guest's
 	at   uint64 // sector
 	n    uint64 // sectors of a discard
@@ -77,9 +77,8 @@ type request struct {
 	pages []uint32
 	count int
 
-	indirect uint8                // the op as the ring has it, for the answer
-	room     [maxIndirect]segment // for segs
-	grants   [1]uint32            // for pages: maxIndirect segments fit into one
+	room   [maxIndirect]segment // for segs
+	grants [1]uint32            // for pages: maxIndirect segments fit into one
 }
 
 var (
@@ -90,7 +89,7 @@ var (
 // parse reads a request from its slot. Where it fails, op and id are there all the same.
 func (l layout) parse(b []byte, r *request) error {
 	le := binary.LittleEndian
-	r.op, r.indirect = b[0], b[0]
+	r.op = b[0]
 	r.id = le.Uint64(b[8-l.less:])
 	r.at = le.Uint64(b[16-l.less:])
 	r.n, r.segs, r.pages, r.count = 0, nil, nil, 0

@@ -141,12 +141,13 @@ type frontRing struct {
 	cons   uint32
 	port   *fakePort
 	next   uint64
+	ops    map[uint64]byte // of requests, as their answers must bear them: Linux gives a disk up otherwise
 }
 
 func (g *guest) newRing(ref, pages int, l layout, port uint32) *frontRing {
 	mem := g.mem[ref*pageSize:][:pages*pageSize]
 	clear(mem)
-	r := &frontRing{g: g, layout: l, mem: mem, size: slots(len(mem), l.slot), port: g.port(port)}
+	r := &frontRing{g: g, layout: l, mem: mem, size: slots(len(mem), l.slot), port: g.port(port), ops: map[uint64]byte{}}
 	r.word(reqEvent).Store(1)
 	r.word(rspEvent).Store(1)
 	return r
@@ -167,6 +168,10 @@ func (r *frontRing) put(op, second byte, third uint16, at uint64, f func(rest []
 	le.PutUint64(b[16-r.layout.less:], at)
 	f(b[24-r.layout.less:])
 	r.prod++
+	r.ops[r.next] = op
+	if op == opIndirect {
+		r.ops[r.next] = second
+	}
 	return r.next
 }
 
@@ -229,8 +234,8 @@ func (r *frontRing) do(t testing.TB, want int16, put func() uint64) {
 	t.Helper()
 	id := put()
 	r.push()
-	if got := r.wait(t); got.id != id || got.status != want {
-		t.Errorf("answer %+v to request %d, want status %d", got, id, want)
+	if got := r.wait(t); got.id != id || got.op != r.ops[id] || got.status != want {
+		t.Errorf("answer %+v to request %d, want status %d and operation %d", got, id, want, r.ops[id])
 	}
 }
 

@@ -140,7 +140,7 @@ func (q *queue) run() error {
 type token struct {
 	index uint32
 	id    uint64
-	op    uint8 // as the ring has it
+	op    uint8
 	off   int64
 }
 
@@ -177,7 +177,7 @@ func (q *queue) later(t token, rest func() error) {
 // serve serves one request, the bytes of slot.
 func (q *queue) serve(index uint32, slot *[maxSlot]byte, r *request) {
 	err := q.ring.layout.parse(slot[:], r)
-	t := token{index: index, id: r.id, op: r.indirect}
+	t := token{index: index, id: r.id, op: r.op}
 	if err == nil && r.pages != nil {
 		err = q.readSegments(r)
 	}
