@@ -34,6 +34,9 @@ type Process struct {
 	// Missing says in words what could not be read, e.g. a command line whose
 	// page is swapped out.
 	Missing []string `json:"missing,omitempty"`
+	// Unknown names, as in JSON, the fields that say nothing, because the types of
+	// the kernel are not known that well. JSON leaves them out.
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // Module is a loaded kernel module.
@@ -49,6 +52,7 @@ type Module struct {
 	Taint     string   `json:"taint,omitempty"`
 	Addr      mem.VA   `json:"module"` // of the kernel's object
 	Parts     []Region `json:"parts,omitempty"`
+	Unknown   []string `json:"unknown,omitempty"` // as of Process
 }
 
 // Region is a run of virtual memory with one purpose.

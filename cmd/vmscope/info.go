@@ -72,6 +72,8 @@ func describe(v *vmscope.View) infoRow {
 	}
 	if v.Types != nil {
 		r.Types.Count = v.Types.Len()
+	} else if i := v.Inferred(); i != nil {
+		r.Types.Count = i.Types.Len()
 	}
 	for _, f := range v.Report.Findings {
 		switch f.What {

@@ -18,3 +18,12 @@ func object(t testing.TB, line string) map[string]any {
 	}
 	return m
 }
+
+// objects are the JSON objects of a text, one a line.
+func objects(t testing.TB, text string) (out []map[string]any) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		out = append(out, object(t, line))
+	}
+	return out
+}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,8 +59,12 @@ func (c *cli) testNoTypes(t *testing.T) {
 	t.Run("symbols", n.testSymbols)
 }
 
-// typed are commands that need types.
-var typed = []string{"ps", "lsmod", "ps -T", "mount", "lsof", "ss", "maps --pid 1", "env --pid 1"}
+// inferred are commands that can do with types that are inferred; typed are they
+// and commands that need all.
+var (
+	inferred = []string{"ps", "lsmod", "ps -T"}
+	typed    = append(slices.Clip(inferred), "mount", "lsof", "ss", "maps --pid 1", "env --pid 1")
+)
 
 // answer is what a command says.
 type answer struct {
@@ -145,15 +151,54 @@ func (n *noTypes) testNone(t *testing.T) {
 			t.Errorf("%s: status %d, %q", args, status, stderr)
 		}
 	}
-	failed(t, []string{"ps", n.ram, "--json"}, "types of this kernel are not known")
 	out, _, _ := run(t, "info", n.ram, "--json")
-	if !strings.Contains(out, `"types":{"count":0,"confidence":"none"}`) {
+	if !strings.Contains(out, `"source":"inferred from memory"`) || !strings.Contains(out, `"confidence":"inferred"`) {
 		t.Errorf("info: %s", out)
 	}
-	for _, args := range append([]string{"type task_struct", "read --sym init_task --type task_struct", "read --pid 1 --va 0x400000"}, typed...) {
+	for _, line := range inferred {
+		n.lessThanAll(t, line)
+	}
+	for _, args := range append([]string{"type task_struct", "read --sym init_task --type task_struct", "read --pid 1 --va 0x400000"}, typed[len(inferred):]...) {
 		name, rest, _ := strings.Cut(args, " ")
 		line := append([]string{name, n.ram}, strings.Fields(rest)...)
 		failed(t, line, "types of this kernel are not known", "--types")
+	}
+}
+
+// lessThanAll asks without what tells the types: each field is as with it, or said to
+// be unknown.
+func (n *noTypes) lessThanAll(t *testing.T, line string) {
+	t.Helper()
+	got, want := n.ask(t, line), n.want[line]
+	all, less := objects(t, want.out), objects(t, got.out)
+	if got.status != 0 || len(less) != len(all) || len(all) == 0 {
+		t.Fatalf("%s: status %d, %s; %d objects, want %d", line, got.status, got.err, len(less), len(all))
+	}
+	unknown := make(map[string]bool)
+	for i, o := range less {
+		names, _ := o["unknown"].([]any)
+		for _, name := range names {
+			field := name.(string)
+			if _, ok := o[field]; ok {
+				t.Errorf("%s: %s is said to be unknown: %v", line, field, o)
+			}
+			unknown[field] = true
+			delete(all[i], field)
+		}
+		delete(o, "unknown")
+		if !reflect.DeepEqual(o, all[i]) {
+			t.Errorf("%s:\n got %v\nwant %v", line, o, all[i])
+		}
+	}
+	for _, field := range []string{"pid", "ppid", "comm", "state", "uid", "start_time", "threads", "kthread", "name", "size", "base"} {
+		if unknown[field] && (field != "state") { // a zombie's may be
+			t.Errorf("%s: %s is unknown", line, field)
+		}
+	}
+	name, rest, _ := strings.Cut(line, " ")
+	out, stderr, status := run(t, append([]string{name, n.ram}, strings.Fields(rest)...)...)
+	if status != 0 || !strings.Contains(out, "?") || !strings.Contains(stderr, "--types") {
+		t.Errorf("%s: status %d, %s\n%.2000s", line, status, stderr, out)
 	}
 }
 
@@ -236,7 +281,7 @@ func (n *noTypes) testAhead(t *testing.T) {
 	if err := os.Remove(string(rows[0].Cached)); err != nil {
 		t.Fatal(err)
 	}
-	failed(t, []string{"ps", n.ram}, "types of this kernel are not known")
+	failed(t, []string{"mount", n.ram}, "types of this kernel are not known")
 	n.same(t, "ps", "--types", file)
 	failed(t, []string{"profile", n.image, "-o", file}, "--force")
 	failed(t, []string{"profile", n.btf}, "build id", "-o")

@@ -38,6 +38,7 @@ func (a *app) psCmd() *cobra.Command {
 		}
 		if !a.json {
 			a.note = missing(list)
+			a.noteInferred(v)
 		}
 		if tree && !a.json {
 			a.tree(list)
@@ -57,9 +58,10 @@ func (a *app) psCmd() *cobra.Command {
 			if threads {
 				r = append(r, p.TGID)
 			}
-			r = append(r, p.UID, p.GID, p.State, started(p.StartTime))
+			is := known(p.Unknown)
+			r = append(r, is("uid", p.UID), is("gid", p.GID), is("state", p.State), started(p.StartTime))
 			if long {
-				r = append(r, p.Threads, short(p.Container, 12), p.Exe)
+				r = append(r, p.Threads, is("container", short(p.Container, 12)), is("exe", p.Exe))
 			}
 			return append(r, command(p))
 		})
@@ -70,6 +72,28 @@ func (a *app) psCmd() *cobra.Command {
 	f.BoolVarP(&user, "user", "u", false, "leave out the kernel's own threads")
 	f.BoolVarP(&long, "long", "l", false, "thread count, container and executable too")
 	return c
+}
+
+// known gives what stands in a table for a field: its value, or that it is not
+// known.
+func known(unknown []string) func(field string, value any) any {
+	return func(field string, value any) any {
+		if slices.Contains(unknown, field) {
+			return "?"
+		}
+		return value
+	}
+}
+
+// noteInferred says where question marks in a table come from.
+func (a *app) noteInferred(v *vmscope.View) {
+	if v.Inferred() == nil {
+		return
+	}
+	if a.note != "" {
+		a.note += "; "
+	}
+	a.note += "this kernel does not tell its types: what could not be inferred from its memory is shown as ?; a file that has them, given by --types or once to 'vmscope profile', tells all"
 }
 
 // missing says what the table does not show: that something of a process could
@@ -104,12 +128,17 @@ func short(t kernel.Text, n int) kernel.Text {
 	return t
 }
 
-// command is the command line, or the name in brackets where there is none.
+// command is the command line, or the name in brackets where there is none, or
+// where it is not known, which a question mark says.
 func command(p kernel.Process) string {
 	if len(p.Cmdline) > 0 {
 		return joined(p.Cmdline, " ")
 	}
-	return "[" + p.Comm.String() + "]"
+	name := "[" + p.Comm.String() + "]"
+	if !p.KThread && slices.Contains(p.Unknown, "cmdline") {
+		name += " ?"
+	}
+	return name
 }
 
 // maxIndent bounds how deep a tree is drawn to the right: the guest may make

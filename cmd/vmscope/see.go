@@ -15,8 +15,12 @@ import (
 func (a *app) lsmodCmd() *cobra.Command {
 	return a.see("lsmod", "List the loaded kernel modules", func(v *vmscope.View) error {
 		list, err := v.Modules()
+		if !a.json {
+			a.noteInferred(v)
+		}
 		return rows(a, list, err, []any{"module", "size", "base", "refs", "used by", "state", "taint"}, func(m kernel.Module) []any {
-			return []any{m.Name, m.Size, addr(m.Base), m.Refs, joined(m.UsedBy, ","), m.State, m.Taint}
+			is := known(m.Unknown)
+			return []any{m.Name, m.Size, addr(m.Base), is("refs", m.Refs), is("used_by", joined(m.UsedBy, ",")), m.State, is("taint", m.Taint)}
 		})
 	})
 }

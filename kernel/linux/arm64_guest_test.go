@@ -56,6 +56,7 @@ func TestArm64Guest(t *testing.T) {
 			t.Run("processes", func(t *testing.T) { compareProcesses(t, g, v, pids) })
 			t.Run("space", func(t *testing.T) { compareSpace(t, g, v, pids) })
 			t.Run("modules", s.testModules)
+			t.Run("inferred types", s.testInferred)
 			t.Run("log", s.testLog)
 			if !c.all {
 				return

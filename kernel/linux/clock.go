@@ -61,15 +61,21 @@ func (v *View) WallClock() (time.Time, error) {
 // BootTime is the time of day at which the guest's boot-time clock was zero:
 // CLOCK_REALTIME minus CLOCK_BOOTTIME.
 func (v *View) BootTime() (time.Time, error) {
-	at, l, err := v.timekeeper()
+	var realAt, bootAt mem.VA
+	if r := v.inferred; r != nil && r.OffsReal != 0 {
+		realAt, bootAt = r.OffsReal, r.OffsBoot
+	} else {
+		at, l, err := v.timekeeper()
+		if err != nil {
+			return time.Time{}, err
+		}
+		realAt, bootAt = l.OffsReal.At(at), l.OffsBoot.At(at)
+	}
+	real, err := v.Mem.Uint64(realAt)
 	if err != nil {
 		return time.Time{}, err
 	}
-	real, err := v.Mem.Uint64(l.OffsReal.At(at))
-	if err != nil {
-		return time.Time{}, err
-	}
-	boot, err := v.Mem.Uint64(l.OffsBoot.At(at))
+	boot, err := v.Mem.Uint64(bootAt)
 	if err != nil {
 		return time.Time{}, err
 	}

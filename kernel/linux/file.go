@@ -150,7 +150,7 @@ func (f *files) of(t Task, to []kernel.File) ([]kernel.File, error) {
 // gone reports whether a task is no longer where it was: what was read of it,
 // with an error or without, may be what others have made of its memory.
 func (v *View) gone(t *Task) bool {
-	l, err := layout[taskLayout](v.Kernel)
+	l, err := known[taskLayout](v.Kernel)
 	if err != nil {
 		return false
 	}
@@ -162,6 +162,9 @@ func (v *View) gone(t *Task) bool {
 	}
 	if now.PID != t.PID || now.TGID != t.TGID {
 		return true
+	}
+	if !l.Exit.Valid() {
+		return false
 	}
 	dead, err := s.Uint32(l.Exit.At(t.Addr))
 	return err == nil && dead != 0

@@ -17,6 +17,7 @@ import (
 
 	"vmscope/arch"
 	"vmscope/ctype"
+	"vmscope/kernel/linux/infer"
 	"vmscope/kernel/linux/profile"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -45,10 +46,11 @@ type Kernel struct {
 
 	more     *linked // symbols that a file has; nil: none
 	moreFrom *profile.Profile
-	moreSame int    // how many of them are as in kallsyms
-	unfit    error  // why the file's symbols were not taken
-	notesID  string // build id by the kernel's notes; "" if not known
-	foreign  bool   // Types are of a file, not of the kernel's memory
+	moreSame int           // how many of them are as in kallsyms
+	unfit    error         // why the file's symbols were not taken
+	notesID  string        // build id by the kernel's notes; "" if not known
+	foreign  bool          // Types are of a file, not of the kernel's memory
+	inferred *infer.Result // nil: Types are known, or nothing could be inferred
 
 	port    port
 	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
@@ -78,7 +80,7 @@ type Finding struct {
 	What       string `json:"what"`
 	Value      string `json:"value"`
 	Source     string `json:"source"`
-	Confidence string `json:"confidence"` // "proved": checked against the page tables or a second source; "stated": the guest says so
+	Confidence string `json:"confidence"` // "proved": checked against the page tables or a second source; "stated": the guest says so; "inferred": see package infer
 }
 
 // layout returns the offsets that the struct T asks for by its tags (see
@@ -102,6 +104,32 @@ func layout64[T any](k *Kernel) (*T, error) {
 	}
 	return layout[T](k)
 }
+
+// known is layout for a T that can do with what is inferred of a kernel that does
+// not tell its types: there an optional member that is missing is not known, which
+// does not mean that the kernel lacks it. A T is asked for by one of the two only.
+func known[T any](k *Kernel) (*T, error) {
+	return derived(k, func(k *Kernel) (*T, error) {
+		types, err := k.NeedTypes()
+		if err != nil && k.inferred != nil {
+			t := new(T)
+			if ierr := ctype.Bind(k.inferred.Types, t); ierr != nil {
+				return nil, fmt.Errorf("%w; of what can be inferred from its memory: %w", err, ierr)
+			}
+			return t, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		t := new(T)
+		return t, ctype.Bind(types, t)
+	})
+}
+
+// Inferred is what was found out of the types of a kernel that does not tell them
+// and of which no file does; nil for others, and if nothing was found out. Processes
+// and Modules list by it; what they cannot tell then is named in Unknown.
+func (k *Kernel) Inferred() *infer.Result { return k.inferred }
 
 // Symbol returns the address of a kernel symbol. Where several of its name lie at
 // different addresses, that is a ksym.AmbiguousError; that it is not known because

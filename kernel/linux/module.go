@@ -2,6 +2,7 @@ package linux
 
 import (
 	"fmt"
+	"slices"
 
 	"vmscope/ctype"
 	"vmscope/kernel"
@@ -10,11 +11,13 @@ import (
 
 // moduleLayout is what is read of struct module (include/linux/module.h).
 type moduleLayout struct {
-	State  ctype.Field `c:"module.state"`
-	List   ctype.Field `c:"module.list"`
-	Name   ctype.Field `c:"module.name"`
-	Taints ctype.Field `c:"module.taints"`
-	Init   ctype.Field `c:"module.init"`
+	State ctype.Field `c:"module.state"`
+	List  ctype.Field `c:"module.list"`
+	Name  ctype.Field `c:"module.name"`
+
+	// All kernels have these; of one whose types are inferred they may not be known.
+	Taints ctype.Field `c:"module.taints,optional"`
+	Init   ctype.Field `c:"module.init,optional"`
 
 	// Not there without CONFIG_MODULE_UNLOAD.
 	Exit   ctype.Field `c:"module.exit,optional"`
@@ -65,11 +68,14 @@ var taints = []struct {
 // /proc/modules does. A module that is being set up and has no form yet is left
 // out there; here it is listed with the state "Unformed".
 func (v *View) Modules() ([]kernel.Module, error) {
-	r, err := v.moduleReader()
+	head, err := v.Symbol("modules")
 	if err != nil {
 		return nil, err
 	}
-	head, err := v.Symbol("modules")
+	if first, err := v.Mem.Pointer(head); err == nil && first == head {
+		return nil, nil // none, whatever they would look like
+	}
+	r, err := v.moduleReader()
 	if err != nil {
 		return nil, err
 	}
@@ -97,10 +103,12 @@ type moduleReader struct {
 	o object
 
 	used int // users met so far
+	// unknown are the fields of a Module that this kernel's types do not tell.
+	unknown []string
 }
 
 func (v *View) moduleReader() (*moduleReader, error) {
-	l, err := layout[moduleLayout](v.Kernel)
+	l, err := known[moduleLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +122,14 @@ func (v *View) moduleReader() (*moduleReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &moduleReader{v: v, l: l, o: object{b: make([]byte, n)}}, nil
+	r := &moduleReader{v: v, l: l, o: object{b: make([]byte, n)}}
+	if !l.Taints.Valid() {
+		r.unknown = append(r.unknown, "taint")
+	}
+	if v.Types == nil && !l.Refs.Valid() {
+		r.unknown = append(r.unknown, "refs", "used_by")
+	}
+	return r, nil
 }
 
 // module reads the struct module at addr.
@@ -123,7 +138,7 @@ func (r *moduleReader) module(addr mem.VA) (kernel.Module, error) {
 	if err := o.read(r.v, addr); err != nil {
 		return kernel.Module{}, err
 	}
-	m := kernel.Module{Name: kernel.Text(cstr(o.bytes(l.Name))), Addr: addr, Refs: -1, Taint: taintLetters(o.uint(l.Taints))}
+	m := kernel.Module{Name: kernel.Text(cstr(o.bytes(l.Name))), Addr: addr, Refs: -1, Taint: taintLetters(o.uint(l.Taints)), Unknown: slices.Clip(r.unknown)}
 	switch s := o.uint(l.State); s {
 	case l.Live:
 		m.State = "Live"
@@ -144,6 +159,9 @@ func (r *moduleReader) module(addr mem.VA) (kernel.Module, error) {
 		// The count starts at MODULE_REF_BASE, 1.
 		m.Refs = int(int32(o.uint(l.Refs))) - 1
 		m.Permanent = o.uint(l.Init) != 0 && o.uint(l.Exit) == 0
+	}
+	if !l.Init.Valid() && o.uint(l.Exit) == 0 {
+		m.Unknown = append(m.Unknown, "permanent")
 	}
 	if m.State == "Unformed" || !l.Users.Valid() || !l.User.Valid() || !l.Source.Valid() {
 		return m, nil

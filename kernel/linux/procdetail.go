@@ -11,18 +11,19 @@ import (
 // detailLayout is what a Process is read from, besides taskLayout
 // (include/linux/sched.h, sched/signal.h, cred.h, mm_types.h).
 type detailLayout struct {
-	Start    ctype.Field `c:"task_struct.start_boottime|task_struct.real_start_time"` // renamed in v5.5
-	State    ctype.Field `c:"task_struct.__state|task_struct.state"`                  // 2f064a59a11f ("sched: Change task_struct::state") in v5.14
-	Exit     ctype.Field `c:"task_struct.exit_state"`
-	Parent   ctype.Field `c:"task_struct.real_parent"`
-	Cred     ctype.Field `c:"task_struct.real_cred"`
-	MM       ctype.Field `c:"task_struct.mm"`
-	NThreads ctype.Field `c:"signal_struct.nr_threads"`
+	Parent ctype.Field `c:"task_struct.real_parent"`
+	MM     ctype.Field `c:"task_struct.mm"`
 
-	UID  ctype.Field `c:"cred.uid"`
-	GID  ctype.Field `c:"cred.gid"`
-	EUID ctype.Field `c:"cred.euid"`
-	EGID ctype.Field `c:"cred.egid"`
+	// All kernels have these; of one whose types are inferred they may not be known.
+	Start    ctype.Field `c:"task_struct.start_boottime|task_struct.real_start_time,optional"` // renamed in v5.5
+	State    ctype.Field `c:"task_struct.__state|task_struct.state,optional"`                  // 2f064a59a11f ("sched: Change task_struct::state") in v5.14
+	Exit     ctype.Field `c:"task_struct.exit_state,optional"`
+	NThreads ctype.Field `c:"signal_struct.nr_threads,optional"`
+	Cred     ctype.Field `c:"task_struct.real_cred,optional"`
+	UID      ctype.Field `c:"cred.uid,optional"`
+	GID      ctype.Field `c:"cred.gid,optional"`
+	EUID     ctype.Field `c:"cred.euid,optional"`
+	EGID     ctype.Field `c:"cred.egid,optional"`
 
 	// Kernel threads keep names that do not fit comm elsewhere since v5.17
 	// (d6986ce24fc0 "kthread: dynamically allocate memory to store kthread's full name").
@@ -30,6 +31,22 @@ type detailLayout struct {
 	FullName ctype.Field `c:"kthread.full_name,optional"`
 	// A kernel without control groups lacks it.
 	CGroups ctype.Field `c:"task_struct.cgroups,optional"`
+}
+
+// unknown names the fields of a Process that the layout does not tell.
+func (d *detailLayout) unknown() (out []string) {
+	for _, x := range []struct {
+		f    ctype.Field
+		name []string
+	}{
+		{d.Start, []string{"start_time", "start_ns"}}, {d.State, []string{"state"}},
+		{d.UID, []string{"uid"}}, {d.GID, []string{"gid"}}, {d.EUID, []string{"euid"}}, {d.EGID, []string{"egid"}},
+	} {
+		if !x.f.Valid() {
+			out = append(out, x.name...)
+		}
+	}
+	return out
 }
 
 // loads reads words of one space and keeps the first error, after which it
@@ -57,6 +74,18 @@ func (l *loads) u32(at mem.VA) uint32 {
 	v, err := l.near.Uint32(at)
 	l.err = err
 	return v
+}
+
+// field is a number of 4 or 8 bytes in the object at base, 0 if the field is not
+// known.
+func (l *loads) field(f ctype.Field, base mem.VA) uint64 {
+	switch {
+	case !f.Valid():
+		return 0
+	case f.Size() == 8:
+		return l.u64(f.At(base))
+	}
+	return uint64(l.u32(f.At(base)))
 }
 
 // ptr reads an address, or an unsigned long.
@@ -116,7 +145,11 @@ type word struct {
 
 // places lists where the marks and the list node lie.
 func (r *reader) places(node ctype.Field) (w [numMarks + 2]word) {
-	at := func(i int, f ctype.Field, size int) { w[i] = word{f.Offset, size} }
+	at := func(i int, f ctype.Field, size int) {
+		if f.Valid() {
+			w[i] = word{f.Offset, size}
+		}
+	}
 	ptr := r.v.Mem.PointerSize()
 	at(markPID, r.t.PID, 4)
 	at(markTGID, r.t.TGID, 4)
@@ -127,9 +160,7 @@ func (r *reader) places(node ctype.Field) (w [numMarks + 2]word) {
 	at(markCred, r.d.Cred, ptr)
 	at(markMM, r.d.MM, ptr)
 	at(markSignal, r.t.Signal, ptr)
-	if r.d.CGroups.Valid() {
-		at(markCGroup, r.d.CGroups, ptr)
-	}
+	at(markCGroup, r.d.CGroups, ptr)
 	at(numMarks, node, ptr)
 	w[numMarks+1] = word{node.Offset + uint64(ptr), ptr}
 	return w

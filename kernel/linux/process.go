@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vmscope/arch"
@@ -127,22 +128,31 @@ func (r *reader) threads(leader Task, out []kernel.Process, err error) ([]kernel
 type processPlan struct {
 	t *taskLayout
 	d *detailLayout
-	s *spaceLayout
-	c *cgroupLayout // nil: a kernel without control groups
+	s *spaceLayout  // nil: not known
+	c *cgroupLayout // nil: a kernel without control groups, or not known
 	// fullNames says that workqueue workers too show names that do not fit comm.
 	fullNames bool
+	// mayBeCut says that names of kernel threads may not fit comm.
+	mayBeCut bool
+	// unknown are the fields of a Process that this kernel's types do not tell.
+	unknown []string
 }
 
 func newProcessPlan(k *Kernel) (p *processPlan, err error) {
 	p = new(processPlan)
-	if p.t, err = layout[taskLayout](k); err != nil {
+	if p.t, err = known[taskLayout](k); err != nil {
 		return nil, err
 	}
-	if p.d, err = layout[detailLayout](k); err != nil {
+	if p.d, err = known[detailLayout](k); err != nil {
 		return nil, err
 	}
+	p.unknown = p.d.unknown()
 	if p.s, err = layout[spaceLayout](k); err != nil {
-		return nil, err
+		if k.inferred == nil {
+			return nil, err
+		}
+		p.s = nil
+		p.unknown = append(p.unknown, "cmdline", "exe", "root", "cgroup", "container")
 	}
 	if p.d.CGroups.Valid() {
 		// Without the types the paths are not told; that is no failure of the rest.
@@ -151,6 +161,9 @@ func newProcessPlan(k *Kernel) (p *processPlan, err error) {
 	// The function came with the naming of workers that /proc shows since v6.9.
 	_, err = k.Symbol("format_worker_id")
 	p.fullNames = err == nil
+	// The function came with the names that do not fit comm.
+	_, err = k.Symbol("get_kthread_comm")
+	p.mayBeCut = err == nil
 	return p, nil
 }
 
@@ -247,7 +260,7 @@ func (r *reader) read(t *Task, m *marks) kernel.Process {
 		SinceBoot:  m.words[markStart],
 		TaskStruct: t.Addr,
 	}
-	if !r.boot.IsZero() {
+	if !r.boot.IsZero() && r.d.Start.Valid() {
 		start := r.boot.Add(time.Duration(p.SinceBoot))
 		p.StartTime = &start
 	}
@@ -257,31 +270,38 @@ func (r *reader) read(t *Task, m *marks) kernel.Process {
 		}
 	}
 
+	p.Unknown = r.unknown
 	l := loadsOf(r.v.Mem)
-	var state uint64
-	if at := r.d.State.At(t.Addr); r.d.State.Size() == 8 {
-		state = l.u64(at)
-	} else {
-		state = uint64(l.u32(at))
-	}
-	exit := l.u32(r.d.Exit.At(t.Addr))
 	flags := l.u32(r.t.Flags.At(t.Addr))
-	p.State = stateLetter(state, uint64(exit))
 	p.KThread = flags&pfKThread != 0
+	switch {
+	case !r.d.State.Valid():
+	case r.d.Exit.Valid() || flags&pfExiting == 0:
+		p.State = stateLetter(l.field(r.d.State, t.Addr), l.field(r.d.Exit, t.Addr))
+	default: // it may be a zombie
+		p.Unknown = append(slices.Clip(p.Unknown), "state")
+	}
 	miss("state", l.err)
 
 	l.err = nil
-	p.Threads = int(int32(l.u32(r.d.NThreads.At(m.at(markSignal)))))
-	miss("number of threads", l.err)
+	if r.d.NThreads.Valid() {
+		p.Threads = int(int32(l.u32(r.d.NThreads.At(m.at(markSignal)))))
+		miss("number of threads", l.err)
+	} else {
+		all, err := r.v.ThreadsOf(*t)
+		p.Threads = len(all)
+		miss("number of threads", err)
+	}
 
 	l.err = nil
 	p.PPID = int(int32(l.u32(r.t.TGID.At(m.at(markParent)))))
 	miss("parent", l.err)
 
 	l.err = nil
-	cred := m.at(markCred)
-	p.UID, p.GID = l.u32(r.d.UID.At(cred)), l.u32(r.d.GID.At(cred))
-	p.EUID, p.EGID = l.u32(r.d.EUID.At(cred)), l.u32(r.d.EGID.At(cred))
+	if cred := m.at(markCred); r.d.Cred.Valid() {
+		p.UID, p.GID = uint32(l.field(r.d.UID, cred)), uint32(l.field(r.d.GID, cred))
+		p.EUID, p.EGID = uint32(l.field(r.d.EUID, cred)), uint32(l.field(r.d.EGID, cred))
+	}
 	miss("credentials", l.err)
 
 	if r.c != nil {
@@ -290,12 +310,12 @@ func (r *reader) read(t *Task, m *marks) kernel.Process {
 		miss("cgroup", err)
 	}
 	if p.KThread {
-		name, err := r.fullName(t.Addr, flags)
+		name, err := r.fullName(t.Addr, m, flags)
 		if name != "" {
 			p.Comm = name
 		}
 		miss("full name", err)
-	} else if mm := m.at(markMM); mm != 0 {
+	} else if mm := m.at(markMM); mm != 0 && r.s != nil {
 		g := r.image(mm, t.TGID)
 		p.Root, p.Exe, p.Cmdline = g.root, g.exe, g.cmdline
 		p.Missing = append(p.Missing, g.missing...)
@@ -309,8 +329,14 @@ const pfWQWorker = 0x00000020
 // fullName is the name of a kernel thread that does not fit comm, "" if it
 // does: get_kthread_comm in kernel/kthread.c. What /proc shows behind the name
 // of a kworker, the work it does, is not part of its name.
-func (r *reader) fullName(task mem.VA, flags uint32) (kernel.Text, error) {
-	if !r.d.KThread.Valid() || !r.d.FullName.Valid() || flags&pfWQWorker != 0 && !r.fullNames {
+func (r *reader) fullName(task mem.VA, m *marks, flags uint32) (kernel.Text, error) {
+	switch {
+	case flags&pfWQWorker != 0 && !r.fullNames:
+		return "", nil
+	case !r.d.KThread.Valid() || !r.d.FullName.Valid():
+		if comm := m.comm(); r.s == nil && r.mayBeCut && comm[len(comm)-2] != 0 {
+			return "", fmt.Errorf("it may be longer: %w", ErrNoTypes)
+		}
 		return "", nil
 	}
 	k, err := r.v.Mem.Pointer(r.d.KThread.At(task))

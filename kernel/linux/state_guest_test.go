@@ -50,6 +50,7 @@ func TestStateGuest(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Run("modules", s.testModules)
+			t.Run("inferred types", s.testInferred)
 			t.Run("module symbols", s.testModuleSymbols)
 			t.Run("module types", s.testModuleTypes)
 			t.Run("module storm", s.testModuleStorm)

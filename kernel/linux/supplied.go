@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"vmscope/ctype"
+	"vmscope/kernel/linux/infer"
 	"vmscope/kernel/linux/profile"
 	"vmscope/ksym"
 	"vmscope/mem"
@@ -243,8 +245,51 @@ func (f *finder) readTypes(k *Kernel) error {
 			k.TypesErr = fmt.Errorf("%w; a profile made ahead does not fit: %w", k.TypesErr, err)
 		}
 	}
+	if k.Types == nil {
+		f.infer(k)
+	}
 	return nil
 }
+
+// infer makes do without types. A guest that runs may change what is compared just
+// then: that is tried again.
+func (f *finder) infer(k *Kernel) {
+	if k.Mode.PointerSize() != 8 {
+		f.step("infer types", "not of a kernel of 32 bits")
+		return
+	}
+	var err error
+	for range 3 {
+		phys := f.phys
+		if mem.RAMOf(phys) == nil {
+			phys = mem.NewCache(phys, inferPages)
+		}
+		v := k.View(phys)
+		if k.inferred, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: k.Symbol, Arch: k.Arch}); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		f.step("infer types", "%v", err)
+		return
+	}
+	note := fmt.Sprintf("%d members", len(k.inferred.Members))
+	for _, err := range k.inferred.Unproved {
+		note += "; " + err.Error()
+	}
+	f.step("infer types", "%s", note)
+	var structs []string
+	for _, name := range k.inferred.Members {
+		typ, _, _ := strings.Cut(name, ".")
+		structs = append(structs, typ)
+	}
+	f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d members of %s", len(structs), strings.Join(slices.Compact(structs), ", ")),
+		"inferred from memory", "inferred"})
+}
+
+// inferPages bounds the cache in which types are inferred, where memory is not
+// mapped: some pages for each of 500 tasks.
+const inferPages = 1 << 13
 
 // typesOf takes the types from a file that fits the kernel.
 func (f *finder) typesOf(v *View, p *profile.Profile) error {

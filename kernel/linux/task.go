@@ -13,22 +13,16 @@ import (
 
 // taskLayout is what is read of struct task_struct (include/linux/sched.h).
 type taskLayout struct {
-	Tasks    ctype.Field `c:"task_struct.tasks"`
-	PID      ctype.Field `c:"task_struct.pid"`
-	TGID     ctype.Field `c:"task_struct.tgid"`
-	Comm     ctype.Field `c:"task_struct.comm"`
-	Flags    ctype.Field `c:"task_struct.flags"`
-	Parent   ctype.Field `c:"task_struct.real_parent"`
-	Cred     ctype.Field `c:"task_struct.real_cred"`
-	MM       ctype.Field `c:"task_struct.mm"`
-	Signal   ctype.Field `c:"task_struct.signal"`
-	Start    ctype.Field `c:"task_struct.start_boottime|task_struct.real_start_time"` // renamed in v5.5
-	State    ctype.Field `c:"task_struct.__state|task_struct.state"`                  // 2f064a59a11f ("sched: Change task_struct::state") in v5.14
-	Exit     ctype.Field `c:"task_struct.exit_state"`
-	Node     ctype.Field `c:"task_struct.thread_node"`
-	Threads  ctype.Field `c:"signal_struct.thread_head"`
-	Size     uint64      `c:"sizeof(task_struct)"`
-	NThreads ctype.Field `c:"signal_struct.nr_threads"`
+	Tasks   ctype.Field `c:"task_struct.tasks"`
+	PID     ctype.Field `c:"task_struct.pid"`
+	TGID    ctype.Field `c:"task_struct.tgid"`
+	Comm    ctype.Field `c:"task_struct.comm"`
+	Flags   ctype.Field `c:"task_struct.flags"`
+	Signal  ctype.Field `c:"task_struct.signal"`
+	Exit    ctype.Field `c:"task_struct.exit_state,optional"` // not known where types are inferred
+	Node    ctype.Field `c:"task_struct.thread_node"`
+	Threads ctype.Field `c:"signal_struct.thread_head"`
+	Size    uint64      `c:"sizeof(task_struct)"`
 }
 
 // The flags of task_struct.flags that tell kinds of tasks
@@ -36,6 +30,7 @@ type taskLayout struct {
 const (
 	pfKThread  = 0x00200000
 	pfIOWorker = 0x00000010
+	pfExiting  = 0x00000004
 )
 
 // Task is what one read of a task_struct tells: enough to know whose it is. The
@@ -110,7 +105,7 @@ func (v *View) crowded(n int, size uint64) bool {
 }
 
 func newTaskPlan(k *Kernel) (*taskPlan, error) {
-	l, err := layout[taskLayout](k)
+	l, err := known[taskLayout](k)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +115,7 @@ func newTaskPlan(k *Kernel) (*taskPlan, error) {
 
 // ThreadsOf lists the threads of the process that t leads, t among them.
 func (v *View) ThreadsOf(t Task) ([]Task, error) {
-	l, err := layout[taskLayout](v.Kernel)
+	l, err := known[taskLayout](v.Kernel)
 	if err != nil {
 		return nil, err
 	}
