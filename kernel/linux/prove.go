@@ -184,7 +184,10 @@ const maxBTF = 64 << 20
 // btf reads the type description that the kernel carries.
 func (k *Kernel) btf(v *View) (*ctype.Types, error) {
 	start, err := k.Symbol("__start_BTF")
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoData):
+		return nil, fmt.Errorf("no symbol of this kernel tells of BTF: %w", errors.ErrUnsupported)
+	case err != nil:
 		return nil, fmt.Errorf("this kernel carries no BTF (built without CONFIG_DEBUG_INFO_BTF): %w", errors.ErrUnsupported)
 	}
 	stop, err := k.Symbol("__stop_BTF")
