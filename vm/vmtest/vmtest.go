@@ -55,6 +55,8 @@ func Run(t *testing.T, open func(t *testing.T) vm.Machine, want Want) {
 	t.Run("info", func(t *testing.T) { testInfo(t, m, want) })
 	t.Run("layouts", func(t *testing.T) { testLayouts(t, m) })
 	t.Run("cpus", func(t *testing.T) { testCPUs(t, m, want) })
+	t.Run("writes", func(t *testing.T) { testWrites(t, m, ranges, want) })
+	t.Run("ended", func(t *testing.T) { testEnded(t, m) })
 }
 
 // ranges checks that the ranges are sorted and apart.
@@ -110,13 +112,16 @@ func testBytes(t *testing.T, m vm.Machine, want Want) {
 // fault checks an error against the contract: n bytes of a read at pa were
 // given, the first address behind them is named, and the class is the one
 // wanted.
-func fault(n int, err error, pa mem.PA, class error) error {
+func fault(n int, err error, pa mem.PA, class error) error { return faultOf("read", n, err, pa, class) }
+
+// faultOf is fault of another operation.
+func faultOf(op string, n int, err error, pa mem.PA, class error) error {
 	var f *mem.FaultError
 	if !errors.As(err, &f) {
 		return fmt.Errorf("error %v is no *mem.FaultError", err)
 	}
-	if f.Op != "read" || f.Addr != uint64(pa)+uint64(n) || !errors.Is(err, class) {
-		return fmt.Errorf("%d bytes read at %#x, then %q: want a read fault at %#x of class %q", n, uint64(pa), err, uint64(pa)+uint64(n), class)
+	if f.Op != op || f.Addr != uint64(pa)+uint64(n) || !errors.Is(err, class) {
+		return fmt.Errorf("%s of %d bytes at %#x, then %q: want a %[1]s fault at %#[5]x of class %[6]q", op, n, uint64(pa), err, uint64(pa)+uint64(n), class)
 	}
 	return nil
 }
@@ -367,6 +372,44 @@ func testCPUs(t *testing.T, m vm.Machine, want Want) {
 	}
 	if err != nil || len(r) != want.CPUs {
 		t.Errorf("CPUs = %d, %v; want %d", len(r), err, want.CPUs)
+	}
+}
+
+// testWrites writes what is there already, and where no RAM is.
+func testWrites(t *testing.T, m vm.Machine, ranges []mem.Range, want Want) {
+	w, ok := m.(mem.PhysWriter)
+	if !ok {
+		return // it is not to be written
+	}
+	for pa, b := range want.Bytes {
+		if n, err := w.WritePhys(b, pa); n != len(b) || err != nil {
+			t.Errorf("WritePhys(%d bytes at %#x) = %d, %v", len(b), uint64(pa), n, err)
+		}
+		got := make([]byte, len(b))
+		if n, err := m.ReadPhys(got, pa); n != len(b) || err != nil || !bytes.Equal(got, b) {
+			t.Errorf("ReadPhys of what was written at %#x = %d, %v", uint64(pa), n, err)
+		}
+	}
+	end := ranges[len(ranges)-1].End()
+	for _, pa := range []mem.PA{end, end + 12345, 1 << 59, ^mem.PA(0) - 7} {
+		n, err := w.WritePhys(make([]byte, 16), pa)
+		if e := faultOf("write", 0, err, pa, mem.ErrNoRAM); n != 0 || e != nil {
+			t.Errorf("WritePhys where no RAM is: %d bytes, %v", n, e)
+		}
+	}
+	if n, err := w.WritePhys(nil, end); n != 0 || err != nil {
+		t.Errorf("WritePhys(nothing) = %d, %v", n, err)
+	}
+}
+
+// testEnded asks a machine that lives whether it has ended.
+func testEnded(t *testing.T, m vm.Machine) {
+	e, ok := m.(vm.Ender)
+	if !ok {
+		return // it cannot tell
+	}
+	if err := e.Ended(); err != nil {
+		t.Errorf("Ended: %v", err)
 	}
 }
 
