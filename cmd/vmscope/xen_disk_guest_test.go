@@ -83,19 +83,24 @@ func (w *writer) check(t *testing.T, last int, files map[string]string) {
 	}
 }
 
-// testDisk is the paper's monitor of /root on a domain's disk that we serve, whatever happens to us or to the domain.
+const xenMount = "mkdir -p /mnt; mount -t ext4 /dev/xvda /mnt; "
+
+// testEvents is the paper's monitor of /root, on a domain's disk that we serve.
+func (x *xenCLI) testEvents(t *testing.T, d *guestlab.Domain, disk *xenDisk) {
+	x.inside(t, d, xenMount+"mkdir /mnt/root; touch /mnt/root/bar; sync")
+	x.inside(t, d, "cd /mnt/root; mkdir foo; sync; touch dummy; sync; rm bar; sync")
+	disk.events(t, "MKDIR: /root/foo", "MKFILE: /root/dummy", "RMFILE: /root/bar")
+}
+
+// testDisk goes on where testEvents ended, whatever happens to us or to the domain.
 func (x *xenCLI) testDisk(t *testing.T, d *guestlab.Domain, disk *xenDisk) {
-	const mount = "mkdir -p /mnt; mount -t ext4 /dev/xvda /mnt; "
 	var w *writer
 	step := func(name string, f func(*testing.T)) {
 		if !t.Failed() { // each goes on where the last one ended
 			t.Run(name, f)
 		}
 	}
-	step("events", func(t *testing.T) {
-		x.inside(t, d, mount+"mkdir /mnt/root; touch /mnt/root/bar; sync")
-		x.inside(t, d, "cd /mnt/root; mkdir foo; sync; touch dummy; sync; rm bar; sync")
-		disk.events(t, "MKDIR: /root/foo", "MKFILE: /root/dummy", "RMFILE: /root/bar")
+	step("write", func(t *testing.T) {
 		w = x.write(t, d, "/mnt/root")
 		disk.events(t, "MKFILE: /root/ack2")
 	})
@@ -143,7 +148,7 @@ func (x *xenCLI) testDisk(t *testing.T, d *guestlab.Domain, disk *xenDisk) {
 		if d.ID == was {
 			t.Fatalf("still domain %d", was)
 		}
-		x.inside(t, d, mount+"touch /mnt/root/again; sync")
+		x.inside(t, d, xenMount+"touch /mnt/root/again; sync")
 		files := map[string]string{}
 		for line := range strings.Lines(x.inside(t, d, "cd /mnt/root; grep . ack*") + "\n") {
 			name, content, _ := strings.Cut(line, ":")
@@ -165,19 +170,4 @@ func (x *xenCLI) testDisk(t *testing.T, d *guestlab.Domain, disk *xenDisk) {
 		w.check(t, last, disk.content(t, "/root"))
 		disk.end(t)
 	})
-}
-
-// testHot is a disk that a running domain gets, and gives back.
-func (x *xenCLI) testHot(t *testing.T, d *guestlab.Domain) {
-	disk := x.serve(t, "/srv/hot.img", "xvdb")
-	x.run(t, 0, fmt.Sprintf("xl block-attach %s '%s'", d.Name(), disk.line()))
-	x.inside(t, d, "until [ -b /dev/xvdb ]; do sleep 0.1; done; mkdir -p /hot; mount -t ext4 /dev/xvdb /hot; mkdir /hot/root; echo word >/hot/root/file; sync")
-	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
-	x.inside(t, d, "umount /hot")
-	x.run(t, 0, fmt.Sprintf("xl block-detach %s xvdb", d.Name()))
-	x.inside(t, d, "while [ -b /dev/xvdb ]; do sleep 0.1; done")
-	if got := disk.content(t, "/root")["file"]; got != "word\n" {
-		t.Errorf("the file holds %q", got)
-	}
-	disk.end(t)
 }

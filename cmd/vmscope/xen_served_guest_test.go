@@ -22,20 +22,17 @@ type xenDisk struct {
 	vdev  string
 }
 
-// serve makes a disk with an empty file system and serves it.
+// xenImage makes an empty file system.
+func xenImage(t *testing.T) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	guestlab.MakeFS(t, image, 16<<20, "-t", "ext4")
+	return image
+}
+
+// serve serves an image that lies in dom0.
 func (x *xenCLI) serve(t *testing.T, image, vdev string) *xenDisk {
 	t.Helper()
-	guestlab.Need(t, "e2fsck", "debugfs")
-	here := filepath.Join(t.TempDir(), "image")
-	guestlab.MakeFS(t, here, 16<<20, "-t", "ext4")
-	data, err := os.ReadFile(here)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := x.host.Put(t.Context(), image, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	x.run(t, 0, "vmscope xen-block --print-script >/etc/xen/scripts/block-vmscope && chmod +x /etc/xen/scripts/block-vmscope")
 	d := &xenDisk{x, image, vdev}
 	d.start(t)
 	return d
@@ -53,14 +50,14 @@ func (d *xenDisk) start(t *testing.T) {
 	d.await(t, "xen-block serves", "cat "+d.image+".err", func(out string) bool { return strings.Contains(out, "serving at") })
 }
 
-// xenPatience is how long anything may take on a host that is emulated, beside others.
+// xenPatience is how much of the host's time anything may take.
 const xenPatience = 4 * time.Minute
 
 // await runs a command in dom0 until its output is as wanted.
 func (x *xenCLI) await(t *testing.T, what, command string, wanted func(string) bool) {
 	t.Helper()
 	out := ""
-	for end := time.Now().Add(xenPatience); time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+	for end := x.host.HadTime() + xenPatience; x.host.HadTime() < end; time.Sleep(300 * time.Millisecond) {
 		if out = x.run(t, 0, command); wanted(out) {
 			return
 		}
@@ -135,7 +132,7 @@ func (d *xenDisk) end(t *testing.T) {
 // content is what the disk holds in a directory, by the programs of e2fsprogs.
 func (d *xenDisk) content(t *testing.T, dir string) map[string]string {
 	t.Helper()
-	packed, err := d.host.Run(t.Context(), "gzip -c "+d.image)
+	packed, err := d.host.Run(t.Context(), "gzip -1 -c "+d.image)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,15 +2,20 @@ package guestlab
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 )
 
 // An emulator is a QEMU that runs for as long as this process does, at most.
 type emulator struct {
 	pid    int
+	began  time.Time
 	qemu   string        // the program, "" for that of PCs
 	exited chan struct{} // closed when it is gone and waited for
 }
@@ -35,7 +40,7 @@ func (e *emulator) launch(log string, args ...string) error {
 		defer close(e.exited)
 		err := cmd.Start()
 		if err == nil {
-			e.pid = cmd.Process.Pid
+			e.pid, e.began = cmd.Process.Pid, time.Now()
 		}
 		started <- err
 		if err == nil {
@@ -56,4 +61,33 @@ func (e *emulator) kill() {
 		syscall.Kill(e.pid, syscall.SIGKILL)
 		<-e.exited
 	}
+}
+
+// hadTime is how long the machine has had a processor, or wanted none: the time since its start without that in which it
+// waited for other work of this host.
+func (e *emulator) hadTime() time.Duration {
+	waited := uint64(0)
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.pid))
+	for _, t := range threads {
+		// Nanoseconds on a processor, nanoseconds waiting for one, turns (Linux Documentation/scheduler/sched-stats.rst).
+		text, _ := os.ReadFile(t)
+		var ran, waiting uint64
+		fmt.Sscan(string(text), &ran, &waiting)
+		waited = max(waited, waiting) // threads wait together
+	}
+	return time.Since(e.began) - time.Duration(waited)
+}
+
+// patience is a context that ends when the machine has had so much more time: a host may be loaded however it is.
+func (e *emulator) patience(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for end := e.hadTime() + d; e.hadTime() < end; {
+			if sleep(ctx, time.Second) != nil {
+				return
+			}
+		}
+		cancel(fmt.Errorf("it did not within %v: %w", d, context.DeadlineExceeded))
+	}()
+	return ctx, func() { cancel(context.Canceled) }
 }

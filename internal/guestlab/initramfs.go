@@ -53,6 +53,7 @@ type initramfs struct {
 	rat     string   // path of the helper
 	name    string   // of the host
 	modules []string // to load at boot, beside the usual ones
+	spare   []string // to lie there unloaded, beside the usual ones
 	inittab string
 	rc      string                    // more commands at boot, behind the usual ones
 	more    func(c *cpioWriter) error // more files; nil: none
@@ -78,7 +79,7 @@ func (r *initramfs) write(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	all, err := tree.closure(append(names(boot), spareModules...))
+	all, err := tree.closure(slices.Concat(names(boot), spareModules, r.spare))
 	if err != nil {
 		return err
 	}

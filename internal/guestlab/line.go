@@ -16,8 +16,9 @@ import (
 
 // A line is the host's end of the virtio-serial port: many calls at once over one connection.
 type line struct {
-	conn net.Conn
-	gone <-chan struct{} // closed when QEMU is
+	conn   net.Conn
+	gone   <-chan struct{} // closed when QEMU is
+	repeat time.Duration   // when an unanswered call is sent again
 
 	out sync.Mutex // guards writing to conn
 
@@ -25,8 +26,8 @@ type line struct {
 	waiting map[uint64]chan []byte
 }
 
-// repeatAfter is when an unanswered call is sent again. The agent runs no call twice, so a repetition costs little; it
-// is needed if a frame was damaged, or if the guest rebooted.
+// repeatAfter is when an unanswered call is sent again, on a line that as good as never loses anything. The agent runs no
+// call twice, so a repetition costs little; it is needed if a frame was damaged, or if the guest rebooted.
 const repeatAfter = 20 * time.Second
 
 var errGone = errors.New("QEMU has exited")
@@ -36,7 +37,7 @@ func dialLine(ctx context.Context, path string, gone <-chan struct{}) (*line, er
 	for {
 		conn, err := net.Dial("unix", path)
 		if err == nil {
-			l := &line{conn: conn, gone: gone, waiting: map[uint64]chan []byte{}}
+			l := &line{conn: conn, gone: gone, repeat: repeatAfter, waiting: map[uint64]chan []byte{}}
 			go l.receive()
 			return l, nil
 		}
@@ -63,7 +64,7 @@ func (l *line) receive() {
 	for {
 		f, err := wire.ReadFrame(r)
 		if errors.Is(err, wire.ErrDamaged) {
-			continue // asked for again after repeatAfter
+			continue // asked for again
 		}
 		if err != nil {
 			return // the guest is gone or closed; callers watch for that themselves
@@ -98,7 +99,7 @@ func (l *line) call(ctx context.Context, req *wire.Request) (wire.Reply, error) 
 		delete(l.waiting, id)
 		l.mu.Unlock()
 	}()
-	repeat := time.NewTicker(repeatAfter)
+	repeat := time.NewTicker(l.repeat)
 	defer repeat.Stop()
 	for {
 		if err := l.send(wire.Frame{Kind: wire.Call, ID: id, Payload: payload}); err != nil {

@@ -43,8 +43,15 @@ const domainInittab = `::sysinit:/etc/rc
 // domainRC keeps the kernel from talking between the agent's frames.
 const domainRC = "dmesg -n 1\n"
 
-// domainPatience is how long a domain's boot may take: a PVH domain's processor is emulated twice.
+// domainPatience is how much of the machine's time a domain's boot may take: a PVH domain's processor is emulated twice.
 const domainPatience = 5 * time.Minute
+
+// consoleRepeat is when an unanswered call to a domain is sent again: its console loses a byte now and then.
+const consoleRepeat = 4 * time.Second
+
+// createAttempts is how often a domain is created before that is an error: xl gives a device's back end ten seconds,
+// however loaded the host is.
+const createAttempts = 3
 
 // addKernel puts a kernel and a first file system for domains into dom0.
 func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel, rat string) error {
@@ -105,7 +112,7 @@ func (h *XenHost) Create(ctx context.Context, cfg XenDomain) (*Domain, error) {
 	if err := h.takePort(d); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, domainPatience)
+	ctx, cancel := h.machine.patience(ctx, domainPatience)
 	defer cancel()
 	if err := d.create(ctx); err != nil {
 		log, _ := h.Run(context.WithoutCancel(ctx), "tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+cfg.Name+".log")
@@ -133,16 +140,22 @@ func (d *Domain) create(ctx context.Context) error {
 	if err := d.host.Put(ctx, file, []byte(d.cfg.configuration()), 0o644); err != nil {
 		return err
 	}
-	if _, err := d.host.Run(ctx, "rm -f "+d.consoleLog()+"; xl create -q "+file); err != nil {
-		return err
+	for attempt := 1; ; attempt++ {
+		_, err := d.host.Run(ctx, "rm -f "+d.consoleLog()+"; xl create -q "+file)
+		if err == nil {
+			return d.connect(ctx, 0)
+		}
+		if attempt == createAttempts || ctx.Err() != nil || !strings.Contains(err.Error(), "timed out") {
+			return err
+		}
+		fmt.Fprintf(os.Stdout, "guestlab: domain %s is created again: %v\n", d.cfg.Name, err)
 	}
-	return d.connect(ctx, 0)
 }
 
 // Reboot asks the guest to reboot, as "xl reboot" does, and returns when it answers again. It then is a domain of another
 // number. Nobody else may use the domain meanwhile.
 func (d *Domain) Reboot(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, domainPatience)
+	ctx, cancel := d.host.machine.patience(ctx, domainPatience)
 	defer cancel()
 	d.line.close()
 	// The next domain's console gets a log, and a relay, of its own. xl gives a guest a minute to hear of it, and fails, which
@@ -184,6 +197,7 @@ echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domain
 	if d.line, err = dialLine(ctx, d.host.domainSocket(d.port), d.host.machine.exited); err != nil {
 		return err
 	}
+	d.line.repeat = consoleRepeat
 	return d.WaitReady(ctx)
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 )
 
 // XenConfig describes a host that runs Xen. The zero value of every field is a good default.
@@ -21,8 +22,8 @@ type XenConfig struct {
 	Kernels []string
 	// Files are more files of dom0, mode 0755: the path there and where it comes from.
 	Files map[string]string
-	// Modules are more modules of dom0 to load at boot.
-	Modules []string
+	// Spare are modules of dom0 that are not loaded at boot; modprobe finds them.
+	Spare []string
 }
 
 const dom0Kernel = "bookworm"
@@ -85,18 +86,21 @@ xenconsoled --pid-file=/run/xenconsoled.pid --log=all --log-dir=/var/log/xen/con
 // dom0Modules talk to the hypervisor for programs, and serve disks.
 var dom0Modules = []string{"xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs"}
 
-// BootXen starts a Xen host for a test and closes it when that ends. Under -short, and where a program or Xen's packages
-// cannot be had, the test is skipped, or fails if guests are demanded (see SkipOrFail).
+// BootXen starts a Xen host for a test and closes it when that ends. Under -short, and where Xen's packages or dom0's
+// kernel cannot be had, the test is skipped. Where a program is missing it is skipped, or fails if guests are demanded (see
+// SkipOrFail).
 func BootXen(tb testing.TB, cfg XenConfig) *XenHost {
 	tb.Helper()
 	if testing.Short() {
 		Skip(tb, "boots Xen; not under -short")
 	}
 	h, err := StartXen(context.Background(), cfg)
-	if errors.Is(err, ErrMissing) {
+	switch {
+	case errors.Is(err, errNotFetched):
+		Skip(tb, err.Error())
+	case errors.Is(err, ErrMissing):
 		SkipOrFail(tb, err.Error())
-	}
-	if err != nil {
+	case err != nil:
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
@@ -126,7 +130,7 @@ func StartXen(ctx context.Context, cfg XenConfig) (*XenHost, error) {
 	kernels := map[string]*Kernel{}
 	for _, name := range append([]string{dom0Kernel}, cfg.Kernels...) {
 		if kernels[name], err = Fetch(ctx, name); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", errNotFetched, err)
 		}
 	}
 	for attempt := 1; ; attempt++ {
@@ -170,7 +174,7 @@ func (h *XenHost) launch(ctx context.Context, tools *xenTools, rat string) error
 
 // boot waits until dom0 answers.
 func (h *XenHost) boot(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, bootPatience)
+	ctx, cancel := h.machine.patience(ctx, bootPatience)
 	defer cancel()
 	if h.line, err = dialLine(ctx, h.dir.agentSocket(), h.machine.exited); err != nil {
 		return err
@@ -182,11 +186,11 @@ func (h *XenHost) boot(ctx context.Context) (err error) {
 // has nested paging for PVH and HVM domains: richer models make Xen use what QEMU does not emulate.
 func (h *XenHost) qemuArgs(x *xenTools, kernel string) []string {
 	args := []string{
-		"-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "qemu64,+svm,+npt",
+		"-accel", "tcg,thread=single", "-icount", "shift=1", "-machine", "pc", "-cpu", "qemu64,+svm,+npt",
 		"-m", fmt.Sprintf("%dM", h.cfg.MemoryMiB), "-smp", fmt.Sprint(h.cfg.CPUs),
 		"-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
 		"-kernel", x.hypervisor(),
-		"-append", fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%[1]dM,max:%[1]dM loglvl=warning guest_loglvl=warning", h.cfg.Dom0MemoryMiB),
+		"-append", fmt.Sprintf("console=com1 com1=115200,8n1 dom0_mem=%[1]dM,max:%[1]dM loglvl=warning guest_loglvl=warning bootscrub=no", h.cfg.Dom0MemoryMiB),
 		"-initrd", kernel + " console=hvc0 quiet loglevel=4 panic=-1," + h.dir.initrd(),
 		"-chardev", fmt.Sprintf("socket,id=console,path=%s,server=on,wait=off,logfile=%s", h.dir.consoleSocket(), h.dir.consoleLog()),
 		"-serial", "chardev:console",
@@ -217,7 +221,7 @@ func (h *XenHost) writeInitramfs(ctx context.Context, tools *xenTools, rat strin
 	defer f.Close()
 	root := initramfs{
 		kernel: h.kernels[dom0Kernel], rat: rat, name: "dom0", inittab: dom0Inittab, rc: dom0RC,
-		modules: append(dom0Modules, h.cfg.Modules...),
+		modules: dom0Modules, spare: h.cfg.Spare,
 	}
 	root.more = func(c *cpioWriter) error {
 		for to, from := range h.cfg.Files {
@@ -262,6 +266,10 @@ func (h *XenHost) Dir() string { return h.dir.path }
 
 // PID is the process ID of the emulator.
 func (h *XenHost) PID() int { return h.machine.pid }
+
+// HadTime is how much time the machine has had: however loaded this host is, what takes longer than it should by this measure
+// does not come.
+func (h *XenHost) HadTime() time.Duration { return h.machine.hadTime() }
 
 // Exited is closed when the emulator is gone.
 func (h *XenHost) Exited() <-chan struct{} { return h.machine.exited }

@@ -33,6 +33,9 @@ var xenRelease417 = xenRelease{"bookworm", "4.17", []string{
 // XenVersion is the version of the Xen that the lab boots, as in the names of Debian's packages.
 const XenVersion = "4.17"
 
+// errNotFetched says that what a Xen host needs cannot be downloaded.
+var errNotFetched = errors.New("not to be had from Debian's mirror")
+
 // xenTools is a Xen in the cache: the hypervisor, and the tree of files that its packages bring.
 type xenTools struct {
 	xenRelease
@@ -74,14 +77,14 @@ func fetchXen(ctx context.Context) (*xenTools, error) {
 	defer os.RemoveAll(tmp)
 	apt, err := newPrivateApt(ctx, filepath.Join(tmp, "apt"), hostMirrors("/etc/apt"), amd64.arch, []string{r.suite, r.suite + "-security"})
 	if err != nil {
-		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", ErrMissing, err)
+		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", errNotFetched, err)
 	}
 	got := &xenTools{r, filepath.Join(tmp, "xen")}
 	if err := os.Mkdir(got.dir, 0o755); err != nil {
 		return nil, err
 	}
 	if err := apt.unpack(ctx, got.root(), r.packages...); err != nil {
-		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", ErrMissing, err)
+		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", errNotFetched, err)
 	}
 	if err := gunzip(got.hypervisor(), filepath.Join(got.root(), "boot/xen-"+r.version+"-amd64.gz")); err != nil {
 		return nil, err

@@ -30,6 +30,7 @@ func xen(ctx context.Context, args []string) error {
 	fl := flag.NewFlagSet("lab xen", flag.ContinueOnError)
 	name := fl.String("name", "xen", "the name of dom0 for lab run and lab stop")
 	fl.IntVar(&cfg.MemoryMiB, "mem", 0, "memory of the machine in MiB")
+	fl.IntVar(&cfg.CPUs, "cpus", 0, "processors of the machine")
 	fl.IntVar(&cfg.Dom0MemoryMiB, "dom0-mem", 0, "memory of dom0 in MiB")
 	fl.Var(&kernels, "kernel", "a kernel for domains; the first is the default")
 	fl.Var(&files, "file", "a file of dom0, PATH=HERE")
