@@ -125,7 +125,7 @@ func (c *bits32) testLog(t *testing.T, target string) {
 
 func (c *bits32) testRefused(t *testing.T) {
 	failed(t, []string{"ps", c.Name()}, "types of this kernel are not known", "--types")
-	failed(t, []string{"lsmod", c.Name()}, "types of this kernel are not known", "--types")
+	failed(t, []string{"lsmod", c.Name()}, "lack variables", "--sysmap")
 	_, stderr, status := run(t, "check", c.Name())
 	if status != statusFailed || !strings.Contains(stderr, "not on this processor (i686)") || !strings.Contains(stderr, "modules") {
 		t.Errorf("check: status %d, %q", status, stderr)
