@@ -8,6 +8,9 @@ import (
 	"vmscope/internal/guestlab"
 )
 
+// roomForCore gives dom0 memory for a file of a domain's memory: it has no disk.
+func roomForCore(cfg *guestlab.XenConfig) { cfg.MemoryMiB, cfg.Dom0MemoryMiB = 2000, 1200 }
+
 // testCore dumps a domain with Xen's own tool. Of the core the program says, in dom0, what it says of the domain itself, which
 // stands still meanwhile.
 func (x *xenCLI) testCore(t *testing.T, d *guestlab.Domain) {

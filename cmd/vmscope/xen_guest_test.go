@@ -45,7 +45,11 @@ func TestXenGuest(t *testing.T) {
 func testXenPV(t *testing.T, files map[string]string, whole bool) {
 	files = maps.Clone(files)
 	files["/srv/disk.img"] = xenImage(t)
-	x := bootXen(t, guestlab.XenConfig{Files: files})
+	cfg := guestlab.XenConfig{Files: files}
+	if whole {
+		roomForCore(&cfg)
+	}
+	x := bootXen(t, cfg)
 	disk := x.serve(t, "/srv/disk.img", "xvda")
 	d := x.create(t, guestlab.XenDomain{Name: "pv1", Type: "pv", Disks: []string{disk.line()}})
 	t.Run("vms", func(t *testing.T) { x.testList(t, d, "xen-pv") })
@@ -80,6 +84,7 @@ func testXenPVH(t *testing.T, files map[string]string, whole bool) {
 	cfg := guestlab.XenConfig{Files: maps.Clone(files)}
 	if whole {
 		attachConfig(t, &cfg)
+		roomForCore(&cfg)
 	}
 	x := bootXen(t, cfg)
 	d := x.create(t, guestlab.XenDomain{Name: "pvh1", Type: "pvh"})
