@@ -17,7 +17,7 @@ func attachConfig(t *testing.T, cfg *guestlab.XenConfig) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Files["/srv/hot.img"], cfg.Files["/srv/nbd.img"], cfg.Files["/bin/trixie-busybox"] = xenImage(t), xenImage(t), k.Busybox()
+	cfg.Files["/srv/hot.img"], cfg.Files["/srv/nbd.img"], cfg.Files["/bin/nbd-client"] = xenImage(t), xenImage(t), k.Busybox()
 	cfg.Spare = []string{"xen_blkback", "nbd"}
 }
 
@@ -100,7 +100,7 @@ func (x *xenCLI) testNBD(t *testing.T, d *guestlab.Domain) {
 	x.run(t, 0, "modprobe -a xen_blkback nbd")
 	x.run(t, 0, fmt.Sprintf("{ setsid vmscope nbd --image %[1]s --socket 127.0.0.1:10809 --watch /root </dev/null >>%[1]s.events 2>%[1]s.err & }", disk.image))
 	x.await(t, "nbd serves", "cat "+disk.image+".err", func(out string) bool { return strings.Contains(out, "serving at") })
-	x.run(t, 0, "{ setsid trixie-busybox nbd-client 127.0.0.1 10809 /dev/nbd0 </dev/null >/srv/client 2>&1 & }")
+	x.run(t, 0, "{ setsid nbd-client 127.0.0.1 10809 /dev/nbd0 </dev/null >/srv/client 2>&1 & }")
 	x.await(t, "the kernel's client has the disk", "cat /sys/block/nbd0/size /srv/client", func(out string) bool {
 		return strings.HasPrefix(out, fmt.Sprintln(16<<20/512))
 	})
@@ -109,7 +109,7 @@ func (x *xenCLI) testNBD(t *testing.T, d *guestlab.Domain) {
 	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
 	x.inside(t, d, "umount /nbd")
 	x.run(t, 0, fmt.Sprintf("xl block-detach %s %s", d.Name(), disk.vdev))
-	x.run(t, 0, "trixie-busybox nbd-client -d /dev/nbd0")
+	x.run(t, 0, "nbd-client -d /dev/nbd0")
 	if got := disk.content(t, "/root")["file"]; got != "word\n" {
 		t.Errorf("the file holds %q", got)
 	}
