@@ -72,6 +72,9 @@ func TestLibvirt(t *testing.T) {
 			}
 			l.virsh(t, "dump", "idle", filepath.Join(l.Dir, "stream"))
 			check("stream", ram)
+			// QEMU moves no machine twice that has not run since.
+			l.virsh(t, "destroy", "idle")
+			l.virsh(t, "start", "idle", "--paused")
 			l.virsh(t, "save", "idle", filepath.Join(l.Dir, "saved"))
 			check("saved", ram)
 			if format == "raw" {
