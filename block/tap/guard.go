@@ -244,10 +244,10 @@ func whenEnded(pidfd int) <-chan struct{} {
 	return gone
 }
 
-// ended reports whether a process has.
+// ended reports whether a process has. A signal to who asks is no answer: the next time tells.
 func ended(pidfd int) bool {
 	p := unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN}
 	var zero unix.Timespec
-	n, _ := hot.Now(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0)
-	return n != 0
+	n, no := hot.Now(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&zero)), 0, 0, 0)
+	return no == 0 && n == 1
 }

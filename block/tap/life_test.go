@@ -6,11 +6,48 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmscope/internal/ring"
 )
+
+// A process that lives is not over because a signal comes to who asks, as Go's runtime sends to its own threads. A
+// reader would wait for another receiver, and none would come.
+func TestLifeAmidSignals(t *testing.T) {
+	var l life
+	l.of(os.Getpid())
+	defer l.close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	thread, stop, stopped := unix.Gettid(), make(chan bool), make(chan bool)
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Tgkill(os.Getpid(), thread, syscall.SIGURG)
+			}
+		}
+	}()
+	over := 0
+	for range 300_000 {
+		if l.over() {
+			over++
+		}
+	}
+	close(stop)
+	<-stopped
+	if over > 0 {
+		t.Errorf("over %d times", over)
+	}
+}
 
 // A read amid which the receiver was killed waits for the next one, and then is known to be of another time.
 func TestReadWithoutReceiver(t *testing.T) {
