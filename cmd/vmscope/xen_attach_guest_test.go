@@ -70,7 +70,7 @@ func (x *xenCLI) testHot(t *testing.T, d *guestlab.Domain) {
 	x.inside(t, d, "rmmod xen_blkfront; insmod /lib/modules/$(uname -r)/xen_blkfront.ko max_ring_page_order=2")
 	disk := x.serve(t, "/srv/hot.img", "xvdb")
 	x.run(t, 0, fmt.Sprintf("xl block-attach %s '%s'", d.Name(), disk.line()))
-	x.inside(t, d, "until [ -b /dev/xvdb ]; do sleep 0.1; done; mkdir -p /hot; mount -t ext4 /dev/xvdb /hot; mkdir /hot/root; echo word >/hot/root/file; sync")
+	x.inside(t, d, "until [ -b /dev/xvdb ]; do sleep 0.1; done; mkdir -p /hot && mount -t ext4 /dev/xvdb /hot && mkdir /hot/root && echo word >/hot/root/file && sync")
 	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
 	front := x.run(t, 0, fmt.Sprintf("xenstore-ls /local/domain/%d/device/vbd", d.ID))
 	for _, want := range []string{"ring-ref3 = ", `feature-persistent = "1"`} {
@@ -100,12 +100,13 @@ func (x *xenCLI) testNBD(t *testing.T, d *guestlab.Domain) {
 	x.run(t, 0, "modprobe -a xen_blkback nbd")
 	x.run(t, 0, fmt.Sprintf("{ setsid vmscope nbd --image %[1]s --socket 127.0.0.1:10809 --watch /root </dev/null >>%[1]s.events 2>%[1]s.err & }", disk.image))
 	x.await(t, "nbd serves", "cat "+disk.image+".err", func(out string) bool { return strings.Contains(out, "serving at") })
-	x.run(t, 0, "{ setsid nbd-client 127.0.0.1 10809 /dev/nbd0 </dev/null >/srv/client 2>&1 & }")
+	// Of itself it makes sectors of 4096 bytes, too large for the file system's blocks.
+	x.run(t, 0, "{ setsid nbd-client -b 512 127.0.0.1 10809 /dev/nbd0 </dev/null >/srv/client 2>&1 & }")
 	x.await(t, "the kernel's client has the disk", "cat /sys/block/nbd0/size /srv/client", func(out string) bool {
 		return strings.HasPrefix(out, fmt.Sprintln(16<<20/512))
 	})
 	x.run(t, 0, fmt.Sprintf("xl block-attach %s 'vdev=%s,access=rw,backendtype=phy,target=/dev/nbd0'", d.Name(), disk.vdev))
-	x.inside(t, d, "until [ -b /dev/xvdc ]; do sleep 0.1; done; mkdir -p /nbd; mount -t ext4 /dev/xvdc /nbd; mkdir /nbd/root; echo word >/nbd/root/file; sync")
+	x.inside(t, d, "until [ -b /dev/xvdc ]; do sleep 0.1; done; mkdir -p /nbd && { mount -t ext4 /dev/xvdc /nbd || { dmesg | tail -n 5; exit 1; } >&2; } && mkdir /nbd/root && echo word >/nbd/root/file && sync")
 	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
 	x.inside(t, d, "umount /nbd")
 	x.run(t, 0, fmt.Sprintf("xl block-detach %s %s", d.Name(), disk.vdev))

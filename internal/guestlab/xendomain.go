@@ -166,7 +166,7 @@ func (d *Domain) Reboot(ctx context.Context) error {
 		err = d.connect(ctx, d.ID)
 	}
 	if err != nil {
-		log, _ := d.host.Run(context.WithoutCancel(ctx), "xl list; tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+d.cfg.Name+".log")
+		log, _ := d.host.Run(context.WithoutCancel(ctx), "xl list; ps | grep '[r]at '; tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+d.cfg.Name+".log")
 		return fmt.Errorf("guestlab: reboot domain %s: %w\n%s", d.cfg.Name, err, log)
 	}
 	return nil
