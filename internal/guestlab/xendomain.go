@@ -166,27 +166,30 @@ func (d *Domain) Reboot(ctx context.Context) error {
 		err = d.connect(ctx, d.ID)
 	}
 	if err != nil {
-		log, _ := d.host.Run(context.WithoutCancel(ctx), "xl list; ps | grep '[r]at '; tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+d.cfg.Name+".log")
+		log, _ := d.host.Run(context.WithoutCancel(ctx), "xl list; ps | grep '[r]at '; cat /tmp/relay.err; tail -n 30 "+d.consoleLog()+"; xl dmesg | tail -n 20; cat /var/log/xen/xl-"+d.cfg.Name+".log")
 		return fmt.Errorf("guestlab: reboot domain %s: %w\n%s", d.cfg.Name, err, log)
 	}
 	return nil
 }
 
-// stopRelay is a command of dom0 that ends what carries the console, and waits until its port is free. The pattern does not
-// match the shell that has it on its command line.
+// stopRelay is a command of dom0 that ends what carries the console, and waits until its port is free.
 func (d *Domain) stopRelay() string {
-	return fmt.Sprintf("while pkill -f '[r]at relay %s '; do sleep 0.1; done", domainPort(d.port))
+	return fmt.Sprintf("while kill $(cat %s) 2>/dev/null; do sleep 0.1; done", d.relayPID())
 }
+
+// relayPID is the file of the number of the process that carries the console.
+func (d *Domain) relayPID() string { return "/run/" + domainPort(d.port) + ".pid" }
 
 // connect finds the console of the domain of that name whose number is not was, and waits until the agent in it listens
 // there; what is sent before is lost.
 func (d *Domain) connect(ctx context.Context, was int) error {
 	script := fmt.Sprintf(`set -e
 until id=$(xl domid %[1]s 2>/dev/null) && [ "$id" != %[5]d ]; do sleep 0.2; done
-until tty=$(xenstore-read /local/domain/$id/console/tty 2>/dev/null); do sleep 0.1; done
 until grep -qs %[2]q %[3]s; do sleep 0.2; xl domid %[1]s >/dev/null; done
-setsid rat relay %[4]s $tty </dev/null >/dev/null 2>&1 &
-echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domainPort(d.port), was)
+until tty=$(xenstore-read /local/domain/$id/console/tty 2>/dev/null) && [ -n "$tty" ]; do sleep 0.1; done # empty at first
+setsid rat relay %[4]s $tty </dev/null >>/tmp/relay.err 2>&1 &
+echo $! >%[6]s
+echo $id`, d.cfg.Name, strings.TrimSpace(wire.Listening), d.consoleLog(), domainPort(d.port), was, d.relayPID())
 	out, err := d.host.Run(ctx, script)
 	if err != nil {
 		return err
