@@ -77,7 +77,7 @@ func word(b []byte, n int) string {
 		case c == ' ' && n > 1:
 			n--
 		case c <= ' ' || c > '~':
-			if n > 1 || i == 0 {
+			if n > 1 || i == 0 || b[i-1] == ' ' {
 				return ""
 			}
 			return string(b[:i])

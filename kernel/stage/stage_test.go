@@ -58,6 +58,8 @@ func TestFind(t *testing.T) {
 		{"nothing", 0, nil, Trace{}},
 		{"a banner", 3<<20 - 9, []byte("Linux version 6.1.0-9-amd64 (a@b) (gcc 12) #1 SMP\n\x00"), Trace{Linux, "6.1.0-9-amd64", 3<<20 - 9}},
 		{"the banner's format", 0x5000, []byte("Linux version %s (%s)\n\x00"), Trace{}},
+		{"the banner's words alone", 0x5000, []byte("Linux version \x00"), Trace{}},
+		{"the banner's words, and more", 0x5000, []byte("Linux version  (a@b) (gcc 12) #1 SMP\n\x00"), Trace{}},
 		{"a text with the words", 0x5000, []byte("Linux version 6.1 or later (see the manual)\n\x00"), Trace{}},
 		{"a boot header", 0x10000, header("5.10.0-1-amd64"), Trace{Image, "5.10.0-1-amd64", 0x10202}},
 		{"a boot header's code", 0x10202, []byte("HdrS\x0f\x02"), Trace{}},
@@ -65,6 +67,7 @@ func TestFind(t *testing.T) {
 		{"Xen", 0x300000, []byte("(XEN) Xen version 4.17.7 (Debian 4.17.7+13-g2445b30a44-0+deb12u1) (a@b) (gcc 12) debug=n\n"), Trace{Hypervisor, "Xen 4.17.7", 0x300006}},
 		{"a guest of Xen", 0x300000, []byte("Xen version: 4.17.7 (preserve-AD)\n"), Trace{}},
 		{"Xen's format", 0x300000, []byte("Xen version %d.%d%s (%s@%s)"), Trace{}},
+		{"Xen's words alone", 0x300000, []byte("Xen version  (a@b)"), Trace{}},
 		{"ISOLINUX", 0x8000, []byte("\r\nISOLINUX 6.04 20191223 ETCD Copyright"), Trace{Loader, "ISOLINUX 6.04", 0x8002}},
 		{"U-Boot", 0x200000, slices.Concat(multi2, []byte("U-Boot 2023.01+dfsg-2 (Apr 02 2023)")), Trace{Chainable, "U-Boot 2023.01+dfsg-2", 0x200010}},
 		{"of U-Boot's", 0x200000, []byte("U-Boot environment"), Trace{}},
@@ -92,7 +95,9 @@ func FuzzTraces(f *testing.F) {
 	f.Add(header("6.1"), uint64(0x10000))
 	f.Add(systemTable(1), uint64(1<<20-1))
 	for _, s := range signatures {
-		f.Add([]byte(s.text), uint64(1<<20-4))
+		for _, behind := range []string{"", "\x00", " ", " (", "1", "2.6.1 (a@b) #"} {
+			f.Add([]byte(s.text+behind), uint64(1<<20-4))
+		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte, pa uint64) {
 		found := traces(b, mem.PA(pa))
