@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -47,6 +49,10 @@ func TestWrongTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	sock := fmt.Sprintf("%s/nobody.sock", dir)
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		target string
 		words  []string
@@ -86,6 +92,8 @@ func TestWrongTargets(t *testing.T) {
 		{put("gz", gz.Bytes()), []string{"gzip", "gunzip"}},
 		{"/dev/null", []string{"/dev/null"}},
 		{"/dev/zero", []string{"not a regular file"}},
+		{pipe, []string{"is a pipe", "into a file"}},
+		{"file:" + pipe, []string{"is a pipe", "into a file"}},
 	} {
 		t.Run(c.target, func(t *testing.T) {
 			failed(t, []string{"ps", c.target}, c.words...)

@@ -14,8 +14,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"vmscope/internal/ramfile"
 	"vmscope/vm"
@@ -77,9 +80,9 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 }
 
 func openPath(path string, o options) (vm.Machine, error) {
-	f, err := os.Open(path)
+	f, err := openRegular(path)
 	if err != nil {
-		return nil, fmt.Errorf("open dump: %w", err)
+		return nil, err
 	}
 	head := make([]byte, headSize)
 	n, err := f.ReadAt(head, 0)
@@ -95,6 +98,33 @@ func openPath(path string, o options) (vm.Machine, error) {
 		return nil, fmt.Errorf("%q: %w", path, err)
 	}
 	return m, nil
+}
+
+// openRegular opens a file that can be read at random. It waits for nobody, as who opens
+// a pipe does for somebody who writes into it.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, notRegular(path, st))
+	}
+	return f, nil
+}
+
+// notRegular says what a path is instead of a regular file, and what to do.
+func notRegular(path string, st fs.FileInfo) error {
+	switch {
+	case st == nil:
+		return nil
+	case st.IsDir():
+		return fmt.Errorf("%w: %q is a directory", ErrFormat, path)
+	case st.Mode()&fs.ModeNamedPipe != 0:
+		return fmt.Errorf("%w: %q is a pipe, not a regular file: write what comes by it into a file, and open that", ErrFormat, path)
+	}
+	return fmt.Errorf("%w: %q is not a regular file (%v): copy its content into one", ErrFormat, path, st.Mode().Type())
 }
 
 // openFile opens the format that the first bytes tell. f is its own from then on.

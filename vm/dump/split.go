@@ -73,7 +73,7 @@ func (k *kdump) sibling(path string, truncated bool) (*kdump, error) {
 	if st, err := os.Lstat(path); err != nil || !st.Mode().IsRegular() {
 		return nil, nil
 	}
-	f, err := os.Open(path)
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, nil
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -319,7 +318,7 @@ func openVMware(path string, file *ramfile.File, o options) (vm.Machine, error) 
 		return s.open(path, file, s.off, s.size, "VMware state file", o)
 	}
 	beside := strings.TrimSuffix(path, filepath.Ext(path)) + ".vmem"
-	f, err := os.Open(beside)
+	f, err := openRegular(beside)
 	if err != nil {
 		return nil, fmt.Errorf("%w: VMware state file without memory, which is in a .vmem file beside it: %w", ErrFormat, err)
 	}
@@ -376,7 +375,10 @@ func besideVMem(path string) (*vmwareState, string, error) {
 
 // vmwareStateOf reads a state file; nil: it is none, or has its memory inside.
 func vmwareStateOf(path string) (*vmwareState, error) {
-	f, err := os.Open(path)
+	f, err := openRegular(path)
+	if errors.Is(err, ErrFormat) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"vmscope/ctype"
 	"vmscope/ksym"
 )
@@ -58,7 +60,7 @@ const (
 // Open reads a file. What it is, is told by its content. Reading the DWARF of a
 // kernel takes some ten seconds and several hundred MiB.
 func Open(ctx context.Context, path string) (*Profile, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe would have it wait for who writes
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
 
 	"vmscope/ctype"
 	"vmscope/internal/guestlab/isf"
@@ -362,5 +363,18 @@ func TestCache(t *testing.T) {
 	}
 	if _, err := c.Store(p); !errors.Is(err, ErrNoBuildID) {
 		t.Errorf("without a build id: %v", err)
+	}
+}
+
+// TestNoFile: what is no regular file is refused, and a pipe not waited for.
+func TestNoFile(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{pipe, filepath.Dir(pipe), "/dev/zero"} {
+		if _, err := Open(t.Context(), name); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "no regular file") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
