@@ -91,7 +91,45 @@ func openQcow(src source) (*qcowState, error) {
 	if err := readFull(src, last.table, last.tableAt); err != nil {
 		return nil, fmt.Errorf("%w: qcow2 disk image: clusters of snapshot %.64q at offset %#x: %w", ErrTruncated, last.name, last.tableAt, err)
 	}
+	if err := last.bounded(); err != nil {
+		return nil, bad("snapshot %.64q has %v", last.name, err)
+	}
 	return last, nil
+}
+
+// bounded makes sure that the state takes no more clusters than the file has, up to the first that
+// lies outside of it: then to read it through costs what the file's size does. QEMU gives each
+// part of a state a cluster of its own.
+func (s *qcowState) bounded() error {
+	size := uint64(1) << s.bits
+	room, be := s.source.Size()/size+1, binary.BigEndian
+	tables, clusters := uint64(0), uint64(0)
+	table := make([]byte, size)
+	for i := range s.entries {
+		at := be.Uint64(s.table[8*i:]) & qcowOffset
+		if at == 0 {
+			continue
+		}
+		if tables++; tables > room {
+			return fmt.Errorf("more than %d tables of clusters, which is all that the file has room for", room)
+		}
+		if readFull(s.source, table, at) != nil {
+			return nil
+		}
+		for k := 0; k < len(table); k += 8 {
+			e := be.Uint64(table[k:])
+			if e&(qcowCompressed|qcowZero) != 0 || e&qcowOffset == 0 {
+				continue
+			}
+			if e&qcowOffset >= s.source.Size() {
+				return nil
+			}
+			if clusters++; clusters > room {
+				return fmt.Errorf("more than %d clusters, which is all that the file has room for", room)
+			}
+		}
+	}
+	return nil
 }
 
 // qcowSnapshotAt reads an entry of the list of snapshots, and tells where the

@@ -106,12 +106,47 @@ func TestQcowRefuses(t *testing.T) {
 		"a huge disk":    {with(second+48, 0xff), ErrFormat, "behind a disk"},
 		"no table":       {with(second, 0, 1), ErrTruncated, "clusters of snapshot"},
 		"compressed":     {with(3*4096, 1<<6), ErrTruncated, "compressed"},
+		"one over again": {endlessQcow(1), ErrFormat, "more than 7 clusters"},
+		"one table":      {endlessQcow(256), ErrFormat, "more than 7 clusters"},
 		"no cluster":     {with(3*4096, 0, 1), ErrTruncated, "EOF"},
 	} {
 		if m, err := Open(file(t, c.file)); m != nil || !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%s: %v, %v", name, m, err)
 		}
 	}
+}
+
+// endlessQcow is an image of a few clusters whose stream goes on for tables times 512 MiB: all of it but its beginning is
+// one cluster, and all tables but the first are one.
+func endlessQcow(tables int) []byte {
+	const cluster = 64 << 10
+	const each = cluster / 8
+	be := binary.BigEndian
+	out := make([]byte, 6*cluster) // header and snapshots, first level, second, another, the beginning, the rest
+	copy(out, qcowMagic)
+	be.PutUint32(out[4:], 2)
+	be.PutUint32(out[20:], 16)
+	be.PutUint32(out[60:], 1)
+	be.PutUint64(out[64:], 1024)
+	be.PutUint64(out[1024:], cluster)
+	be.PutUint32(out[1024+8:], uint32(tables))
+	be.PutUint32(out[1024+36:], 16)
+	be.PutUint64(out[1024+40:], uint64(tables)*each*cluster)
+	for i := range tables {
+		be.PutUint64(out[cluster+8*i:], uint64(min(i, 1)+2)*cluster)
+	}
+	for i := range 2 * each {
+		be.PutUint64(out[2*cluster+8*i:], uint64(min(i, 1)+4)*cluster)
+	}
+	stream := be.AppendUint32([]byte(streamMagic), 3)
+	stream = append(stream, secStart, 0, 0, 0, 2, 3, 'r', 'a', 'm', 0, 0, 0, 0, 0, 0, 0, 4)
+	stream = be.AppendUint64(stream, 4096|ramSizes)
+	stream = be.AppendUint64(append(append(stream, 6), "pc.ram"...), 4096)
+	for len(stream) < 2*cluster { // of which nothing follows
+		stream = be.AppendUint64(stream, ramFlush)
+	}
+	copy(out[4*cluster:], stream)
+	return out
 }
 
 func FuzzQcow(f *testing.F) {
