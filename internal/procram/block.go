@@ -22,9 +22,10 @@ func (b Block) Off() uint64 { return b.Mapping.Off + b.HVA - b.Mapping.Start }
 // Open opens the file behind a block: through a descriptor of the process, by
 // its mapping, or by its path.
 func (b Block) Open(pid int, writable bool) (*os.File, error) {
-	flag := os.O_RDONLY
+	// At a path of the process may be a pipe by now, which is not waited for.
+	flag := os.O_RDONLY | unix.O_NONBLOCK
 	if writable {
-		flag = os.O_RDWR
+		flag = os.O_RDWR | unix.O_NONBLOCK
 	}
 	var first error
 	try := func(path string) *os.File {

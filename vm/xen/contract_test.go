@@ -383,6 +383,11 @@ func TestPVHostile(t *testing.T) {
 		"last address":  func(f *fake) { le.PutUint64(f.machine[pvShared*mem.PageSize+sharedP2MAddr:], ^uint64(0xfff)) },
 		"foreign table": func(f *fake) { le.PutUint64(f.machine[pvShared*mem.PageSize+sharedP2MRoot:], 2998<<12) },
 		"no table":      func(f *fake) { le.PutUint64(f.machine[pvShared*mem.PageSize+sharedP2MRoot:], 1<<60) },
+		"no page of its own": func(f *fake) {
+			for page := range uint64(pvPages) {
+				f.setP2M(page, 2998)
+			}
+		},
 		"no tree": func(f *fake) {
 			le.PutUint64(f.machine[pvShared*mem.PageSize+sharedP2MAddr:], 0)
 			le.PutUint64(f.machine[pvShared*mem.PageSize+sharedFrames:], ^uint64(0))
@@ -394,6 +399,9 @@ func TestPVHostile(t *testing.T) {
 			t.Errorf("%s: opened", name)
 		} else if errors.Is(err, unix.EFAULT) {
 			t.Errorf("%s: %v", name, err)
+		}
+		if f.maps != 0 {
+			t.Errorf("%s: %d mappings are left", name, f.maps)
 		}
 	}
 }

@@ -150,6 +150,9 @@ func List(ctx context.Context) ([]Domain, error) {
 
 // find finds the domain that target names: a number, or, if none has it, a name.
 func (x *host) find(target string, list []Domain) (Domain, error) {
+	if target == "" { // which is the name of those that xenstore has none of
+		return Domain{}, fmt.Errorf("%w: give a domain's name or number; 'vmscope vms' lists them", vm.ErrNoVM)
+	}
 	if n, err := strconv.ParseUint(target, 10, 16); err == nil {
 		if n == 0 {
 			return Domain{}, ErrPrivileged

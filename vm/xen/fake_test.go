@@ -284,7 +284,7 @@ func TestVersions(t *testing.T) {
 		if a.ID != 3 || a.Kind != PVH || a.RAM != 7*mem.PageSize || a.VCPUs != 2 || a.UUID[0] != 3 || b.ID != 9 || b.Kind != HVM || !b.Paused || c.ID != 10 || c.Kind != PV {
 			t.Errorf("interface %#x: %+v", v, list)
 		}
-		for target, want := range map[string]error{"0": ErrPrivileged, "Domain-0": ErrPrivileged, "4": vm.ErrNoVM, "web": vm.ErrNoVM, "": vm.ErrManyVMs} {
+		for target, want := range map[string]error{"0": ErrPrivileged, "Domain-0": ErrPrivileged, "4": vm.ErrNoVM, "web": vm.ErrNoVM, "": vm.ErrNoVM} {
 			if _, err := x.find(target, list); !errors.Is(err, want) {
 				t.Errorf("find %q: %v, want %v", target, err, want)
 			}

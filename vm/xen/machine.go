@@ -101,8 +101,7 @@ func (x *host) attach(d Domain, o options) (vm.Machine, error) {
 		err = fmt.Errorf("%w: the domain has no memory (it is just being made, or ends)", mem.ErrNoRAM)
 	}
 	if err != nil {
-		m.Release()
-		return nil, err
+		return nil, errors.Join(err, m.unmap())
 	}
 	if o.writable {
 		return &writableMachine{m}, nil
@@ -228,15 +227,18 @@ func (m *machine) Release() error {
 	return err
 }
 
+// unmap lets go of Xen's table too, which Release keeps.
+func (m *machine) unmap() error {
+	err := m.Release()
+	if m.pv != nil {
+		err = errors.Join(err, m.pv.m2p.release())
+	}
+	return err
+}
+
 // Close lets go of the domain, and makes it run again if we paused it.
 func (m *machine) Close() error {
 	var err error
-	m.closed.Do(func() {
-		err = errors.Join(m.pause.end(), m.Release())
-		if m.pv != nil {
-			err = errors.Join(err, m.pv.m2p.release())
-		}
-		err = errors.Join(err, m.host.Close())
-	})
+	m.closed.Do(func() { err = errors.Join(m.pause.end(), m.unmap(), m.host.Close()) })
 	return err
 }
