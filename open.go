@@ -63,6 +63,8 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 		return nil, fmt.Errorf("%w: it is empty; 'vmscope vms' lists the running VMs", ErrTarget)
 	case ok && scheme == "file":
 		return openDump(rest, o)
+	case ok && strings.HasPrefix(rest, "//") && scheme != "libvirt" && daemonLike(scheme):
+		return nil, fmt.Errorf("%w: %q is where a daemon of libvirt is, and names no domain: give libvirt:///NAME, on the host that the domain runs on", ErrTarget, target)
 	case ok && scheme == "qemu":
 		return openQEMU(ctx, rest, o)
 	case ok && scheme == "libvirt":
@@ -137,6 +139,13 @@ func openProcess(ctx context.Context, vmm, target string, o options) (vm.Machine
 		opts = append(opts, proc.Writable())
 	}
 	return proc.Open(vmm, target, opts...)
+}
+
+// daemonLike reports whether s is the scheme of a URI that libvirt's own programs take, such as qemu:///system and
+// qemu+ssh://host/system.
+func daemonLike(s string) bool {
+	driver, _, _ := strings.Cut(s, "+")
+	return slices.Contains([]string{"qemu", "xen", "libvirt"}, driver)
 }
 
 // schemeLike reports whether s looks like the scheme of a target, not like part

@@ -2,6 +2,7 @@ package procram
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -88,6 +89,20 @@ func TestIsFile(t *testing.T) {
 		c.edit(&v)
 		if got := (Block{HVA: v.Start, Size: 8192, Mapping: v}).is(f); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
+
+// TestPipe: a pipe that lies where the RAM's file was is not waited for.
+func TestPipe(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := Block{HVA: 0x10000, Size: 4096, Mapping: Mapping{Start: 0x10000, End: 0x11000, Perms: "rw-s", Dev: "ff:ff", Inode: 1 << 60, Path: pipe}}
+	for _, writable := range []bool{false, true} {
+		if f, err := b.Open(os.Getpid(), writable); err == nil {
+			t.Errorf("opened %s", f.Name())
 		}
 	}
 }

@@ -9,8 +9,11 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmscope/internal/resume"
 	"vmscope/mem"
+	"vmscope/vm"
 )
 
 // helperKind is that of guests behind a stub among those that helpers see to.
@@ -64,7 +67,13 @@ func network(addr string) (kind, full string) {
 // connect connects to a stub, by which the guest stops, and sets it up.
 func connect(addr string, wait time.Duration) (*session, error) {
 	kind, full := network(addr)
+	if _, _, err := net.SplitHostPort(full); err != nil && kind == "tcp" {
+		return nil, fmt.Errorf("%w: give HOST:PORT, PORT, or the path of a socket: %w", vm.ErrNoVM, &net.OpError{Op: "dial", Net: kind, Err: err})
+	}
 	c, err := net.DialTimeout(kind, full, patience)
+	if err != nil && refused(err) && errors.Is(err, unix.ECONNREFUSED) {
+		err = fmt.Errorf("nobody listens there: QEMU needs -gdb tcp::PORT, or 'gdbserver tcp::PORT' in its monitor (%w)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", mem.ErrUnreachable, err)
 	}

@@ -38,6 +38,11 @@ func FindDomain(ctx context.Context, target string) (Process, error) {
 // parseDomain reads the target of FindDomain.
 func parseDomain(target string) (name, socket string, err error) {
 	name, query, asked := strings.Cut(target, "?")
+	defer func() {
+		if err == nil && name == "" {
+			err = errors.New("it names no domain: give libvirt:///NAME")
+		}
+	}()
 	if rest, ok := strings.CutPrefix(name, "//"); ok {
 		host, path, _ := strings.Cut(rest, "/")
 		if host != "" {
