@@ -41,8 +41,11 @@ func (b *ramBlock) readMapped(r *streamReader) error {
 		for i := 0; i < len(p); i += 8 {
 			word := binary.LittleEndian.Uint64(p[i:])
 			for n := first + 8*uint64(i); word != 0 && n < frames; n, word = n+1, word>>1 {
-				if word&1 != 0 {
-					b.put(n, pageAt(pages+n*streamPage))
+				if word&1 == 0 {
+					continue
+				}
+				if err := b.put(n, pageAt(pages+n*streamPage)); err != nil {
+					return fmt.Errorf("page %#x: %w", n*streamPage, err)
 				}
 			}
 		}

@@ -37,6 +37,7 @@ type stream struct {
 	noRegs  error // why there are none
 
 	deltas []delta // of all blocks
+	room   *uint64 // of ramBlock
 	// What the stream was made with, as far as it changes what is in it.
 	mapped, shared bool
 }
@@ -44,7 +45,7 @@ type stream struct {
 // parseStream reads the stream up to where the RAM is complete.
 func parseStream(src source, truncated bool) (*stream, error) {
 	r := newStreamReader(src)
-	s := &stream{}
+	s := &stream{room: groupRoom(src.Size())}
 	if magic, version := r.u32(), r.u32(); r.err == nil && (magic != binary.BigEndian.Uint32([]byte(streamMagic)) || version != streamVersion) {
 		return nil, fmt.Errorf("%w: migration stream of version %d", ErrFormat, version)
 	}

@@ -270,6 +270,21 @@ func TestStreamMapped(t *testing.T) {
 	}
 }
 
+// TestStreamScattered: pages that take nothing in the file, each far from the others, are not noted without end.
+func TestStreamScattered(t *testing.T) {
+	const pages = 40000
+	path := file(t, makeStreamOf(nil,
+		func(w *streamMaker) { w.sizes(pages*pageGroup*streamPage, func(string, uint64) {}) },
+		func(w *streamMaker) {
+			for n := range pages {
+				w.page(n*pageGroup, ramDelta, nil)
+			}
+		}))
+	if m, err := Open(path); m != nil || !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "farther apart") {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
 func FuzzStreamKinds(f *testing.F) {
 	b, _ := changedStream(f)
 	f.Add(b)

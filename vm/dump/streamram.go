@@ -1,6 +1,7 @@
 package dump
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ type ramBlock struct {
 	// pages are where the stream has each page last, in groups. A group is there if
 	// one of its pages is.
 	pages map[uint64]*[pageGroup]pageAt
+	room  *uint64 // groups that all blocks together may still take
 }
 
 const (
@@ -60,16 +62,30 @@ func (b *ramBlock) at(page uint64) pageAt {
 	return 0
 }
 
-func (b *ramBlock) put(page uint64, at pageAt) {
+// put notes where a page is. The groups that this makes are bounded by the size of the
+// file: one page in each, packed to nothing, would take hundreds of times that.
+func (b *ramBlock) put(page uint64, at pageAt) error {
 	g := b.pages[page/pageGroup]
 	if g == nil {
 		if at == 0 {
-			return
+			return nil
 		}
+		if *b.room == 0 {
+			return errors.New("pages farther apart than those of any machine")
+		}
+		*b.room--
 		g = new([pageGroup]pageAt)
 		b.pages[page/pageGroup] = g
 	}
 	g[page%pageGroup] = at
+	return nil
+}
+
+// groupRoom is how many groups a stream of so many bytes may take: 16 for each page that it has room
+// for as it is, and those of 64 GiB. QEMU sends a page of zeros too, in 9 bytes.
+func groupRoom(size uint64) *uint64 {
+	n := size/streamPage*16 + 1<<15
+	return &n
 }
 
 // ram reads what one section of RAM has.
@@ -106,8 +122,11 @@ func (s *stream) ram(r *streamReader) error {
 		if err != nil {
 			return fmt.Errorf("page %#x at offset %#x: %w", off, start, err)
 		}
-		if r.err == nil { // else the page is not whole
-			b.put(n, at)
+		if r.err != nil { // the page is not whole
+			return nil
+		}
+		if err := b.put(n, at); err != nil {
+			return fmt.Errorf("page %#x at offset %#x: %w", off, start, err)
 		}
 	}
 	return nil
@@ -164,7 +183,7 @@ func (s *stream) sizes(r *streamReader, total uint64) error {
 		return fmt.Errorf("a second list of blocks, or of %d bytes", total)
 	}
 	for sum := uint64(0); sum < total && r.err == nil; {
-		b := &ramBlock{name: r.name(), size: r.u64(), pages: make(map[uint64]*[pageGroup]pageAt)}
+		b := &ramBlock{name: r.name(), size: r.u64(), pages: make(map[uint64]*[pageGroup]pageAt), room: s.room}
 		if r.err != nil {
 			return nil
 		}
