@@ -22,25 +22,17 @@ func (b Block) Off() uint64 { return b.Mapping.Off + b.HVA - b.Mapping.Start }
 // Open opens the file behind a block: through a descriptor of the process, by
 // its mapping, or by its path.
 func (b Block) Open(pid int, writable bool) (*os.File, error) {
-	// At a path of the process may be a pipe by now, which is not waited for.
-	flag := os.O_RDONLY | unix.O_NONBLOCK
+	flag := unix.O_RDONLY | unix.O_CLOEXEC
 	if writable {
-		flag = os.O_RDWR | unix.O_NONBLOCK
+		flag = unix.O_RDWR | unix.O_CLOEXEC
 	}
 	var first error
 	try := func(path string) *os.File {
-		f, err := os.OpenFile(path, flag, 0)
-		if err != nil {
-			if first == nil {
-				first = err
-			}
-			return nil
+		f, err := b.open(path, flag)
+		if err != nil && first == nil {
+			first = err
 		}
-		if b.is(f) {
-			return f
-		}
-		f.Close()
-		return nil
+		return f
 	}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	fds, err := os.ReadDir(dir)
@@ -73,6 +65,25 @@ func (b Block) Open(pid int, writable bool) (*os.File, error) {
 		first = os.ErrNotExist
 	}
 	return nil, fmt.Errorf("open the file behind guest RAM, %q: %w", b.Mapping.Path, first)
+}
+
+// open opens the file at a path if it is the block's; nil: it is another. What is there was put there by the process, which may
+// be anybody's: so it is only looked at until it is known. To open a pipe is to wait for who writes into it, and to
+// open a device may be to start it (a watchdog).
+func (b Block) open(path string, flag int) (*os.File, error) {
+	at, err := os.OpenFile(path, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	if !b.is(at) {
+		return nil, nil
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()), flag, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // is makes sure that f is the file that the process has mapped, and not, say, a
