@@ -124,18 +124,21 @@ func arrangements(p Process, maps []procram.Mapping) []arrangement {
 
 // pools gathers the mappings, the likeliest to be RAM first.
 func pools(p Process, maps []procram.Mapping) []*pool {
+	type file struct {
+		dev   string
+		inode uint64
+	}
 	var out []*pool
+	of := make(map[file]*pool) // a process may map many
 	for _, m := range maps {
 		b := procram.Block{HVA: m.Start, Size: m.Size(), Mapping: m}
-		i := -1
-		if !m.Anonymous() {
-			i = slices.IndexFunc(out, func(o *pool) bool { return o.blocks[0].Mapping.SameFile(m) })
+		at := file{m.Dev, m.Inode}
+		o := of[at]
+		if o == nil || m.Anonymous() {
+			o = &pool{named: m.Path == "/memfd:"+p.kind.memfd+" (deleted)"}
+			out, of[at] = append(out, o), o
 		}
-		if i < 0 {
-			i = len(out)
-			out = append(out, &pool{named: m.Path == "/memfd:"+p.kind.memfd+" (deleted)"})
-		}
-		out[i].blocks = append(out[i].blocks, b)
+		o.blocks = append(o.blocks, b)
 		if !m.Anonymous() || len(m.Cuts) == 1 {
 			continue
 		}
