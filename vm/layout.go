@@ -31,9 +31,9 @@ func Layouts(kind string, ram uint64) ([]Layout, error) {
 	}
 	switch kind {
 	case "q35":
-		return []Layout{q35(ram)}, nil
+		return tall(q35(ram)), nil
 	case "pc":
-		return []Layout{pc(ram)}, nil
+		return tall(pc(ram)), nil
 	case "microvm":
 		return []Layout{split("microvm", ram, 3*gib)}, nil
 	case "virt":
@@ -43,16 +43,16 @@ func Layouts(kind string, ram uint64) ([]Layout, error) {
 	case "flat":
 		return []Layout{at("flat", ram, 0)}, nil
 	case "x86":
-		return distinct(x86(ram)), nil
+		return tall(distinct(x86(ram))...), nil
 	case "":
 		// A file of 2.75 GiB and more was split if an x86 board made it; a
 		// smaller one was not.
 		l := append(x86(ram), at("virt", ram, gib), at("riscv-virt", ram, 2*gib))
-		return distinct(l), nil
+		return tall(distinct(l)...), nil
 	}
 	if s, ok := strings.CutPrefix(kind, "low="); ok {
 		if low, err := parseSize(s); err == nil && low > 0 && low <= 4*gib && low%mem.PageSize == 0 {
-			return []Layout{split(kind, ram, low)}, nil
+			return tall(split(kind, ram, low)), nil
 		}
 	}
 	return nil, fmt.Errorf("unknown layout %q: use q35, pc, microvm, virt, riscv-virt, flat or low=SIZE (e.g. low=3G)", kind)
@@ -80,6 +80,19 @@ func pc(ram uint64) Layout {
 		return split("pc", ram, 3*gib)
 	}
 	return at("pc", ram, 0)
+}
+
+// tall adds to layouts of much RAM those in which what lies above 4 GiB lies above 1 TiB instead: so it does, from QEMU 7.1 on,
+// in a machine with a processor of AMD's whose memory and PCI devices would else reach into the 12 GiB below 1 TiB, which
+// are those of its interconnect (QEMU hw/i386/pc.c pc_memory_init, AMD_HT_START).
+func tall(l ...Layout) []Layout {
+	const much = 512 * gib // what else takes addresses is not known
+	for _, x := range l {
+		if n := len(x.Ranges); n == 2 && x.Ranges[1].Start == 4*gib && x.Ranges[1].Size >= much {
+			l = append(l, Layout{Name: x.Name + ", above 1 TiB", Ranges: []mem.Range{x.Ranges[0], {Start: 1024 * gib, Size: x.Ranges[1].Size}}})
+		}
+	}
+	return l
 }
 
 // split puts the first low bytes at 0 and the rest at 4 GiB.

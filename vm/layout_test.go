@@ -19,7 +19,7 @@ func TestLayoutsRefuse(t *testing.T) {
 
 // Every layout holds all of the RAM, in ranges that do not overlap.
 func TestLayoutsHoldAll(t *testing.T) {
-	for _, ram := range []uint64{1 << 12, gib, 2815 * mib, 2816 * mib, 3583 * mib, 3584 * mib, 4 * gib, 4*gib + 4096, 1 << 40} {
+	for _, ram := range []uint64{1 << 12, gib, 2815 * mib, 2816 * mib, 3583 * mib, 3584 * mib, 4 * gib, 4*gib + 4096, 600 * gib, 1 << 40, 1 << 41} {
 		for _, kind := range []string{"q35", "pc", "microvm", "virt", "riscv-virt", "flat", "low=1G", "x86", ""} {
 			all, err := Layouts(kind, ram)
 			if err != nil || len(all) == 0 {

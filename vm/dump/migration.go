@@ -90,7 +90,7 @@ func (s *stream) layouts(size uint64) ([]vm.Layout, error) {
 	}
 	all, err := vm.Layouts("", size)
 	for _, l := range all {
-		if len(out) == 0 || !slices.Equal(l.Ranges, out[0].Ranges) {
+		if !slices.ContainsFunc(out, func(o vm.Layout) bool { return slices.Equal(l.Ranges, o.Ranges) }) {
 			out = append(out, l)
 		}
 	}

@@ -453,6 +453,36 @@ func TestQMPLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestTall: QEMU has the RAM of a large machine of AMD's above 1 TiB, which a look without the monitor must try.
+func TestTall(t *testing.T) {
+	const ram, low, at = 1000 << 30, 2 << 30, 1<<40 + 1<<20
+	f := filepath.Join(t.TempDir(), "tall")
+	want := bytes.Repeat([]byte("above"), 20000)
+	if err := os.WriteFile(f, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := start(t, "-S", "-machine", "q35,memory-backend=m", "-cpu", "EPYC,phys-bits=48", "-m", "1000G",
+		"-object", "memory-backend-ram,id=m,size=1000G,reserve=off", "-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on", f, uint64(at)))
+	right := []mem.Range{{Start: 0, Size: low}, {Start: 1 << 40, Size: ram - low}}
+	for name, opts := range map[string][]Option{"told": nil, "tried": {NoMonitor()}} {
+		m := openVM(t, v.name, opts...)
+		defer m.Close()
+		a := m.(vm.Ambiguous)
+		i := slices.IndexFunc(a.Layouts(), func(l vm.Layout) bool { return slices.Equal(vmtest.Join(l.Ranges), right) })
+		if i < 0 {
+			t.Fatalf("%s: %+v", name, a.Layouts())
+		}
+		in, err := a.In(a.Layouts()[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(want))
+		if _, err := in.ReadPhys(got, at); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %v, %.10q", name, err, got)
+		}
+	}
+}
+
 // TestDeath: a machine that ends is an error, and so is a file that vanishes.
 func TestDeath(t *testing.T) {
 	v := start(t, "-S", "-m", "32M")
