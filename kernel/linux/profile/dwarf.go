@@ -20,10 +20,11 @@ func (e *elfFile) dwarf(ctx context.Context) ([]byte, error) {
 	var sum uint64
 	for _, s := range e.Sections {
 		if strings.HasPrefix(s.Name, ".debug_") || strings.HasPrefix(s.Name, ".zdebug_") {
+			s.Open() // by which debug/elf knows the size of a .zdebug_ section when unpacked
 			sum += min(s.Size, maxDebug)
 		}
 	}
-	if sum > maxDebug {
+	if sum >= maxDebug {
 		return nil, errFormat("%d MiB of debug information", sum>>20)
 	}
 	d, err := e.DWARF()

@@ -3,6 +3,8 @@ package profile
 import (
 	"bytes"
 	"compress/gzip"
+	"compress/zlib"
+	"debug/elf"
 	"errors"
 	"io"
 	"os"
@@ -376,5 +378,25 @@ func TestNoFile(t *testing.T) {
 		if _, err := Open(t.Context(), name); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "no regular file") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestLargeWhenUnpacked: debug information that would be too large is not unpacked to find that out.
+func TestLargeWhenUnpacked(t *testing.T) {
+	var bomb bytes.Buffer
+	bomb.WriteString("ZLIB")
+	bomb.Write([]byte{0, 0, 0, 2, 0, 0, 0, 0}) // 8 GiB
+	z := zlib.NewWriter(&bomb)
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w := &elfWriter{}
+	w.section(".zdebug_info", elf.SHT_PROGBITS, 0, 0, bomb.Bytes())
+	var file bytes.Buffer
+	if err := w.write(&file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Parse(t.Context(), file.Bytes()); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "4096 MiB of debug information") {
+		t.Error(err)
 	}
 }
