@@ -40,6 +40,12 @@ func TestXenGuest(t *testing.T) {
 		t.Parallel()
 		testXenPVH(t, files, whole)
 	})
+	if whole {
+		t.Run("front ends", func(t *testing.T) {
+			t.Parallel()
+			testXenFronts(t, files)
+		})
+	}
 }
 
 func testXenPV(t *testing.T, files map[string]string, whole bool) {

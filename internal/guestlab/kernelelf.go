@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
 
@@ -49,8 +50,11 @@ func (k *Kernel) ELF(ctx context.Context) (string, error) {
 	return path, os.Rename(tmp.Name(), path)
 }
 
-// unpackKernel takes the payload out of a bzImage (Documentation/arch/x86/boot.rst). Debian packs it by XZ, by LZ4 for
-// its cloud kernels.
+// kernelWindow is how far back a packed kernel refers: "zstd -22 --ultra" made it.
+const kernelWindow = 128 << 20
+
+// unpackKernel takes the payload out of a bzImage (Documentation/arch/x86/boot.rst). Debian packs it by XZ, its
+// cloud kernels by LZ4, and by Zstandard since 6.12.
 func unpackKernel(ctx context.Context, image []byte) ([]byte, error) {
 	const header = 0x250
 	if len(image) < header || string(image[0x202:0x206]) != "HdrS" {
@@ -78,6 +82,12 @@ func unpackKernel(ctx context.Context, image []byte) ([]byte, error) {
 		data, err = cmd.Output()
 	case bytes.HasPrefix(payload, []byte("\x02\x21\x4c\x18")):
 		data, err = io.ReadAll(lz4.NewReader(bytes.NewReader(payload)))
+	case bytes.HasPrefix(payload, []byte("\x28\xb5\x2f\xfd")):
+		var z *zstd.Decoder
+		if z, err = zstd.NewReader(bytes.NewReader(payload), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(kernelWindow)); err == nil {
+			data, err = io.ReadAll(z)
+			z.Close()
+		}
 	default:
 		return nil, fmt.Errorf("payload begins with %x: packed in an unknown way", payload[:4])
 	}

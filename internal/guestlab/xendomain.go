@@ -54,7 +54,15 @@ const consoleRepeat = 4 * time.Second
 const createAttempts = 3
 
 // addKernel puts a kernel and a first file system for domains into dom0.
-func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel, rat string) error {
+func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel) error {
+	src, err := lookupSource(k.Name)
+	if err != nil {
+		return err
+	}
+	rat, err := buildHelper(ctx, src.platform)
+	if err != nil {
+		return err
+	}
 	vmlinux, err := k.ELF(ctx)
 	if err != nil {
 		return err

@@ -230,7 +230,7 @@ func (h *XenHost) writeInitramfs(ctx context.Context, tools *xenTools, rat strin
 			}
 		}
 		for _, name := range h.cfg.Kernels {
-			if err := h.addKernel(ctx, c, h.kernels[name], rat); err != nil {
+			if err := h.addKernel(ctx, c, h.kernels[name]); err != nil {
 				return err
 			}
 		}
