@@ -37,7 +37,7 @@ type Half struct {
 	// Flat says that tables take no permissions away (HPD).
 	Flat bool
 	// Dirty says that a page which is read-only but has DBM set can be written:
-	// hardware makes it writable then (TCR_EL1.HD), or the kernel.
+	// hardware makes it writable then (TCR_EL1.HA and HD), or the kernel.
 	Dirty bool
 }
 
@@ -130,12 +130,12 @@ func ModeOf(tcr uint64) Mode {
 	high := [4]Granule{1: Granule16K, 2: Granule4K, 3: Granule64K}
 	bit := func(n uint) bool { return tcr>>n&1 != 0 }
 	half := func(g Granule, size uint64, tbi, hpd bool) Half {
-		const ds, hd, ips52 = 59, 40, 6
+		const ds, ha, hd, ips52 = 59, 39, 40, 6
 		wide := bit(ds)
 		if g == Granule64K {
 			wide = tcr>>32&7 == ips52
 		}
-		return Half{g, uint8(64 - size&63), wide, tbi, hpd, bit(hd)}
+		return Half{g, uint8(64 - size&63), wide, tbi, hpd, bit(ha) && bit(hd)}
 	}
 	m := Mode{
 		Low:  half(low[tcr>>14&3], tcr, bit(37), bit(41)),

@@ -216,7 +216,7 @@ func TestModeOf(t *testing.T) {
 	if m.Low != low || m.High != h4K48 || m.String() != "4-level, 4K pages, 48-bit" {
 		t.Errorf("%+v %v", m, m)
 	}
-	m = arm64.ModeOf(12 | 25<<16 | 1<<14 | 1<<30 | 6<<32 | 1<<59 | 1<<40 | 1<<42 | 1<<38)
+	m = arm64.ModeOf(12 | 25<<16 | 1<<14 | 1<<30 | 6<<32 | 1<<59 | 1<<39 | 1<<40 | 1<<42 | 1<<38)
 	if want := (arm64.Mode{
 		Low:  arm64.Half{Granule: arm64.Granule64K, Bits: 52, Wide: true, Dirty: true},
 		High: arm64.Half{Granule: arm64.Granule16K, Bits: 39, Wide: true, Dirty: true, Flat: true, TopIgnored: true},

@@ -65,10 +65,21 @@ func fetchSystems(ctx context.Context) (string, error) {
 // than firmware to run. It ends with the test.
 func Bare(tb testing.TB, name string, memoryMiB int, args ...string) {
 	tb.Helper()
+	bare(tb, amd64, name, memoryMiB, args)
+}
+
+// BareArm64 is Bare with an AArch64 machine, virt, of which even firmware is for the arguments to give.
+func BareArm64(tb testing.TB, name string, memoryMiB int, args ...string) {
+	tb.Helper()
+	bare(tb, arm64, name, memoryMiB, args)
+}
+
+func bare(tb testing.TB, p *platform, name string, memoryMiB int, args []string) {
+	tb.Helper()
 	if testing.Short() {
 		Skip(tb, "starts a machine; not under -short")
 	}
-	if err := require(qemu); err != nil {
+	if err := require(p.qemu); err != nil {
 		SkipOrFail(tb, err.Error())
 	}
 	dir, err := newRunDir()
@@ -76,11 +87,11 @@ func Bare(tb testing.TB, name string, memoryMiB int, args ...string) {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(dir.remove)
-	e := &emulator{exited: make(chan struct{})}
+	e := &emulator{qemu: p.qemu, exited: make(chan struct{})}
 	err = e.launch(dir.qemuLog(), append([]string{
 		"-name", name, "-accel", "tcg", "-display", "none", "-nodefaults", "-no-user-config",
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", memoryMiB, dir.ram()),
-		"-m", fmt.Sprintf("%dM", memoryMiB), "-machine", "q35,memory-backend=ram",
+		"-m", fmt.Sprintf("%dM", memoryMiB), "-machine", p.machine + ",memory-backend=ram",
 	}, args...)...)
 	if err != nil {
 		tb.Fatal(err)
@@ -88,7 +99,7 @@ func Bare(tb testing.TB, name string, memoryMiB int, args ...string) {
 	tb.Cleanup(func() {
 		e.kill()
 		if said, err := os.ReadFile(dir.qemuLog()); err == nil && len(said) > 0 {
-			tb.Logf("%s: %s", qemu, said)
+			tb.Logf("%s: %s", p.qemu, said)
 		}
 	})
 }
