@@ -23,11 +23,7 @@ const writerFiles = 500
 // inside runs a script in the guest.
 func (x *xenCLI) inside(t *testing.T, d *guestlab.Domain, script string) string {
 	t.Helper()
-	out, err := d.Run(t.Context(), script)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(out)
+	return x.hostCLI.inside(t, &d.Agent, script)
 }
 
 // write begins to write, and returns when something is written.

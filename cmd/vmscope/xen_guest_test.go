@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -9,11 +8,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"vmscope/internal/guestlab"
-	"vmscope/kernel"
 )
 
 // TestXenGuest runs the program that users get in dom0 of real Xen hosts, one with a PV domain and one with a PVH domain;
@@ -119,7 +116,8 @@ func buildProgram(t *testing.T, pkg string) string {
 // bootXen boots a host whose disks can be served.
 func bootXen(t *testing.T, cfg guestlab.XenConfig) *xenCLI {
 	t.Helper()
-	x := &xenCLI{guestlab.BootXen(t, cfg)}
+	host := guestlab.BootXen(t, cfg)
+	x := &xenCLI{hostCLI{&host.Agent, host.HadTime}, host}
 	x.run(t, 0, "vmscope xen-block --print-script >/etc/xen/scripts/block-vmscope && chmod +x /etc/xen/scripts/block-vmscope")
 	return x
 }
@@ -145,146 +143,19 @@ until ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q qemu-system-i386; do sleep 0.
 	}
 }
 
-type xenCLI struct{ host *guestlab.XenHost }
-
-// run runs a command in dom0, which has to end with a status, and gives all that it prints.
-func (x *xenCLI) run(t *testing.T, status int, command string) string {
-	t.Helper()
-	out, err := x.host.Run(t.Context(), fmt.Sprintf("%s 2>&1; echo $?", command))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out = strings.TrimSuffix(out, "\n")
-	i := strings.LastIndexByte(out, '\n') + 1
-	if out[i:] != fmt.Sprint(status) {
-		t.Fatalf("%s: status %s, not %d\n%s", command, out[i:], status, out[:i])
-	}
-	return out[:i]
-}
-
-func (x *xenCLI) lines(t *testing.T, command string) (all []map[string]any) {
-	t.Helper()
-	for line := range strings.Lines(x.run(t, 0, command)) {
-		var m map[string]any
-		if err := json.Unmarshal([]byte(line), &m); err != nil {
-			t.Fatalf("%s: %q: %v", command, line, err)
-		}
-		all = append(all, m)
-	}
-	return all
+type xenCLI struct {
+	hostCLI
+	host *guestlab.XenHost
 }
 
 // test compares what the program says of a domain with what that says, and returns addresses of symbols.
 func (x *xenCLI) test(t *testing.T, d *guestlab.Domain) (symbols map[string]string) {
-	target := "xen:" + d.Name()
-	t.Run("ps", func(t *testing.T) {
-		before, err := d.Processes(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours := x.lines(t, fmt.Sprintf("vmscope ps xen:%d --json", d.ID))
-		after, err := d.Processes(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		comms := func(list []guestlab.Process) map[float64]string {
-			m := map[float64]string{}
-			for _, p := range list {
-				m[float64(p.PID)] = string(p.Comm)
-			}
-			return m
-		}
-		was, is := comms(before), comms(after)
-		same := 0
-		for _, p := range ours {
-			pid := p["pid"].(float64)
-			if was[pid] == "" && is[pid] == "" {
-				t.Errorf("%v is no process of the domain", p)
-			}
-			if was[pid] == p["comm"] && is[pid] == p["comm"] {
-				delete(was, pid)
-				same++
-			}
-		}
-		for pid, comm := range was { // kernel workers come, go and are renamed
-			if is[pid] == comm && !strings.HasPrefix(comm, "kworker/") {
-				t.Errorf("process %v %q is not listed", pid, comm)
-			}
-		}
-		if same < 20 {
-			t.Errorf("only %d processes are as the domain says", same)
-		}
-		t.Logf("%d processes listed, %d as the domain says before and after", len(ours), same)
-	})
-	t.Run("lsmod", func(t *testing.T) {
-		want, err := d.Modules(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours := x.lines(t, "vmscope lsmod "+target+" --json")
-		if len(ours) != len(want) || len(want) == 0 {
-			t.Fatalf("%d modules of %d", len(ours), len(want))
-		}
-		for i, m := range want {
-			if o := ours[i]; o["name"] != m.Name || o["size"] != float64(m.Size) || o["base"] != fmt.Sprintf("%#x", m.Addr) {
-				t.Errorf("%v, want %+v", o, m)
-			}
-		}
-		// The paper's program.
-		names := ""
-		for _, m := range want {
-			names += strconv.Quote(m.Name) + "\n"
-		}
-		if got := x.run(t, 0, "modules "+target); got != names {
-			t.Errorf("the paper's list of modules: %q, want %q", got, names)
-		}
-	})
-	symbols = map[string]string{}
-	t.Run("sym", func(t *testing.T) {
-		names := []string{"linux_banner", "init_task", "sys_call_table", "vfs_read", "__x64_sys_read", "__x64_sys_kill"}
-		want, err := d.Run(t.Context(), "echo; grep -wE '("+strings.Join(names, "|")+")$' /proc/kallsyms")
-		if err != nil {
-			t.Fatal(err)
-		}
-		lines := x.run(t, 0, "vmscope sym "+target+" "+strings.Join(names, " "))
-		for _, name := range names {
-			got, rest, _ := strings.Cut(lines, "\n")
-			if lines = rest; !strings.Contains(strings.ToLower(want), "\n"+strings.ToLower(got)+"\n") || !strings.HasSuffix(got, " "+name) {
-				t.Errorf("%q, want %s of %q", got, name, want)
-			}
-			address, _, _ := strings.Cut(got, " ")
-			symbols[name] = "0x" + address
-		}
-	})
-	t.Run("read", func(t *testing.T) {
-		want, err := d.Run(t.Context(), "cat /proc/version")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := x.run(t, 0, "vmscope read "+target+" --sym linux_banner --string"); strings.TrimSpace(got) != kernel.Text(want).String() {
-			t.Errorf("%q, want %q", got, want)
-		}
-	})
-	t.Run("write", func(t *testing.T) {
-		x.run(t, 2, "vmscope write "+target+" --sym dirty_writeback_interval --u32 17")
-		x.run(t, 0, "vmscope write "+target+" --sym dirty_writeback_interval --u32 17 --allow-write")
-		if got, err := d.Run(t.Context(), "cat /proc/sys/vm/dirty_writeback_centisecs"); err != nil || got != "17\n" {
-			t.Errorf("the domain sees %q, %v", got, err)
-		}
-	})
+	symbols = x.compare(t, &d.Agent, "xen:"+d.Name(), fmt.Sprintf("xen:%d", d.ID))
 	t.Run("registers", func(t *testing.T) {
 		// What Xen tells of where system calls enter is what the kernel has.
-		if out := x.run(t, 0, "vmscope check "+target+" --only syscalls --registers"); !strings.Contains(out, "nothing found") || strings.Contains(out, "does not tell") {
+		if out := x.run(t, 0, "vmscope check xen:"+d.Name()+" --only syscalls --registers"); !strings.Contains(out, "nothing found") || strings.Contains(out, "does not tell") {
 			t.Errorf("%s", out)
 		}
-	})
-	t.Run("bent", func(t *testing.T) {
-		slot := fmt.Sprintf("vmscope write %s --sym sys_call_table+%#x --allow-write --u64 ", target, 8*syscall.SYS_KILL)
-		x.run(t, 0, slot+symbols["vfs_read"])
-		if out := x.run(t, 1, "vmscope check "+target+" --only syscalls"); !strings.Contains(out, "vfs_read") || !strings.Contains(out, "sys_call_table") {
-			t.Errorf("of a system call that leads to vfs_read:\n%s", out)
-		}
-		x.run(t, 0, slot+symbols["__x64_sys_kill"])
 	})
 	return symbols
 }

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"vmscope/internal/guestlab"
 )
@@ -50,33 +49,10 @@ func (d *xenDisk) start(t *testing.T) {
 	d.await(t, "xen-block serves", "cat "+d.image+".err", func(out string) bool { return strings.Contains(out, "serving at") })
 }
 
-// xenPatience is how much of the host's time anything may take.
-const xenPatience = 4 * time.Minute
-
-// await runs a command in dom0 until its output is as wanted.
-func (x *xenCLI) await(t *testing.T, what, command string, wanted func(string) bool) {
-	t.Helper()
-	out := ""
-	for end := x.host.HadTime() + xenPatience; x.host.HadTime() < end; time.Sleep(300 * time.Millisecond) {
-		if out = x.run(t, 0, command); wanted(out) {
-			return
-		}
-	}
-	t.Fatalf("%s: not within %v; last:\n%s", what, xenPatience, out)
-}
-
 // events waits for events of the disk, in this order.
 func (d *xenDisk) events(t *testing.T, want ...string) {
 	t.Helper()
-	d.await(t, fmt.Sprintf("events %q", want), "cat "+d.image+".events", func(rest string) bool {
-		for _, e := range want {
-			var ok bool
-			if _, rest, ok = strings.Cut(rest, e+"\n"); !ok {
-				return false
-			}
-		}
-		return true
-	})
+	d.hostCLI.events(t, d.image+".events", want...)
 }
 
 // processes are those of ours that have to do with the disk: the number and the command line.

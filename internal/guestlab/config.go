@@ -59,7 +59,13 @@ type Config struct {
 	AllowReboot bool     // let the guest reboot; else QEMU ends when the guest does
 	QEMUArgs    []string // more QEMU arguments, at the end
 
+	// Files are more files of the guest's root, mode 0755: the path there and where it comes from.
+	Files map[string]string
+
 	platform *platform // the kernel's
+	accel    string    // QEMU's -accel; default software emulation
+	agent    string    // the backend of the agent's port; default a socket in the run directory
+	ports    int       // how many more ports with a socket in the run directory there are; see runDir.portSocket
 }
 
 var guestCount atomic.Int64
@@ -85,6 +91,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Machine == "" {
 		c.Machine = c.platform.machine
+	}
+	if c.accel == "" {
+		c.accel = "tcg,thread=multi"
 	}
 	if strings.ContainsAny(c.Name, ",=/\n") || strings.ContainsAny(c.Disk, ",\n") {
 		return c, fmt.Errorf("guestlab: name %q or disk %q would be misread on QEMU's command line", c.Name, c.Disk)
@@ -117,7 +126,7 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 	machine := c.Machine
 	args := []string{
 		"-name", c.Name,
-		"-accel", "tcg,thread=multi",
+		"-accel", c.accel,
 		"-cpu", c.cpu(),
 		"-smp", fmt.Sprint(c.CPUs),
 		"-m", fmt.Sprintf("%dM", c.MemoryMiB),
@@ -130,6 +139,10 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 		args = append(args, "-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", c.MemoryMiB))
 		machine += ",memory-backend=ram"
 	}
+	agent := c.agent
+	if agent == "" {
+		agent = fmt.Sprintf("socket,path=%s,server=on,wait=off", d.agentSocket())
+	}
 	args = append(args,
 		"-machine", machine,
 		"-kernel", image,
@@ -138,10 +151,15 @@ func (c *Config) qemuArgs(image string, d runDir) []string {
 		"-display", "none", "-nodefaults", "-no-user-config",
 		"-chardev", fmt.Sprintf("socket,id=console,path=%s,server=on,wait=off,logfile=%s", d.consoleSocket(), d.consoleLog()),
 		"-serial", "chardev:console",
-		"-chardev", fmt.Sprintf("socket,id=agent,path=%s,server=on,wait=off", d.agentSocket()),
+		"-chardev", agent+",id=agent",
 		"-device", "virtio-serial-pci,id=ports",
 		"-device", "virtserialport,bus=ports.0,chardev=agent,name="+agentPort,
 	)
+	for i := range c.ports {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=port%d,path=%s,server=on,wait=off", i, d.portSocket(i)),
+			"-device", fmt.Sprintf("virtserialport,bus=ports.0,chardev=port%d,name=%s", i, portName(i)))
+	}
 	if !c.NoQMP {
 		args = append(args, "-qmp", fmt.Sprintf("unix:%s,server=on,wait=off", d.qmpSocket()))
 	}

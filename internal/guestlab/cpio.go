@@ -51,6 +51,16 @@ func (c *cpioWriter) file(name string, perm uint32, data []byte) {
 	c.entry(name, cpioFile|perm, 1, 0, 0, data)
 }
 
+// copyAll adds files of this machine, mode 0755, by their names in the archive.
+func (c *cpioWriter) copyAll(files map[string]string) error {
+	for name, from := range files {
+		if err := c.copy(name, from, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // copy adds a file of this machine.
 func (c *cpioWriter) copy(name, from string, perm uint32) error {
 	data, err := os.ReadFile(from)

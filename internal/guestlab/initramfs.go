@@ -66,6 +66,7 @@ func writeInitramfs(w io.Writer, k *Kernel, cfg *Config, rat string) error {
 		modules = append(modules, cfg.Disks[i].modules()...)
 	}
 	root := initramfs{kernel: k, rat: rat, name: cfg.Name, modules: modules, inittab: strings.ReplaceAll(inittab, "CONSOLE", cfg.platform.console)}
+	root.more = func(c *cpioWriter) error { return c.copyAll(cfg.Files) }
 	return root.write(w)
 }
 

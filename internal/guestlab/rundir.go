@@ -24,8 +24,11 @@ func (d runDir) qmpSocket() string     { return filepath.Join(d.path, "qmp.sock"
 func (d runDir) consoleSocket() string { return filepath.Join(d.path, "console.sock") }
 func (d runDir) consoleLog() string    { return filepath.Join(d.path, "console.log") }
 func (d runDir) agentSocket() string   { return filepath.Join(d.path, "agent.sock") }
-func (d runDir) qemuLog() string       { return filepath.Join(d.path, "qemu.log") }
-func (d runDir) lockName() string      { return filepath.Join(d.path, "lock") }
+func (d runDir) portSocket(i int) string {
+	return filepath.Join(d.path, fmt.Sprintf("port%d.sock", i))
+}
+func (d runDir) qemuLog() string  { return filepath.Join(d.path, "qemu.log") }
+func (d runDir) lockName() string { return filepath.Join(d.path, "lock") }
 
 func runBase() string {
 	if unix.Access("/dev/shm", unix.W_OK) == nil {
