@@ -37,7 +37,7 @@ import (
 // Nothing of the guest is read yet; the first View looks for its kernel. The
 // caller closes the guest.
 func Open(ctx context.Context, target string, opts ...Option) (*Guest, error) {
-	var o options
+	o := options{progress: func(uint64, uint64) {}}
 	for _, f := range opts {
 		f(&o)
 	}
@@ -62,7 +62,7 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case target == "":
 		return nil, fmt.Errorf("%w: it is empty; 'vmscope vms' lists the running VMs", ErrTarget)
 	case ok && scheme == "file":
-		return openDump(rest, o)
+		return openDump(ctx, rest, o)
 	case ok && strings.HasPrefix(rest, "//") && scheme != "libvirt" && daemonLike(scheme):
 		return nil, fmt.Errorf("%w: %q is where a daemon of libvirt is, and names no domain: give libvirt:///NAME, on the host that the domain runs on", ErrTarget, target)
 	case ok && scheme == "qemu":
@@ -85,7 +85,7 @@ func openMachine(ctx context.Context, target string, o options) (vm.Machine, err
 	case err == nil && st.IsDir():
 		return nil, fmt.Errorf("%w: %q is a directory", ErrTarget, target)
 	case err == nil:
-		return openDump(target, o)
+		return openDump(ctx, target, o)
 	case strings.Contains(target, "/"):
 		return nil, fmt.Errorf("%w: %w", ErrTarget, err)
 	case ok && schemeLike(scheme):
@@ -159,8 +159,8 @@ func schemeLike(s string) bool {
 	return false
 }
 
-func openDump(path string, o options) (vm.Machine, error) {
-	var opts []dump.Option
+func openDump(ctx context.Context, path string, o options) (vm.Machine, error) {
+	opts := []dump.Option{dump.During(ctx, o.progress)}
 	if o.layout != "" {
 		opts = append(opts, dump.Layout(o.layout))
 	}

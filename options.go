@@ -12,6 +12,7 @@ type options struct {
 	route     string
 	types     string
 	systemMap string
+	progress  func(done, total uint64)
 }
 
 // Layout tells how a raw dump lies in guest-physical space ("q35", "pc",
@@ -32,6 +33,10 @@ func Registers() Option { return func(o *options) { o.registers = true } }
 
 // AllowTruncated opens a dump of which the end is missing.
 func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
+
+// Progress is told how much of a dump was read that is compressed as a whole, in
+// bytes, and zeros when that is over.
+func Progress(f func(done, total uint64)) Option { return func(o *options) { o.progress = f } }
 
 // Route forces the way to a live guest's memory: "mmap", "vmread" or "qmp".
 // Otherwise the fastest that works is taken.

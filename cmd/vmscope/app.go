@@ -120,7 +120,7 @@ func oneLine(err error) string {
 
 // options are the root command's flags as options of Open.
 func (a *app) options() []vmscope.Option {
-	var o []vmscope.Option
+	o := []vmscope.Option{vmscope.Progress(a.progress("unpack"))}
 	if a.layout != "" {
 		o = append(o, vmscope.Layout(a.layout))
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -142,33 +141,6 @@ func TestPacked(t *testing.T) {
 		if m, err := Open(file(t, c.file)); m != nil || !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%s: %v, %v", c.name, m, err)
 		}
-	}
-}
-
-// TestPackedBomb: what unpacks to more than the limit is refused.
-func TestPackedBomb(t *testing.T) {
-	path := file(t, nil)
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedFastest))
-	if err != nil {
-		t.Fatal(err)
-	}
-	piece := make([]byte, 16<<20)
-	copy(piece, "\x7fELF")
-	for range maxUnpacked/len(piece) + 1 {
-		if _, err := z.Write(piece); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := Open(path); m != nil || !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "more than 640 MiB") {
-		t.Errorf("%v, %v", m, err)
 	}
 }
 

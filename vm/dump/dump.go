@@ -30,6 +30,14 @@ type Option func(*options)
 type options struct {
 	layout    string
 	truncated bool
+	ctx       context.Context
+	progress  func(done, total uint64)
+}
+
+// passed tells how much of a packed file was read, and ends the work with the context.
+func (o *options) passed(done, total int64) error {
+	o.progress(uint64(min(done, total)), uint64(total))
+	return context.Cause(o.ctx)
 }
 
 // Layout says that the dump is raw and how it lies in guest-physical space: a
@@ -40,6 +48,13 @@ func Layout(kind string) Option { return func(o *options) { o.layout = kind } }
 // AllowTruncated opens an ELF dump of which the end is missing with the memory
 // that is there.
 func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
+
+// During says how long Open may work on a file that is compressed as a whole, which it
+// reads to its end: until ctx ends. What it read is told to progress, in bytes, and zeros
+// when that is over.
+func During(ctx context.Context, progress func(done, total uint64)) Option {
+	return func(o *options) { o.ctx, o.progress = ctx, progress }
+}
 
 // ErrTruncated says that a dump is shorter than its headers tell.
 var ErrTruncated = errors.New("dump is truncated")
@@ -56,13 +71,14 @@ const headSize = 4096
 
 // Open opens the dump at path. The file is mapped, never changed, and costs no
 // memory for the parts that are not read. Of compressed dumps those pages are
-// unpacked that are read; but a file that is compressed as a whole, which may have
-// 640 MiB, is unpacked into memory.
+// unpacked that are read. A file that is compressed as a whole is read once; if then
+// it cannot be read at random, it is unpacked into memory or, if it is large, into a
+// file without a name in $TMPDIR.
 //
 // The machine is a mem.Ranger, a mem.Extenter, a vm.Describer, a vm.CPUs (ELF
 // dumps hold registers) and, if raw, vm.Ambiguous. It may be a Bundle.
 func Open(path string, opts ...Option) (vm.Machine, error) {
-	var o options
+	o := options{ctx: context.Background(), progress: func(uint64, uint64) {}}
 	for _, f := range opts {
 		f(&o)
 	}
@@ -144,7 +160,7 @@ func openFile(path string, f *os.File, head []byte, o options) (vm.Machine, erro
 	}
 	src, err := plain(f)
 	if err == nil && p != nil {
-		src, head, err = p.unpack(src, 0)
+		src, head, err = p.unpack(src, 0, o)
 	}
 	if err != nil {
 		return nil, err

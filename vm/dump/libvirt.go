@@ -35,7 +35,7 @@ func (b behind) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // libvirtStream gives the stream of a save image. f is its own from then on.
-func libvirtStream(f source) (source, error) {
+func libvirtStream(f source, o options) (source, error) {
 	var h [libvirtHeader]byte
 	if err := readFull(f, h[:], 0); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: its header has %d bytes, the file has %d", ErrTruncated, libvirtHeader, f.Size()), f.Close())
@@ -54,7 +54,7 @@ func libvirtStream(f source) (source, error) {
 	}
 	for _, p := range packers {
 		if err == nil && p.name == libvirtPackers[packing] {
-			src, head, err := p.unpack(f, off)
+			src, head, err := p.unpack(f, off, o)
 			if err != nil {
 				return nil, fmt.Errorf("%w (what is packed begins at byte %d)", err, off)
 			}

@@ -42,7 +42,7 @@ func openStream(path string, src source, o options) (vm.Machine, error) {
 		}
 	case string(magic[:]) == libvirtMagic:
 		how = "libvirt save image:"
-		if src, err = libvirtStream(src); err != nil {
+		if src, err = libvirtStream(src, o); err != nil {
 			return nil, fmt.Errorf("libvirt save image: %w", err)
 		}
 	}
