@@ -106,13 +106,20 @@ func (x *xenCLI) testNBD(t *testing.T, d *guestlab.Domain) {
 		return strings.HasPrefix(out, fmt.Sprintln(16<<20/512))
 	})
 	x.run(t, 0, fmt.Sprintf("xl block-attach %s 'vdev=%s,access=rw,backendtype=phy,target=/dev/nbd0'", d.Name(), disk.vdev))
-	x.inside(t, d, "until [ -b /dev/xvdc ]; do sleep 0.1; done; mkdir -p /nbd && { mount -t ext4 /dev/xvdc /nbd || { dmesg | tail -n 5; exit 1; } >&2; } && mkdir /nbd/root && echo word >/nbd/root/file && sync")
-	disk.events(t, "MKDIR: /root", "MKFILE: /root/file")
+	x.inside(t, d, "until [ -b /dev/xvdc ]; do sleep 0.1; done; mkdir -p /nbd && { mount -t ext4 /dev/xvdc /nbd || { dmesg | tail -n 5; exit 1; } >&2; }")
+	x.inside(t, d, "mkdir /nbd/root; touch /nbd/root/bar; sync; cd /nbd/root; mkdir foo; sync; touch dummy; sync; rm bar; sync")
+	disk.events(t, "MKDIR: /root/foo", "MKFILE: /root/dummy", "RMFILE: /root/bar")
+	w := x.write(t, d, "/nbd/root")
+	w.goOn(t, 0, 20)
+	last := w.stop(t)
+	disk.events(t, "MKFILE: /root/ack20")
 	x.inside(t, d, "umount /nbd")
 	x.run(t, 0, fmt.Sprintf("xl block-detach %s %s", d.Name(), disk.vdev))
 	x.run(t, 0, "nbd-client -d /dev/nbd0")
-	if got := disk.content(t, "/root")["file"]; got != "word\n" {
-		t.Errorf("the file holds %q", got)
+	files := disk.content(t, "/root")
+	w.check(t, last, files)
+	if _, there := files["bar"]; there || files["dummy"] != "" {
+		t.Errorf("bar is there: %v; dummy holds %q", there, files["dummy"])
 	}
 	disk.end(t)
 }
