@@ -44,10 +44,12 @@ func (h *Holes) move(bits []atomic.Uint64, size uint64) {
 		to.MarkData(0, size)
 		return
 	}
-	for p := range to.pages {
-		if h.isData(p * PageSize) {
-			to.MarkData(p*PageSize, 1)
+	for i := range to.data { // what lies behind the last page of a segment is another's
+		mask := ^uint64(0)
+		if left := to.pages - 64*uint64(i); left < 64 {
+			mask = 1<<left - 1
 		}
+		to.data[i].Or(h.data[i].Load() & mask)
 	}
 	h.data, h.pages = to.data, to.pages
 }
