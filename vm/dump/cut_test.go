@@ -2,6 +2,7 @@ package dump
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"regexp"
@@ -110,5 +111,45 @@ func TestFlipped(t *testing.T) {
 				fuzzOpen(t, x)
 			}
 		})
+	}
+}
+
+// patient is a context that ends when it was asked so often.
+type patient struct {
+	context.Context
+	left int
+}
+
+func (p *patient) Err() error {
+	if p.left--; p.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestOpenEnds: a dump that has to be read through is not once the context has ended, and what was opened
+// can be read all the same.
+func TestOpenEnds(t *testing.T) {
+	for name, b := range wholeDumps(t) {
+		path, all := file(t, b), &patient{t.Context(), 1 << 30}
+		m, err := Open(path, During(all, func(uint64, uint64) {}))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		asked := 1<<30 - all.left
+		all.left = 0
+		if _, err := m.ReadPhys(make([]byte, 8), m.(mem.Ranger).Ranges()[0].Start); errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
+		m.Close()
+		for n := range asked {
+			m, err := Open(path, During(&patient{t.Context(), n}, func(uint64, uint64) {}))
+			if m != nil || !errors.Is(err, context.Canceled) || errors.Is(err, ErrTruncated) || errors.Is(err, ErrFormat) {
+				t.Errorf("%s: ended at question %d of %d: %v, %v", name, n, asked, m, err)
+			}
+		}
+		if isPaged(b) && asked < 3 {
+			t.Errorf("%s: asked %d times", name, asked)
+		}
 	}
 }

@@ -49,9 +49,9 @@ func Layout(kind string) Option { return func(o *options) { o.layout = kind } }
 // that is there.
 func AllowTruncated() Option { return func(o *options) { o.truncated = true } }
 
-// During says how long Open may work on a file that is compressed as a whole, which it
-// reads to its end: until ctx ends. What it read is told to progress, in bytes, and zeros
-// when that is over.
+// During says how long Open may work on a file that it has to read through: until ctx ends.
+// What it read of one that is compressed as a whole is told to progress, in bytes, and
+// zeros when that is over.
 func During(ctx context.Context, progress func(done, total uint64)) Option {
 	return func(o *options) { o.ctx, o.progress = ctx, progress }
 }
@@ -83,6 +83,12 @@ func Open(path string, opts ...Option) (vm.Machine, error) {
 		f(&o)
 	}
 	m, err := openPath(path, o)
+	if o.ctx.Err() != nil { // whatever that was taken for
+		if err == nil {
+			m.Close()
+		}
+		return nil, fmt.Errorf("%q: %w", path, context.Cause(o.ctx))
+	}
 	if errors.Is(err, ErrTruncated) {
 		err = fmt.Errorf("%w; copy it again", err)
 		if o.truncated = !o.truncated; o.truncated {
@@ -159,8 +165,10 @@ func openFile(path string, f *os.File, head []byte, o options) (vm.Machine, erro
 		return openMapped(path, f, head, o)
 	}
 	src, err := plain(f)
+	defer during(o.ctx, src)()
 	if err == nil && p != nil {
 		src, head, err = p.unpack(src, 0, o)
+		defer during(o.ctx, src)()
 	}
 	if err != nil {
 		return nil, err
