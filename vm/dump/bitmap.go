@@ -82,6 +82,19 @@ func (b *bitmap) from(first, end uint64) iter.Seq[uint64] {
 // maxRanges bounds the runs of RAM of a machine.
 const maxRanges = 1 << 20
 
+// maxExtents bounds a list of extents. A dump may have every second page.
+const maxExtents = 1 << 22
+
+// addExtent adds a range that lies behind the others. Of a list that is full the last one grows, and has what
+// lies between too: who searches it finds that it is not there.
+func addExtent(l []mem.Range, r mem.Range, most int) []mem.Range {
+	if n := len(l); n > 0 && (l[n-1].End() == r.Start || n == most) {
+		l[n-1].Size = uint64(r.End() - l[n-1].Start)
+		return l
+	}
+	return append(l, r)
+}
+
 // runs lists the frames as ranges of memory, of pages of the given size.
 func (b *bitmap) runs(page uint64) ([]mem.Range, error) {
 	var out []mem.Range

@@ -265,12 +265,7 @@ func (k *kdump) extents() ([]mem.Range, error) {
 		if off == zeroAt || !k.ram.has(n) {
 			continue
 		}
-		pa := mem.PA(n * k.page)
-		if i := len(out); i > 0 && out[i-1].End() == pa {
-			out[i-1].Size += k.page
-			continue
-		}
-		out = append(out, mem.Range{Start: pa, Size: k.page})
+		out = addExtent(out, mem.Range{Start: mem.PA(n * k.page), Size: k.page}, maxExtents)
 	}
 	return out, nil
 }

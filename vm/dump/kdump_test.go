@@ -153,6 +153,16 @@ func TestFlatOrder(t *testing.T) {
 	}
 }
 
+func TestExtentsBound(t *testing.T) {
+	var l []mem.Range
+	for _, r := range []mem.Range{{Start: 0, Size: 4096}, {Start: 4096, Size: 4096}, {Start: 1 << 20, Size: 4096}, {Start: 1 << 30, Size: 8192}} {
+		l = addExtent(l, r, 2)
+	}
+	if want := []mem.Range{{Start: 0, Size: 8192}, {Start: 1 << 20, Size: 1<<30 - 1<<20 + 8192}}; !slices.Equal(l, want) {
+		t.Errorf("%#x", l)
+	}
+}
+
 // fuzzOpen opens a file that a fuzzer wrote and reads of it what it claims to
 // have: it must not fail other than with an error.
 func fuzzOpen(t *testing.T, in []byte) {

@@ -177,12 +177,7 @@ func (p *placedBlock) extents() ([]mem.Range, error) {
 				if off == 0 || at < start || at >= start+r.Size {
 					continue
 				}
-				pa := r.Start + mem.PA(at-start)
-				if n := len(out); n > 0 && out[n-1].End() == pa {
-					out[n-1].Size += streamPage
-					continue
-				}
-				out = append(out, mem.Range{Start: pa, Size: streamPage})
+				out = addExtent(out, mem.Range{Start: r.Start + mem.PA(at-start), Size: streamPage}, maxExtents)
 			}
 		}
 		start += r.Size

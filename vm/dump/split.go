@@ -123,11 +123,7 @@ func (s *split) extents() ([]mem.Range, error) {
 			return nil, err
 		}
 		for _, r := range x {
-			if n := len(out); n > 0 && out[n-1].End() == r.Start {
-				out[n-1].Size += r.Size
-				continue
-			}
-			out = append(out, r)
+			out = addExtent(out, r, maxExtents)
 		}
 	}
 	return out, nil
