@@ -3,16 +3,20 @@ package main
 import (
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"vmscope/internal/guestlab"
 )
 
 // TestI386Guest runs commands on a guest of 32 bits with PAE and RAM above 4 GiB,
 // whose kernel tells neither types nor variables, and compares what they say with
-// what the guest says of itself. What takes types is refused with advice.
+// what the guest says of itself: also of processes and modules, the types of which are
+// inferred. What takes others is refused with advice.
 func TestI386Guest(t *testing.T) {
 	g := guestlab.Boot(t, guestlab.Config{Kernel: "bookworm-686-pae", MemoryMiB: 5 << 10, Modules: []string{"overlay"}})
 	c := &bits32{g}
@@ -23,6 +27,8 @@ func TestI386Guest(t *testing.T) {
 	c.testSymbols(t)
 	c.testMemory(t, g.Name())
 	c.testLog(t, g.Name())
+	c.testProcesses(t)
+	c.testModules(t)
 	c.testRefused(t)
 	core := filepath.Join(t.TempDir(), "core")
 	if _, stderr, status := run(t, "dump", g.Name(), core, "--pause"); status != 0 {
@@ -123,9 +129,129 @@ func (c *bits32) testLog(t *testing.T, target string) {
 	}
 }
 
+type psLine struct {
+	PID, PPID, TGID      int
+	UID, GID, EUID, EGID uint32
+	Comm, State          string
+	StartTime            *time.Time `json:"start_time"`
+	Threads              int
+	KThread              bool
+	Unknown              []string
+}
+
+type lsmodLine struct {
+	Name, Base, State string
+	Size              uint64
+	Refs              int
+	UsedBy            []string `json:"used_by"`
+	Unknown           []string
+}
+
+// testProcesses compares all that is known of processes, some of another user, with
+// threads, or dead.
+func (c *bits32) testProcesses(t *testing.T) {
+	if _, err := c.Run(t.Context(), `su nobody -s /bin/sh -c 'sleep 1000 &'; sh -c 'sleep 0 & exec sleep 1000' & sleep 1`); err != nil {
+		t.Fatal(err)
+	}
+	sys, err := c.System(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Those that were there before and after.
+	list := func() []guestlab.Process {
+		all, err := c.Processes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	var before []guestlab.Process
+	var rows map[int]psLine
+	for range 10 { // what the guest changes under the inference may hide a member
+		before, rows = list(), make(map[int]psLine)
+		unknown := make(map[string]bool)
+		for _, p := range decoded[psLine](t, "ps", c.Name()) {
+			rows[p.PID] = p
+			for _, field := range p.Unknown {
+				unknown[field] = true
+			}
+		}
+		got := slices.Sorted(maps.Keys(unknown))
+		if slices.Equal(got, []string{"cgroup", "cmdline", "container", "exe", "root"}) {
+			break
+		}
+		t.Logf("unknown are %v", got)
+		rows = nil
+	}
+	if rows == nil {
+		t.Fatal("more is unknown than need be")
+	}
+	after := make(map[int]guestlab.Process)
+	for _, p := range list() {
+		after[p.PID] = p
+	}
+	n, users, dead := 0, 0, 0
+	for _, p := range before {
+		if q, ok := after[p.PID]; !ok || q.StartTicks != p.StartTicks {
+			continue
+		}
+		n++
+		got, ok := rows[p.PID]
+		state := got.State
+		if p.State != after[p.PID].State || p.State == "R" || p.Kthread { // a thread of the kernel may have run just then
+			state = p.State
+		}
+		if p.UID != 0 {
+			users++
+		}
+		if p.State == "Z" {
+			dead++
+		}
+		if p.Threads != after[p.PID].Threads {
+			p.Threads = got.Threads
+		}
+		start := time.Unix(0, sys.Realtime-sys.Boottime).Add(time.Duration(p.StartTicks) * 10 * time.Millisecond)
+		if got.StartTime == nil || got.StartTime.Sub(start).Abs() > time.Second {
+			t.Errorf("ps: %d started at %v, the guest says %v", p.PID, got.StartTime, start)
+		}
+		name, want := got.Comm, string(p.Comm)
+		if strings.HasPrefix(want, "kworker/") { // /proc says what it works on
+			name, want = "", ""
+		}
+		is := fmt.Sprint(ok, got.TGID, got.PPID, got.UID, got.GID, got.EUID, got.EGID, name, got.Threads, got.KThread, state)
+		if says := fmt.Sprint(true, p.TGID, p.PPID, p.UID, p.GID, p.EUID, p.EGID, want, p.Threads, p.Kthread, p.State); is != says {
+			t.Errorf("ps: %d is %s, the guest says %s", p.PID, is, says)
+		}
+	}
+	if n < 20 || users == 0 || dead == 0 {
+		t.Errorf("%d processes, %d of other users, %d dead", n, users, dead)
+	}
+}
+
+// testModules compares modules.
+func (c *bits32) testModules(t *testing.T) {
+	all, err := c.Modules(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want []string
+	for _, m := range all {
+		want = append(want, fmt.Sprint(m.Name, m.Size, m.Refs, m.UsedBy, m.State, fmt.Sprintf("%#x", m.Addr)))
+	}
+	for _, m := range decoded[lsmodLine](t, "lsmod", c.Name()) {
+		got = append(got, fmt.Sprint(m.Name, m.Size, m.Refs, m.UsedBy, m.State, m.Base))
+		if !slices.Contains(m.Unknown, "taint") {
+			t.Errorf("lsmod: %+v", m)
+		}
+	}
+	if len(got) < 5 || !slices.Equal(got, want) {
+		t.Errorf("lsmod:\n%s\nthe guest says\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func (c *bits32) testRefused(t *testing.T) {
-	failed(t, []string{"ps", c.Name()}, "types of this kernel are not known", "--types")
-	failed(t, []string{"lsmod", c.Name()}, "lack variables", "--sysmap")
+	failed(t, []string{"mount", c.Name()}, "types of this kernel are not known", "--types")
+	failed(t, []string{"type", c.Name(), "task_struct"}, "types of this kernel are not known", "--types")
 	_, stderr, status := run(t, "check", c.Name())
 	if status != statusFailed || !strings.Contains(stderr, "not on this processor (i686)") || !strings.Contains(stderr, "modules") {
 		t.Errorf("check: status %d, %q", status, stderr)

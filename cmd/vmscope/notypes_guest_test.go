@@ -167,9 +167,9 @@ func (n *noTypes) testNone(t *testing.T) {
 
 // lessThanAll asks without what tells the types: each field is as with it, or said to
 // be unknown.
-func (n *noTypes) lessThanAll(t *testing.T, line string) {
+func (n *noTypes) lessThanAll(t *testing.T, line string, flags ...string) {
 	t.Helper()
-	got, want := n.ask(t, line), n.want[line]
+	got, want := n.ask(t, line, flags...), n.want[line]
 	all, less := objects(t, want.out), objects(t, got.out)
 	if got.status != 0 || len(less) != len(all) || len(all) == 0 {
 		t.Fatalf("%s: status %d, %s; %d objects, want %d", line, got.status, got.err, len(less), len(all))
@@ -196,9 +196,32 @@ func (n *noTypes) lessThanAll(t *testing.T, line string) {
 		}
 	}
 	name, rest, _ := strings.Cut(line, " ")
-	out, stderr, status := run(t, append([]string{name, n.ram}, strings.Fields(rest)...)...)
+	out, stderr, status := run(t, append(append([]string{name, n.ram}, strings.Fields(rest)...), flags...)...)
 	if status != 0 || !strings.Contains(out, "?") || !strings.Contains(stderr, "--types") {
 		t.Errorf("%s: status %d, %s\n%.2000s", line, status, stderr, out)
+	}
+}
+
+// nameless asks for processes with the types but without the names of variables: all
+// is as it was but the names of files, which are said to be missing.
+func (n *noTypes) nameless(t *testing.T, flags ...string) {
+	t.Helper()
+	got, want := n.ask(t, "ps", flags...), n.want["ps"]
+	all, less := objects(t, want.out), objects(t, got.out)
+	if got.status != 0 || len(less) != len(all) || len(all) == 0 {
+		t.Fatalf("ps %q: status %d, %s; %d objects, want %d", flags, got.status, got.err, len(less), len(all))
+	}
+	for i, o := range less {
+		if _, named := all[i]["exe"]; named && (o["exe"] != nil || !strings.Contains(fmt.Sprint(o["missing"]), "lack variables")) {
+			t.Errorf("ps %q: %v", flags, o)
+		}
+		for _, m := range []map[string]any{o, all[i]} {
+			delete(m, "exe")
+			delete(m, "missing")
+		}
+		if !reflect.DeepEqual(o, all[i]) {
+			t.Errorf("ps %q:\n got %v\nwant %v", flags, o, all[i])
+		}
 	}
 }
 
@@ -382,8 +405,18 @@ func (n *noTypes) wipeData(t *testing.T) {
 
 func (n *noTypes) testSymbols(t *testing.T) {
 	n.wipeData(t)
+	t.Setenv("XDG_CACHE_HOME", t.TempDir()) // no profile is there
 	// Of one layout: each is searched for another kernel.
-	failed(t, []string{"ps", n.ram, "--layout", "q35", "--types", n.image}, "lack variables", "--sysmap")
+	for _, line := range inferred {
+		n.lessThanAll(t, line, "--layout", "q35")
+	}
+	n.same(t, "lsmod", "--layout", "q35", "--types", n.image)
+	n.same(t, "env --pid 1", "--layout", "q35", "--types", n.image)
+	n.nameless(t, "--layout", "q35", "--types", n.image)
+	for _, line := range []string{"mount", "lsof", "ss", "maps --pid 1"} {
+		name, rest, _ := strings.Cut(line, " ")
+		failed(t, append([]string{name, n.ram, "--layout", "q35", "--types", n.image}, strings.Fields(rest)...), "lack variables", "--sysmap")
+	}
 	for _, flags := range [][]string{
 		{"--types", n.image, "--sysmap", n.systemMap}, {"--types", n.isf},
 	} {

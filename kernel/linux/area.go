@@ -94,6 +94,9 @@ func newAreaPlan(k *Kernel) (*areaPlan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.needData(); err != nil {
+		return nil, err
+	}
 	p := &areaPlan{areaLayout: *l}
 	if !l.Tree.Valid() && !(l.List.Valid() && l.Next.Valid() && l.Prev.Valid()) {
 		return nil, fmt.Errorf("this kernel keeps the areas of a process neither in a tree nor in a list that is known: %w", errors.ErrUnsupported)

@@ -162,6 +162,7 @@ func (s *state) testI386Types(t *testing.T) {
 	}
 	pids := oddProcesses(t, s.g)
 	g, v := s.g, s.k.View(s.m)
+	t.Run("inferred types", func(t *testing.T) { s.inferAll(t, nothingBut(s.k)) })
 	t.Run("layout", func(t *testing.T) {
 		guarded(t, func() error { return v.CheckLayout(s.m.(mem.Ranger).Ranges(), true) })
 	})

@@ -7,15 +7,30 @@ import (
 
 	"vmscope/kernel/linux"
 	"vmscope/kernel/linux/infer"
+	"vmscope/ksym"
 	"vmscope/mem"
 )
 
-// runInfer infers types of a kernel that tells them, and compares: there must be
-// none that is wrong.
-func runInfer(t *testing.T, v *linux.View) (r *infer.Result, err error) {
+// symbolOf finds symbols.
+type symbolOf func(string) (mem.VA, error)
+
+// nothingBut are the symbols of functions that kallsyms has in any kernel.
+func nothingBut(k *linux.Kernel) symbolOf {
+	return func(name string) (mem.VA, error) {
+		s, err := ksym.Only(name, k.Symbols.LookupAll(name))
+		if err == nil && !strings.ContainsRune("tTwW", rune(s.Type)) {
+			err = ksym.ErrNoSymbol
+		}
+		return s.Addr, err
+	}
+}
+
+// runInfer infers types of a kernel that tells them, and variables that are not among
+// the symbols given, and compares: there must be none that is wrong.
+func runInfer(t *testing.T, v *linux.View, symbol symbolOf) (r *infer.Result, err error) {
 	t.Helper()
 	err = mem.Guard(func() (err error) {
-		r, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: v.Symbol, Arch: v.Arch})
+		r, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: symbol, Text: v.Text, Arch: v.Arch})
 		return err
 	})
 	if err != nil {
@@ -51,6 +66,11 @@ func runInfer(t *testing.T, v *linux.View) (r *infer.Result, err error) {
 			t.Errorf("%s is inferred at %d, lies at %d (%v)", name, off, want, err)
 		}
 	}
+	for name, at := range r.Variables {
+		if want, err := v.Symbol(name); err != nil || at != want {
+			t.Errorf("%s is inferred at %#x, lies at %#x (%v)", name, uint64(at), uint64(want), err)
+		}
+	}
 	if r.OffsReal != 0 {
 		boot, err := v.BootTime()
 		if err != nil {
@@ -75,18 +95,28 @@ var inferable = []string{
 	"task_struct.signal", "task_struct.start_boottime", "task_struct.tasks", "task_struct.tgid", "task_struct.thread_node",
 }
 
-// testInferred infers types of a guest that runs.
+// testInferred infers types of a guest that runs: with all symbols, and with those of
+// functions only.
 func (s *state) testInferred(t *testing.T) {
+	s.inferAll(t, s.k.Symbol)
+	s.inferAll(t, nothingBut(s.k))
+}
+
+func (s *state) inferAll(t *testing.T, symbol symbolOf) {
+	t.Helper()
 	var missing []string
 	for range 10 { // what it changes under the inference may hide a member
 		s.view(t, func(v *linux.View) {
-			r, err := runInfer(t, v)
+			r, err := runInfer(t, v, symbol)
 			if err != nil {
 				missing = []string{err.Error()}
 				return
 			}
 			missing = slices.DeleteFunc(slices.Clone(inferable), func(name string) bool { return slices.Contains(r.Members, name) })
-			if len(missing) > 0 || r.OffsReal == 0 {
+			if r.OffsReal == 0 {
+				missing = append(missing, "the clocks")
+			}
+			if len(missing) > 0 {
 				t.Log(r.Unproved)
 			}
 		})

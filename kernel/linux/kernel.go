@@ -50,7 +50,7 @@ type Kernel struct {
 	unfit    error         // why the file's symbols were not taken
 	notesID  string        // build id by the kernel's notes; "" if not known
 	foreign  bool          // Types are of a file, not of the kernel's memory
-	inferred *infer.Result // nil: Types are known, or nothing could be inferred
+	inferred *infer.Result // nil: Types and variables are known, or nothing could be inferred
 
 	port    port
 	info    *ksym.CoreInfo // by which the kernel was found; nil if it was found without
@@ -129,7 +129,12 @@ func known[T any](k *Kernel) (*T, error) {
 // Inferred is what was found out of the types of a kernel that does not tell them
 // and of which no file does; nil for others, and if nothing was found out. Processes
 // and Modules list by it; what they cannot tell then is named in Unknown.
-func (k *Kernel) Inferred() *infer.Result { return k.inferred }
+func (k *Kernel) Inferred() *infer.Result {
+	if k.Types != nil {
+		return nil // its variables may have been inferred
+	}
+	return k.inferred
+}
 
 // Symbol returns the address of a kernel symbol. Where several of its name lie at
 // different addresses, that is a ksym.AmbiguousError; that it is not known because

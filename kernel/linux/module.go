@@ -68,7 +68,7 @@ var taints = []struct {
 // /proc/modules does. A module that is being set up and has no form yet is left
 // out there; here it is listed with the state "Unformed".
 func (v *View) Modules() ([]kernel.Module, error) {
-	head, err := v.Symbol("modules")
+	head, err := v.variable("modules")
 	if err != nil {
 		return nil, err
 	}

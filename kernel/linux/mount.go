@@ -116,6 +116,9 @@ func newMountPlan(k *Kernel) (*mountPlan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.needData(); err != nil {
+		return nil, err
+	}
 	p := &mountPlan{mountLayout: *l, superNames: superOptions}
 	if !(l.List.Valid() && l.Link.Valid()) && !(l.Tree.Valid() && l.Node.Valid()) {
 		return nil, fmt.Errorf("this kernel keeps the mounts of a namespace neither in a list nor in a tree that is known: %w", errors.ErrUnsupported)

@@ -81,6 +81,9 @@ func newPathPlan(k *Kernel) (*pathPlan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.needData(); err != nil {
+		return nil, err
+	}
 	p := &pathPlan{pathLayout: *l, dnames: make(map[mem.VA]dnamer)}
 	if err := p.measure(); err != nil {
 		return nil, err

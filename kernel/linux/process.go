@@ -148,7 +148,7 @@ func newProcessPlan(k *Kernel) (p *processPlan, err error) {
 	}
 	p.unknown = p.d.unknown()
 	if p.s, err = layout[spaceLayout](k); err != nil {
-		if k.inferred == nil {
+		if k.Inferred() == nil {
 			return nil, err
 		}
 		p.s = nil

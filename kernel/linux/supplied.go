@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,6 +84,26 @@ func (k *Kernel) Named(name string) []ksym.Symbol {
 // bare reports whether functions are all that is known by name of the kernel, but
 // for what VMCOREINFO tells.
 func (k *Kernel) bare() bool { return len(k.Named("init_task")) == 0 }
+
+// needData is an ErrNoData for a kernel that is bare: what takes symbols that some
+// kernels have not would take them all for missing.
+func (k *Kernel) needData() error {
+	if k.bare() {
+		return ErrNoData
+	}
+	return nil
+}
+
+// variable is Symbol, else where the variable was inferred to be.
+func (k *Kernel) variable(name string) (mem.VA, error) {
+	at, err := k.Symbol(name)
+	if errors.Is(err, ErrNoData) && k.inferred != nil {
+		if at, ok := k.inferred.Variables[name]; ok {
+			return at, nil
+		}
+	}
+	return at, err
+}
 
 // lacks says beside a symbol's absence why it is.
 func (k *Kernel) lacks(err error) error {
@@ -230,13 +251,26 @@ func (f *finder) readTypes(k *Kernel) error {
 			fmt.Sprintf("%s (%s), %d symbols as in kallsyms", filepath.Base(k.moreFrom.Name), k.moreFrom.Format, k.moreSame), "proved"})
 	}
 	if p := f.hints.Files.Types; p != nil {
-		return f.typesOf(v, p)
+		if err := f.typesOf(v, p); err != nil {
+			return err
+		}
+	} else {
+		f.ownTypes(v)
 	}
+	if k.Types == nil || k.bare() {
+		f.infer(k)
+	}
+	return nil
+}
+
+// ownTypes takes the types in the kernel's memory, else those of a profile made ahead.
+func (f *finder) ownTypes(v *View) {
+	k := v.Kernel
 	k.Types, k.TypesErr = k.btf(v)
 	if k.TypesErr == nil {
 		f.step("read BTF", "%d types", k.Types.Len())
 		f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d", k.Types.Len()), "BTF in the image", "proved"})
-		return nil
+		return
 	}
 	f.step("read BTF", "%v", k.TypesErr)
 	if p := f.ahead(k); p != nil && p.Types != nil {
@@ -245,19 +279,12 @@ func (f *finder) readTypes(k *Kernel) error {
 			k.TypesErr = fmt.Errorf("%w; a profile made ahead does not fit: %w", k.TypesErr, err)
 		}
 	}
-	if k.Types == nil {
-		f.infer(k)
-	}
-	return nil
 }
 
-// infer makes do without types. A guest that runs may change what is compared just
+// infer makes do without types, or without the symbols of variables. A guest that runs may change what is compared just
 // then: that is tried again.
 func (f *finder) infer(k *Kernel) {
-	if k.Mode.PointerSize() != 8 {
-		f.step("infer types", "not of a kernel of 32 bits")
-		return
-	}
+	var r *infer.Result
 	var err error
 	for range 3 {
 		phys := f.phys
@@ -265,26 +292,64 @@ func (f *finder) infer(k *Kernel) {
 			phys = mem.NewCache(phys, inferPages)
 		}
 		v := k.View(phys)
-		if k.inferred, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: k.Symbol, Arch: k.Arch}); err == nil {
+		if r, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: k.Symbol, Text: k.Text, Arch: k.Arch}); err == nil {
 			break
 		}
+	}
+	if err == nil && k.Types != nil {
+		err = agrees(r, k.Types)
 	}
 	if err != nil {
 		f.step("infer types", "%v", err)
 		return
 	}
-	note := fmt.Sprintf("%d members", len(k.inferred.Members))
-	for _, err := range k.inferred.Unproved {
+	k.inferred = r
+	note := fmt.Sprintf("%d members", len(r.Members))
+	for _, err := range r.Unproved {
 		note += "; " + err.Error()
 	}
 	f.step("infer types", "%s", note)
+	if len(r.Variables) > 0 {
+		names := slices.Sorted(maps.Keys(r.Variables))
+		f.report.Findings = append(f.report.Findings, Finding{"variables", strings.Join(names, ", "), "inferred from memory", "inferred"})
+	}
+	if k.Types != nil {
+		return
+	}
 	var structs []string
-	for _, name := range k.inferred.Members {
+	for _, name := range r.Members {
 		typ, _, _ := strings.Cut(name, ".")
 		structs = append(structs, typ)
 	}
 	f.report.Findings = append(f.report.Findings, Finding{"types", fmt.Sprintf("%d members of %s", len(structs), strings.Join(slices.Compact(structs), ", ")),
 		"inferred from memory", "inferred"})
+}
+
+// agrees compares what was inferred with types that are known: variables that
+// were inferred by other places than theirs would be wrong ones.
+func agrees(r *infer.Result, types *ctype.Types) error {
+	for _, name := range []string{"task_struct.tasks", "task_struct.comm", "task_struct.pid", "task_struct.real_parent", "module.list", "module.name"} {
+		typ, member, _ := strings.Cut(name, ".")
+		t, err := r.Types.Lookup(typ)
+		if err != nil {
+			continue // none was found
+		}
+		got, err := t.Offset(member)
+		if err != nil {
+			return err
+		}
+		if t, err = types.Lookup(typ); err != nil {
+			return err
+		}
+		want, err := t.Offset(member)
+		if err == nil && got != want {
+			err = fmt.Errorf("%s seems to be at %d, and is at %d: %w", name, got, want, infer.ErrUnproved)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inferPages bounds the cache in which types are inferred, where memory is not

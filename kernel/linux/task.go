@@ -109,7 +109,7 @@ func newTaskPlan(k *Kernel) (*taskPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	init, err := k.Symbol("init_task")
+	init, err := k.variable("init_task")
 	return &taskPlan{*l, init}, err
 }
 

@@ -11,6 +11,7 @@ import (
 // book holds the members that were found.
 type book struct {
 	c       *ctype.Builder
+	w       int // bytes of a pointer
 	structs map[string][]member
 	more    func() // what else the types must have
 }
@@ -24,8 +25,8 @@ type member struct {
 // kind makes the type of a member.
 type kind func(*ctype.Builder) uint32
 
-func newBook() *book {
-	return &book{c: ctype.NewBuilder(), structs: make(map[string][]member), more: func() {}}
+func newBook(w int) *book {
+	return &book{c: ctype.NewBuilder(), w: w, structs: make(map[string][]member), more: func() {}}
 }
 
 func int32Type(c *ctype.Builder) uint32  { return c.Int("int", 4, ctype.Signed) }
@@ -34,9 +35,10 @@ func uint64Type(c *ctype.Builder) uint32 { return c.Int("long long unsigned int"
 
 func pointerType(c *ctype.Builder) uint32 { return c.To(ctype.Pointer, 0) }
 
-func listHead(c *ctype.Builder) uint32 {
+// listHead is two pointers.
+func (b *book) listHead(c *ctype.Builder) uint32 {
 	p := pointerType(c)
-	return c.Anonymous(ctype.Struct, 16, []ctype.NewMember{{Name: "next", Type: p}, {Name: "prev", Type: p, Offset: 64}})
+	return c.Anonymous(ctype.Struct, uint32(2*b.w), []ctype.NewMember{{Name: "next", Type: p}, {Name: "prev", Type: p, Offset: 8 * uint64(b.w)}})
 }
 
 // char is text of n bytes.
@@ -73,10 +75,11 @@ func (b *book) types() (*ctype.Types, error) {
 		for _, m := range members {
 			id := m.kind(b.c)
 			all = append(all, ctype.NewMember{Name: m.name, Type: id, Offset: 8 * uint64(m.off)})
-			size = max(size, uint64(m.off)+b.c.Size(id, 8))
+			size = max(size, uint64(m.off)+b.c.Size(id, b.w))
 		}
 		b.c.Define(b.c.Reserve(ctype.Struct, typ, uint32(size)), all)
 	}
+	b.c.Int("long unsigned int", uint32(b.w), 0) // by which it is known how large a pointer is
 	b.more()
 	return b.c.Types()
 }

@@ -3,11 +3,8 @@ package infer
 import (
 	"bytes"
 	"encoding/binary"
-	"slices"
 
 	"golang.org/x/arch/x86/x86asm"
-
-	"vmscope/mem"
 )
 
 // maxCode is how much of a function is looked at: those that are asked for are
@@ -17,7 +14,7 @@ const maxCode = 256
 // reads are the offsets from pointers at which a system call reads memory. None
 // is an empty set: the code is not known, or not of a processor that is.
 func (l *look) reads(call string) map[int]bool {
-	return l.readsOf("__x64_sys_"+call, "__arm64_sys_"+call, "__do_sys_"+call, "sys_"+call)
+	return l.readsOf("__x64_sys_"+call, "__ia32_sys_"+call, "__arm64_sys_"+call, "__do_sys_"+call, "sys_"+call)
 }
 
 // readsOf is reads of the first function that there is of those named.
@@ -32,8 +29,8 @@ func (l *look) readsOf(names ...string) map[int]bool {
 			return nil
 		}
 		switch l.k.Arch {
-		case "x86_64":
-			return loadsX86(code.b)
+		case "x86_64", "i686":
+			return loadsX86(code.b, 8*l.w)
 		case "aarch64":
 			return loadsARM64(code.b)
 		}
@@ -42,19 +39,19 @@ func (l *look) readsOf(names ...string) map[int]bool {
 	return nil
 }
 
-// loadsX86 lists the displacements of operands in memory, as far as the code
-// goes straight on.
-func loadsX86(code []byte) map[int]bool {
+// loadsX86 lists the displacements of operands in memory, as far as the code of
+// 32 or 64 bits goes straight on.
+func loadsX86(code []byte, bits int) map[int]bool {
 	out := make(map[int]bool)
 	code = bytes.TrimPrefix(code, []byte{0xf3, 0x0f, 0x1e, 0xfa}) // ENDBR64, which is not known to the decoder
 	for len(code) > 0 {
-		inst, err := x86asm.Decode(code, 64)
+		inst, err := x86asm.Decode(code, bits)
 		if err != nil || inst.Op == x86asm.RET || inst.Op == x86asm.JMP {
 			break
 		}
 		if inst.Op != x86asm.LEA && inst.Op != x86asm.NOP {
 			for _, a := range inst.Args {
-				if m, ok := a.(x86asm.Mem); ok && m.Segment == 0 && m.Base != 0 && m.Base != x86asm.RIP && m.Base != x86asm.RSP && m.Disp >= 0 {
+				if m, ok := a.(x86asm.Mem); ok && m.Segment == 0 && m.Base != 0 && m.Base != x86asm.RIP && m.Base != x86asm.RSP && m.Base != x86asm.ESP && m.Disp >= 0 {
 					out[int(m.Disp)] = true
 				}
 			}
@@ -85,43 +82,4 @@ func loadsARM64(code []byte) map[int]bool {
 		}
 	}
 	return out
-}
-
-// maxClock is how much of a struct timekeeper is looked at.
-const maxClock = 1 << 10
-
-// clock finds the offsets of clocks in the kernel's timekeeper:
-// wall_to_monotonic, a time in seconds and nanoseconds, is offs_real with the other
-// sign; behind that stand offs_boot and offs_tai, which is ahead of offs_real by
-// whole seconds (include/linux/timekeeper_internal.h).
-func (l *look) clock() (real, boot mem.VA, err error) {
-	const second = 1e9
-	at, err := l.k.Symbol("tk_core")
-	if err != nil {
-		if at, err = l.k.Symbol("timekeeper_data"); err != nil {
-			return 0, 0, err
-		}
-	}
-	o, err := l.object(at, maxClock, maxClock)
-	if err != nil {
-		return 0, 0, err
-	}
-	var found []int
-	for off := 0; off+40 <= maxClock; off += 8 {
-		sec, nsec := int64(o.u64(off)), int64(o.u64(off+8))
-		ahead := int64(o.u64(off + 16))
-		tai := int64(o.u64(off+32)) - ahead
-		if sec < -1 && sec > -1<<33 && nsec >= 0 && nsec < second && -(sec*second+nsec) == ahead && tai%second == 0 && tai >= 0 && tai <= 1000*second {
-			found = append(found, off+16)
-		}
-	}
-	// Since v6.13 a copy stands behind it, in which it is brought up to date.
-	for len(found) > 1 && slices.Equal(o.b[found[0]-16:][:40], o.b[found[len(found)-1]-16:][:40]) {
-		found = found[:len(found)-1]
-	}
-	off, err := only("timekeeper.offs_real", found)
-	if err != nil {
-		return 0, 0, err
-	}
-	return at + mem.VA(off), at + mem.VA(off+8), nil
 }

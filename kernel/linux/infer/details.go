@@ -12,7 +12,7 @@ import (
 // it is never the greater.
 func (l *look) start(t *tasks, b *book) {
 	const second, apart = 1e9, 1e6 // apart: between the first and the last; no boot is that fast
-	cols := t.columns(8, 16, func(off int) bool {
+	cols := t.columns(l.w, 16, func(off int) bool {
 		grows, later, prev := 0, 0, &t.all[0]
 		first, last := t.all[1].u64(off), t.all[len(t.all)-1].u64(off)
 		return t.all[0].u64(off) == 0 && t.all[0].u64(off+8) == 0 && last > first+apart && t.every(func(o *object) bool {
@@ -56,7 +56,7 @@ func (l *look) state(t *tasks, b *book) {
 		return t.all[0].u32(off) == 0 && t.every(func(o *object) bool {
 			v := o.u32(off)
 			shown := v & 0x7f // TASK_REPORT
-			return v < 1<<17 && shown&(shown-1) == 0 && (!isIdle(o) || o.u64(t.mm) == 0)
+			return v < 1<<17 && shown&(shown-1) == 0 && (!isIdle(o) || o.word(t.mm) == 0)
 		}) && t.count(isIdle) > 2 && t.count(func(o *object) bool { return o.u32(off)&0x7f == taskInterruptible }) > 2
 	})
 	state, err := only("__state", cols)
@@ -91,30 +91,23 @@ func (l *look) state(t *tasks, b *book) {
 // task. System calls by which a task asks for its own read the second, and the
 // numbers in it.
 func (l *look) cred(t *tasks, b *book) {
-	init, err := l.k.Symbol("init_cred")
-	if err != nil {
-		l.gaps = append(l.gaps, err)
-		return
-	}
-	cols := t.columns(8, 16, func(off int) bool {
-		return t.all[0].ptr(off) == init && t.all[0].ptr(off+8) == init && t.every(func(o *object) bool {
-			return pointer(o.u64(off)) && pointer(o.u64(off+8))
+	init := l.variable("init_cred")
+	cols := t.columns(l.w, 2*l.w, func(off int) bool {
+		return init(t.all[0].ptr(off)) && t.all[0].ptr(off+l.w) == t.all[0].ptr(off) && !t.own(off) && t.every(func(o *object) bool {
+			return l.pointer(o.word(off)) && l.pointer(o.word(off+l.w))
 		}) && // One may act with the credentials of another for a moment.
-			t.count(func(o *object) bool { return o.u64(off) != o.u64(off+8) }) <= len(t.all)/8
+			t.count(func(o *object) bool { return o.word(off) != o.word(off+l.w) }) <= len(t.all)/8
 	})
-	col, err := only("real_cred", cols)
-	if err != nil {
-		l.gaps = append(l.gaps, err)
-		return
-	}
 	calls := []string{"getuid", "getgid", "geteuid", "getegid"}
 	reads := make([]map[int]bool, len(calls))
 	for i, name := range calls {
 		reads[i] = l.reads(name)
-		if !reads[i][col+8] || reads[i][col] {
-			l.gap("real_cred: %s(2) does not read what lies behind it", name)
-			return
-		}
+		cols = slices.DeleteFunc(cols, func(col int) bool { return !reads[i][col+l.w] || reads[i][col] })
+	}
+	col, err := only("real_cred", cols)
+	if err != nil {
+		l.gaps = append(l.gaps, err)
+		return
 	}
 	// What only one of them reads is what it asks for.
 	const first, size = 4, 256
@@ -156,23 +149,23 @@ const maxKThread = 512
 func (l *look) fullNames(t *tasks, b *book) {
 	type place struct{ private, name int }
 	var found []place
-	cols := t.columns(8, 8, func(off int) bool {
+	cols := t.columns(l.w, l.w, func(off int) bool {
 		return t.every(func(o *object) bool {
-			v := o.u64(off)
+			v := o.word(off)
 			if t.ofKernel(o) {
-				return pointer(v) || v == 0 && t.idle(o)
+				return l.pointer(v) || v == 0 && t.idle(o)
 			}
-			return v == 0 || o.u64(t.mm) == 0
+			return v == 0 || o.word(t.mm) == 0
 		})
 	})
 	for _, col := range cols {
-		fits, matches := make([]bool, maxKThread/8), make([]int, maxKThread/8)
+		fits, matches := make([]bool, maxKThread/l.w), make([]int, maxKThread/l.w)
 		for i := range fits {
 			fits[i] = true
 		}
 		for i := range t.all {
 			o := &t.all[i]
-			if !t.ofKernel(o) || o.u64(col) == 0 {
+			if !t.ofKernel(o) || o.word(col) == 0 {
 				continue
 			}
 			private, err := l.object(o.ptr(col), maxKThread, 64)
@@ -182,10 +175,10 @@ func (l *look) fullNames(t *tasks, b *book) {
 			}
 			comm := t.name(o)
 			for j := range fits {
-				p := private.u64(8 * j)
+				p := private.word(l.w * j)
 				switch {
 				case !fits[j] || p == 0:
-				case p>>56 != 0xff:
+				case !l.inKernel(p):
 					fits[j] = false
 				default:
 					text, err := l.object(mem.VA(p), len(comm)+1, len(comm)+1)
@@ -198,7 +191,7 @@ func (l *look) fullNames(t *tasks, b *book) {
 		}
 		for j := range fits {
 			if fits[j] && matches[j] > 0 {
-				found = append(found, place{col, 8 * j})
+				found = append(found, place{col, l.w * j})
 			}
 		}
 	}

@@ -26,8 +26,10 @@ import (
 // Kernel is what must be known of a kernel.
 type Kernel struct {
 	Mem *mem.Space // its address space; as with all Spaces, mapped memory is read inside mem.Guard
-	// Symbol gives the address of a function or variable.
+	// Symbol gives the address of a function, and of a variable if the kernel tells
+	// it; those that it does not tell are looked for.
 	Symbol func(name string) (mem.VA, error)
+	Text   mem.VA // of _stext, behind which the variables lie
 	Arch   string // as uname -m prints it
 }
 
@@ -39,6 +41,9 @@ type Result struct {
 	Members []string // "task_struct.pid", …: sorted
 	// Unproved says of what was sought and not found why not.
 	Unproved []error
+	// Variables are those that were looked for, and found, because no symbol tells
+	// where they are: init_task, modules.
+	Variables map[string]mem.VA
 	// OffsReal and OffsBoot are where the kernel has how far the time of day, and
 	// the boot-time clock, are ahead of its monotonic clock, in nanoseconds; 0: not
 	// found.
@@ -51,16 +56,20 @@ var ErrUnproved = errors.New("not proved")
 // Run looks for the members. A guest that runs may change under it what it
 // compares: what was not found may be found by another Run. An error says that
 // neither processes nor modules can be listed by what was found.
-func Run(k Kernel) (*Result, error) { return (&look{k: k, left: maxRead}).run() }
+func Run(k Kernel) (*Result, error) { return newLook(k).run() }
+
+func newLook(k Kernel) *look {
+	return &look{k: k, w: k.Mem.PointerSize(), left: maxRead, found: make(map[string]mem.VA)}
+}
 
 func (l *look) run() (*Result, error) {
-	b := newBook()
+	b := newBook(l.w)
 	tasks := l.taskMembers(b)
 	modules := l.moduleMembers(b)
 	if tasks != nil && modules != nil {
 		return nil, errors.Join(tasks, modules)
 	}
-	r := &Result{Members: b.names(), Unproved: append(l.gaps, tasks, modules)}
+	r := &Result{Members: b.names(), Variables: l.found, Unproved: append(l.gaps, tasks, modules)}
 	r.Unproved = slices.DeleteFunc(r.Unproved, func(err error) bool { return err == nil })
 	var err error
 	if r.OffsReal, r.OffsBoot, err = l.clock(); err != nil {
@@ -77,9 +86,12 @@ const maxRead = 256 << 20
 
 // look is one Run.
 type look struct {
-	k    Kernel
-	left int     // of maxRead
-	gaps []error // what was not found
+	k     Kernel
+	w     int               // bytes of a pointer
+	left  int               // of maxRead
+	gaps  []error           // what was not found
+	found map[string]mem.VA // variables that no symbol tells
+	data  *image            // what lies behind the text; nil: not looked at yet
 }
 
 func unproved(format string, args ...any) error {
@@ -99,18 +111,20 @@ func (l *look) spend(n int) error {
 	return nil
 }
 
-// word loads 8 bytes. It counts for more than it reads: it walks page tables.
+// word loads a pointer. It counts for more than it reads: it walks page tables.
 func (l *look) word(at mem.VA) (uint64, error) {
 	if err := l.spend(64); err != nil {
 		return 0, err
 	}
-	return l.k.Mem.Uint64(at)
+	v, err := l.k.Mem.Pointer(at)
+	return uint64(v), err
 }
 
 // object is a copy of memory from an address on.
 type object struct {
 	at mem.VA
 	b  []byte
+	w  int // bytes of a pointer
 }
 
 // object copies n bytes, or as many as there are; fewer than least are an error.
@@ -123,7 +137,7 @@ func (l *look) object(at mem.VA, n, least int) (object, error) {
 	if n < least {
 		return object{}, err
 	}
-	return object{at, b[:n]}, nil
+	return object{at, b[:n], l.w}, nil
 }
 
 // u64 and u32 are 0 outside the copy.
@@ -141,11 +155,34 @@ func (o *object) u32(off int) uint32 {
 	return binary.LittleEndian.Uint32(o.b[off:])
 }
 
-func (o *object) ptr(off int) mem.VA { return mem.VA(o.u64(off)) }
+// word is what has the size of a pointer.
+func (o *object) word(off int) uint64 {
+	if o.w == 4 {
+		return uint64(o.u32(off))
+	}
+	return o.u64(off)
+}
 
-// pointer reports whether v may be the address of a kernel object: in the upper
-// half, aligned.
-func pointer(v uint64) bool { return v>>56 == 0xff && v&7 == 0 && v < 0xffffffff_fffff000 }
+func (o *object) ptr(off int) mem.VA { return mem.VA(o.word(off)) }
+
+// kernel32 is where addresses of a kernel of 32 bits begin that leaves 3 GiB to
+// processes. (Modules of 32-bit Arm lie in the 16 MiB below.)
+const kernel32 = 0xc0000000 - 16<<20
+
+// inKernel reports whether v may be an address of the kernel's.
+func (l *look) inKernel(v uint64) bool {
+	if l.w == 4 {
+		return v >= kernel32 && v < 1<<32
+	}
+	return v>>56 == 0xff
+}
+
+// pointer reports whether v may be the address of a kernel object: an aligned one,
+// and none that stands for an error (include/linux/err.h).
+func (l *look) pointer(v uint64) bool {
+	last := ^uint64(0) >> (64 - 8*l.w)
+	return l.inKernel(v) && v%uint64(l.w) == 0 && v <= last-4096
+}
 
 // ring walks a circular list (struct list_head) and gives its nodes, without the
 // head. Each must lead back to the one before: so none comes twice, unless the
@@ -157,11 +194,11 @@ func (l *look) ring(head mem.VA, most int) ([]mem.VA, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !pointer(next) {
+		if !l.pointer(next) {
 			return nil, fmt.Errorf("list at %#x: %w", uint64(head), mem.ErrInconsistent)
 		}
 		node := mem.VA(next)
-		back, err := l.word(node + 8)
+		back, err := l.word(node + mem.VA(l.w))
 		if err != nil {
 			return nil, err
 		}

@@ -19,11 +19,17 @@ func cut(name string) (typ, member string) {
 
 // TestRun finds all members, wherever they lie.
 func TestRun(t *testing.T) {
-	for seed := range uint64(20) {
-		w := newWorld(seed)
+	for seed := range uint64(40) {
+		w := newWorld(seed, 4+int(seed/2%2)*4)
+		if seed%8 >= 4 {
+			w.bare()
+		}
 		r, err := Run(w.kernel())
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if len(r.Variables) != 0 != (w.variables != nil) {
+			t.Errorf("seed %d: variables %v", seed, r.Variables)
 		}
 		if wrong := w.wrong(t, r); len(wrong) > 0 || len(r.Unproved) > 0 {
 			t.Errorf("seed %d: wrong: %v; unproved: %v", seed, wrong, r.Unproved)
@@ -50,7 +56,7 @@ func TestUnproved(t *testing.T) {
 	copied := func(w *world, name string, size int) {
 		to := mem.VA(taskSize - 64)
 		for _, o := range w.tasks {
-			copy(w.b[o-base+to:][:size], w.b[w.of(o, name)-base:][:size])
+			copy(w.b[o-w.base+to:][:size], w.b[w.of(o, name)-w.base:][:size])
 		}
 	}
 	for _, c := range []struct {
@@ -62,7 +68,7 @@ func TestUnproved(t *testing.T) {
 		{"idle task without a name", "tasks", func(w *world) { w.text(w.of(w.tasks[0], "comm"), "idle") }},
 		{"other pids like it", "tasks", func(w *world) { copied(w, "pid", 8) }},
 		{"a pid twice", "tasks", func(w *world) { w.put32(w.of(w.tasks[5], "pid"), 4) }},
-		{"list broken", "tasks", func(w *world) { w.put(w.of(w.tasks[5], "tasks")+8, uint64(base)) }},
+		{"list broken", "tasks", func(w *world) { w.put(w.of(w.tasks[5], "tasks")+w.size(), uint64(w.base)) }},
 		{"list that loops", "tasks", func(w *world) { w.put(w.of(w.tasks[5], "tasks"), uint64(w.of(w.tasks[3], "tasks"))) }},
 		{"no children", "tasks", func(w *world) { w.hang(w.of(w.tasks[2], "children")) }},
 		{"two parents", "tasks", func(w *world) { w.function("__x64_sys_getppid", w.at["task_struct.parent"]) }},
@@ -75,14 +81,24 @@ func TestUnproved(t *testing.T) {
 			w.function("__x64_sys_getuid", w.at["task_struct.real_cred"], w.at["cred.uid"])
 		}},
 		{"ids apart", "cred.gid", func(w *world) { w.function("__x64_sys_getgid", w.at["task_struct.cred"], 200) }},
-		{"credentials twice", "cred.uid", func(w *world) { copied(w, "real_cred", 16) }},
-		{"no clock", "task_struct.start_boottime", func(w *world) { column(w, "start_boottime", func(int) uint64 { return 0 }) }},
+		{"credentials that no system call reads", "cred.uid", func(w *world) {
+			copied(w, "real_cred", 16)
+			for _, o := range w.tasks {
+				w.put(w.of(o, "real_cred"), 0)
+			}
+		}},
+		{"no clock", "task_struct.start_boottime", func(w *world) {
+			for _, o := range w.tasks {
+				w.put64(w.of(o, "start_boottime"), 0)
+			}
+		}},
 		{"both clocks the same", "task_struct.start_boottime", func(w *world) {
 			for _, o := range w.tasks {
 				w.put(w.of(o, "start_boottime"), w.get(w.of(o, "start_time")))
+				w.put32(w.of(o, "start_boottime")+4, uint32(w.get(w.of(o, "start_time")+4)))
 			}
 		}},
-		{"a start out of turn", "task_struct.start_boottime", func(w *world) { w.put(w.of(w.tasks[4], "start_time"), 3e9) }},
+		{"a start out of turn", "task_struct.start_boottime", func(w *world) { w.put64(w.of(w.tasks[4], "start_time"), 3e9) }},
 		{"nobody idle", "task_struct.__state", func(w *world) {
 			for _, o := range w.tasks[1:20] {
 				w.put32(w.of(o, "__state"), 1)
@@ -97,21 +113,24 @@ func TestUnproved(t *testing.T) {
 		{"no long name", "kthread.full_name", func(w *world) { w.text(w.of(w.tasks[10], "comm"), "short\x00\x00\x00\x00\x00\x00\x00\x00\x00") }},
 		{"no module", "modules", func(w *world) { w.hang(w.names["modules"]) }},
 		{"module of a strange state", "modules", func(w *world) { w.put32(w.mods[3], 9) }},
-		{"module of another name in sysfs", "modules", func(w *world) { w.text(w.mods[2]+24, "other") }},
-		{"module not mapped", "modules", func(w *world) { w.put(w.layout(2), uint64(base)+uint64(len(w.b))) }},
+		{"module of another name in sysfs", "modules", func(w *world) { w.text(w.mods[2]+3*w.size(), "other") }},
+		{"module not mapped", "modules", func(w *world) { w.put(w.layout(2), uint64(w.base)+uint64(len(w.b))) }},
 		{"modules in one place", "modules", func(w *world) { w.put(w.layout(2), w.get(w.layout(1))) }},
-		{"module larger than it is", "modules", func(w *world) { w.put32(w.layout(0)+8, 64*page) }},
+		{"module larger than it is", "modules", func(w *world) { w.put32(w.layout(0)+w.size(), 64*page) }},
 		{"module without code", "modules", func(w *world) { delete(w.exec, mem.VA(w.get(w.layout(4)))) }},
 		{"no use", "module.refcnt", func(w *world) {
 			w.hang(w.mods[0] + mem.VA(w.at["module.source_list"]))
-			w.hang(w.mods[1] + mem.VA(w.at["module.source_list"]+16))
+			w.hang(w.mods[1] + mem.VA(w.at["module.source_list"]) + 2*w.size())
 		}},
 		{"too few users", "module.refcnt", func(w *world) { w.put32(w.mods[0]+mem.VA(w.at["module.refcnt"]), 1) }},
 	} {
-		for seed := range uint64(4) {
+		for seed := range uint64(8) {
 			t.Run(fmt.Sprint(c.name, " ", seed), func(t *testing.T) {
-				w := newWorld(seed)
+				w := newWorld(seed, 4+int(seed/2%2)*4)
 				c.do(w)
+				if seed%4 == 3 {
+					w.bare()
+				}
 				r, err := Run(w.kernel())
 				if err != nil {
 					t.Fatal(err)
@@ -139,9 +158,10 @@ func (w *world) layout(i int) mem.VA {
 
 // TestNothing has nothing to find.
 func TestNothing(t *testing.T) {
-	w := newWorld(1)
-	delete(w.names, "init_task")
-	delete(w.names, "modules")
+	w := newWorld(1, 8)
+	w.bare()
+	w.text(w.of(w.tasks[0], "comm"), "idle")
+	w.hang(w.variables["modules"])
 	if r, err := Run(w.kernel()); r != nil || err == nil {
 		t.Errorf("%v, %v", r, err)
 	}
@@ -152,7 +172,7 @@ func TestNothing(t *testing.T) {
 func TestDamaged(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for seed := range uint64(100) {
-		w := newWorld(seed)
+		w := newWorld(seed, 4+int(seed/2%2)*4)
 		for range 1 + r.IntN(40) {
 			objects, size := w.tasks, taskSize
 			if r.IntN(4) == 0 {
@@ -175,10 +195,10 @@ func TestDamaged(t *testing.T) {
 // FuzzRun has the guest answer whatever it likes.
 func FuzzRun(f *testing.F) {
 	for seed := range uint64(2) {
-		w := newWorld(seed)
+		w := newWorld(seed, 8)
 		tr := &transcript{PhysReader: &memtest.Bytes{Data: w.b}}
 		k := w.kernel()
-		k.Mem = mem.NewSpace("world", tr, space{uint64(len(w.b)), w.exec})
+		k.Mem = mem.NewSpace("world", tr, w.space())
 		if _, err := Run(k); err != nil {
 			f.Fatal(err)
 		}
@@ -186,12 +206,12 @@ func FuzzRun(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, answers []byte) {
 		script := &memtest.Script{Answers: answers}
-		at := base
-		l := &look{left: maxRead, k: Kernel{
-			Mem:    mem.NewSpace("hostile", script, space{1 << 40, nil}),
+		at := baseOf(8)
+		l := newLook(Kernel{
+			Mem:    mem.NewSpace("hostile", script, space{8, 1 << 40, nil}),
 			Symbol: func(string) (mem.VA, error) { at += 1 << 20; return at, nil },
 			Arch:   "x86_64",
-		}}
+		})
 		r, err := l.run()
 		if (r == nil) != (err != nil) {
 			t.Errorf("%v, %v", r, err)
@@ -217,10 +237,10 @@ func (tr *transcript) ReadPhys(p []byte, pa mem.PA) (int, error) {
 // TestEndless reads a memory that goes on for ever: each node of a list leads to
 // the next.
 func TestEndless(t *testing.T) {
-	w := newWorld(1)
+	w := newWorld(1, 8)
 	k := w.kernel()
-	k.Mem = mem.NewSpace("endless", endless{}, space{1 << 46, nil})
-	w.names["init_task"] = base + 1<<20
+	k.Mem = mem.NewSpace("endless", endless{}, space{8, 1 << 46, nil})
+	w.names["init_task"] = w.base + 1<<20
 	r, err := Run(k)
 	if err == nil {
 		t.Errorf("%v", r.Members)
@@ -234,9 +254,9 @@ type endless struct{}
 func (endless) ReadPhys(p []byte, pa mem.PA) (int, error) {
 	for i := range p {
 		at := uint64(pa) + uint64(i)
-		v := uint64(base) + at&^15 + 64
+		v := uint64(baseOf(8)) + at&^15 + 64
 		if at&8 != 0 {
-			v = uint64(base) + at&^15 - 64
+			v = uint64(baseOf(8)) + at&^15 - 64
 		}
 		p[i] = byte(v >> (at & 7 * 8))
 		if name := "swapper/0\x00"; at%(1<<20) < uint64(len(name)) {
@@ -253,7 +273,7 @@ func TestLoads(t *testing.T) {
 		0xf3, 0x0f, 0x1e, 0xfa, 0xe8, 0, 0, 0, 0, 0x65, 0x48, 0x8b, 0x04, 0x25, 0xc0, 0xfa, 0x01, 0x00, 0x48, 0x8b, 0x80, 0x98, 0x0b, 0, 0,
 		0x8b, 0x70, 0x08, 0x48, 0x8b, 0xb8, 0x88, 0, 0, 0, 0xe8, 0, 0, 0, 0, 0x89, 0xc0, 0xe9, 0, 0, 0, 0, 0x48, 0x8b, 0x80, 0x00, 0x01, 0, 0,
 	}
-	if got := fmt.Sprint(loadsX86(x86)); got != "map[8:true 136:true 2968:true]" {
+	if got := fmt.Sprint(loadsX86(x86, 64)); got != "map[8:true 136:true 2968:true]" {
 		t.Error(got)
 	}
 	// ldr x0, [x0, #1944]; ldr w1, [x0, #8]; ldp x2, x3, [x0, #16]; ldp w4, w5, [x0, #40]; ret; ldr x0, [x0, #64]
@@ -268,7 +288,7 @@ func FuzzLoads(f *testing.F) {
 	f.Add([]byte{0x48, 0x8b, 0x88, 1, 2, 0, 0, 0xc3})
 	f.Add([]byte{0, 0xcc, 0x43, 0xf9})
 	f.Fuzz(func(t *testing.T, code []byte) {
-		if n := len(loadsX86(code)) + len(loadsARM64(code)); n > 3*len(code) {
+		if n := len(loadsX86(code, 64)) + len(loadsARM64(code)); n > 3*len(code) {
 			t.Errorf("%d offsets in %d bytes", n, len(code))
 		}
 	})

@@ -10,16 +10,19 @@ import (
 
 // Bounds of what is read of modules.
 const (
-	maxModule   = 2 << 10 // bytes of a struct module: what is sought lies in the first KiB or so
-	minModule   = 512
-	maxModules  = 1 << 14 // in the list
-	maxSize     = 256 << 20
-	nameLen     = 56 // MODULE_NAME_LEN, include/linux/module.h
-	maxUses     = 1 << 12
-	maxPages    = 1 << 16 // of all modules together, whose mappings are looked up
-	moduleList  = 8       // struct module begins with state and list,
-	moduleNamed = 24      // and name
+	maxModule  = 2 << 10 // bytes of a struct module: what is sought lies in the first KiB or so
+	minModule  = 512
+	maxModules = 1 << 14 // in the list
+	maxSize    = 256 << 20
+	maxUses    = 1 << 12
+	maxPages   = 1 << 16 // of all modules together, whose mappings are looked up
 )
+
+// A struct module begins with state, list and name, which has MODULE_NAME_LEN
+// bytes (include/linux/module.h).
+func (l *look) moduleList() int  { return l.w }
+func (l *look) moduleNamed() int { return 3 * l.w }
+func (l *look) nameLen() int     { return 64 - l.w }
 
 // modules are copies of the loaded modules.
 type modules struct {
@@ -42,8 +45,8 @@ func (l *look) moduleMembers(b *book) error {
 	}
 	// enum module_state, list_head list, char name[]: since Linux 2.6.
 	b.add("module", "state", 0, uint32Type)
-	b.add("module", "list", moduleList, listHead)
-	b.add("module", "name", moduleNamed, char(nameLen))
+	b.add("module", "list", l.moduleList(), b.listHead)
+	b.add("module", "name", l.moduleNamed(), char(uint32(l.nameLen())))
 	b.more = func() {
 		b.c.Enum("module_state", 4, false, []ctype.NewValue{
 			{Name: "MODULE_STATE_LIVE", Value: 0}, {Name: "MODULE_STATE_COMING", Value: 1},
@@ -53,15 +56,26 @@ func (l *look) moduleMembers(b *book) error {
 	return nil
 }
 
-// modules copies the modules, and checks that each begins as every one has since
+// modules finds and copies the modules.
+func (l *look) modules() (*modules, error) {
+	if head, err := l.k.Symbol("modules"); err == nil {
+		return l.modulesAt(head)
+	}
+	var found []*modules
+	for _, head := range l.image().modules {
+		if m, err := l.modulesAt(head); err == nil {
+			l.found["modules"] = head
+			found = append(found, m)
+		}
+	}
+	return only("list of all modules", found)
+}
+
+// modulesAt copies the modules of a list, and checks that each begins as every one has since
 // Linux 2.6: its name is that of its directory in sysfs as well, and its own
 // address stands in it, as it does in its kobject and in the nodes of the tree of
 // all modules' memory.
-func (l *look) modules() (*modules, error) {
-	head, err := l.k.Symbol("modules")
-	if err != nil {
-		return nil, err
-	}
+func (l *look) modulesAt(head mem.VA) (*modules, error) {
 	nodes, err := l.ring(head, maxModules)
 	if err != nil {
 		return nil, err
@@ -72,27 +86,27 @@ func (l *look) modules() (*modules, error) {
 	m := &modules{at: make(map[mem.VA]int), reach: maxModule}
 	step := 1 + len(nodes)/maxSample
 	for i := 0; i < len(nodes); i += step {
-		o, err := l.object(nodes[i]-moduleList, maxModule, minModule)
+		o, err := l.object(nodes[i]-mem.VA(l.moduleList()), maxModule, minModule)
 		if err != nil {
 			return nil, err
 		}
-		if state := o.u32(0); state > 3 || moduleName(&o) == "" {
-			return nil, unproved("state %d, name %.20q at %#x", state, moduleName(&o), uint64(o.at))
+		if state := o.u32(0); state > 3 || l.moduleName(&o) == "" {
+			return nil, unproved("state %d, name %.20q at %#x", state, l.moduleName(&o), uint64(o.at))
 		}
 		m.at[o.at] = len(m.all)
 		m.all = append(m.all, o)
 		m.reach = min(m.reach, len(o.b))
 	}
-	m.self = m.columns(8, func(o *object, off int) bool { return o.ptr(off) == o.at })
+	m.self = m.columns(l.w, l.w, func(o *object, off int) bool { return o.ptr(off) == o.at })
 	if len(m.self) < 2 {
 		return nil, unproved("a module's own address stands in it %d times", len(m.self))
 	}
-	named := m.columns(8, func(o *object, off int) bool {
-		p := o.u64(off)
-		if p>>56 != 0xff {
+	named := m.columns(l.w, l.w, func(o *object, off int) bool {
+		p := o.word(off)
+		if !l.inKernel(p) {
 			return false
 		}
-		name := moduleName(o)
+		name := l.moduleName(o)
 		text, err := l.object(mem.VA(p), len(name)+1, len(name)+1)
 		return err == nil && string(text.b) == name+"\x00"
 	})
@@ -103,8 +117,9 @@ func (l *look) modules() (*modules, error) {
 }
 
 // moduleName is the name, "" if there is none that a module can have.
-func moduleName(o *object) string {
-	b := o.b[moduleNamed:][:nameLen]
+func (l *look) moduleName(o *object) string { return moduleName(o.b[l.moduleNamed():][:l.nameLen()]) }
+
+func moduleName(b []byte) string {
 	for i, c := range b {
 		switch {
 		case c == 0:
@@ -116,11 +131,11 @@ func moduleName(o *object) string {
 	return ""
 }
 
-// columns lists the offsets, multiples of 8, at which ok holds of all modules.
-func (m *modules) columns(width int, ok func(o *object, off int) bool) []int {
+// columns lists the offsets, multiples of step, at which ok holds of all modules.
+func (m *modules) columns(step, width int, ok func(o *object, off int) bool) []int {
 	var out []int
 next:
-	for off := 0; off+width <= m.reach; off += 8 {
+	for off := 0; off+width <= m.reach; off += step {
 		for i := range m.all {
 			if !ok(&m.all[i], off) {
 				continue next
@@ -144,10 +159,13 @@ func (l *look) layout(m *modules, b *book) error {
 	var found []parts
 	for n := len(m.self); n >= 2 && len(found) == 0; n-- {
 		for _, run := range progressions(m.self, n) {
-			for back := 16; back <= 40; back += 8 {
-				for size := 8; size < back; size += 4 {
+			for back := 2 * l.w; back <= 40; back += l.w {
+				for size := l.w; size < back; size += 4 {
 					p := parts{run[0] - back, n, run[1] - run[0], size}
-					if p.at >= moduleNamed+nameLen && p.each > back && p.each <= 256 && l.lie(m, p) {
+					if n == 2 && (back < l.w+12 || size != l.w) { // base, size, text_size, ro_size: struct module_layout
+						continue
+					}
+					if p.at >= l.moduleNamed()+l.nameLen() && p.each > back && p.each <= 256 && l.lie(m, p) {
 						found = append(found, p)
 					}
 				}
@@ -202,11 +220,11 @@ func (l *look) lie(m *modules, p parts) bool {
 		home := false
 		for j := range p.n {
 			e := p.at + j*p.each
-			base, size := o.u64(e), uint64(o.u32(e+p.size))
+			base, size := o.word(e), uint64(o.u32(e+p.size))
 			if base == 0 && size == 0 && j > 0 {
 				continue
 			}
-			if !pointer(base) || base%4096 != 0 || size == 0 || size > maxSize {
+			if !l.pointer(base) || base%4096 != 0 || size == 0 || size > maxSize {
 				return false
 			}
 			if pages += int(size / 4096); pages > maxPages || !l.mapped(mem.VA(base), size, j == 0) {
@@ -257,10 +275,10 @@ func (l *look) mapped(base mem.VA, size uint64, code bool) bool {
 // A use hangs in the first list of the one that is used and in the second of the one that
 // uses it, and names both: source_list, target_list, source, target (struct module_use).
 func (l *look) users(m *modules, p parts, b *book) {
-	const target, exit, refs, size = 16, 32, 40, 44
-	const source, used = 32, 40
+	target, exit, refs, size := 2*l.w, 4*l.w, 5*l.w, 5*l.w+4
+	source, used := 4*l.w, 5*l.w
 	var found []int
-	for off := moduleNamed + nameLen; off+size <= m.reach; off += 8 {
+	for off := l.moduleNamed() + l.nameLen(); off+size <= m.reach; off += l.w {
 		uses, exits, fits := 0, 0, true
 		for i := range m.all {
 			o := &m.all[i]
@@ -271,8 +289,8 @@ func (l *look) users(m *modules, p parts, b *book) {
 			}
 			uses += n
 			e := p.at
-			switch at := o.u64(off + exit); {
-			case at != 0 && at-o.u64(e) < uint64(o.u32(e+p.size)):
+			switch at := o.word(off + exit); {
+			case at != 0 && at-o.word(e) < uint64(o.u32(e+p.size)):
 				exits++
 			case at != 0:
 				fits = false
@@ -291,21 +309,21 @@ func (l *look) users(m *modules, p parts, b *book) {
 		l.gaps = append(l.gaps, err)
 		return
 	}
-	b.add("module", "source_list", off, listHead)
+	b.add("module", "source_list", off, b.listHead)
 	b.add("module", "exit", off+exit, pointerType)
 	b.add("module", "refcnt", off+refs, int32Type)
-	b.add("module_use", "source_list", 0, listHead)
+	b.add("module_use", "source_list", 0, b.listHead)
 	b.add("module_use", "source", source, pointerType)
 }
 
 // uses counts the nodes of a list of uses in a module. Each names the module itself
 // at mine and another at other.
 func (l *look) uses(m *modules, o *object, off, other, mine int) (int, bool) {
-	if !pointer(o.u64(off)) || !pointer(o.u64(off+8)) {
+	if !l.pointer(o.word(off)) || !l.pointer(o.word(off+l.w)) {
 		return 0, false
 	}
 	if o.ptr(off) == o.at+mem.VA(off) {
-		return 0, o.ptr(off+8) == o.at+mem.VA(off)
+		return 0, o.ptr(off+l.w) == o.at+mem.VA(off)
 	}
 	nodes, err := l.ring(o.at+mem.VA(off), maxUses)
 	if err != nil {

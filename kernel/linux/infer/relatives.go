@@ -11,9 +11,9 @@ import (
 // Each task's sibling hangs in the children of its real_parent, also while
 // another task traces it, and its group_leader is itself.
 func (l *look) family(t *tasks) error {
-	const parent, leader, size = 8, 48, 56
+	parent, leader, size := l.w, 6*l.w, 7*l.w
 	idle := t.all[0].at
-	cols := t.columns(8, size, func(off int) bool {
+	cols := t.columns(l.w, size, func(off int) bool {
 		// The idle task has started itself, init and kthreadd.
 		for i := range t.all[:3] {
 			if t.all[i].ptr(off) != idle {
@@ -21,7 +21,7 @@ func (l *look) family(t *tasks) error {
 			}
 		}
 		return t.every(func(o *object) bool {
-			return pointer(o.u64(off)) && pointer(o.u64(off+parent)) && o.ptr(off+leader) == o.at
+			return l.pointer(o.word(off)) && l.pointer(o.word(off+parent)) && o.ptr(off+leader) == o.at
 		}) && l.children(t, off)
 	})
 	var err error
@@ -36,7 +36,7 @@ func (l *look) family(t *tasks) error {
 
 // children reports whether all tasks hang in the lists of those that stand at off.
 func (l *look) children(t *tasks, off int) bool {
-	const children, sibling, leader = 16, 32, 48
+	children, sibling, leader := 2*l.w, 4*l.w, 6*l.w
 	of := make(map[mem.VA]map[mem.VA]bool)
 	for i := range t.all[1:] {
 		o := &t.all[1+i]
@@ -72,35 +72,30 @@ const maxSignal = 256
 func (l *look) threads(t *tasks) error {
 	type place struct{ signal, head, node int }
 	var found []place
-	init, err := l.k.Symbol("init_signals")
-	if err != nil {
-		return err
-	}
-	cols := t.columns(8, 8, func(off int) bool {
+	init := l.variable("init_signals")
+	cols := t.columns(l.w, l.w, func(off int) bool {
 		seen := make(map[uint64]bool)
-		return t.all[0].ptr(off) == init && t.every(func(o *object) bool {
-			v := o.u64(off)
+		return init(t.all[0].ptr(off)) && !t.own(off) && t.every(func(o *object) bool {
+			v := o.word(off)
 			again := seen[v]
 			seen[v] = true
-			return !again && pointer(v)
+			return !again && l.pointer(v)
 		})
 	})
 	for _, col := range cols {
-		signals := make([]object, len(t.all))
-		for i := range t.all {
-			if signals[i], err = l.object(t.all[i].ptr(col), maxSignal, maxSignal); err != nil {
-				return err
-			}
+		signals, err := l.objects(t, col, maxSignal)
+		if err != nil {
+			continue // what it points to are no such things
 		}
-		for head := 0; head+16 <= maxSignal; head += 8 {
+		for head := 0; head+2*l.w <= maxSignal; head += l.w {
 			node := int(signals[0].ptr(head) - t.all[0].at)
-			if node < 0 || node+16 > t.reach {
+			if node < 0 || node+2*l.w > t.reach || col >= node && col < node+2*l.w { // the last: a node leads to the head of its list
 				continue
 			}
 			fits := true
 			for i := range t.all {
 				o, s := &t.all[i], &signals[i]
-				fits = fits && s.ptr(head) == o.at+mem.VA(node) && o.ptr(node+8) == s.at+mem.VA(head)
+				fits = fits && s.ptr(head) == o.at+mem.VA(node) && o.ptr(node+l.w) == s.at+mem.VA(head)
 			}
 			if fits {
 				found = append(found, place{col, head, node})
@@ -113,6 +108,18 @@ func (l *look) threads(t *tasks) error {
 	}
 	t.signal, t.head, t.node = one.signal, one.head, one.node
 	return l.groups(t)
+}
+
+// objects copies n bytes of what each task points to at an offset.
+func (l *look) objects(t *tasks, off, n int) ([]object, error) {
+	out := make([]object, len(t.all))
+	for i := range t.all {
+		var err error
+		if out[i], err = l.object(t.all[i].ptr(off), n, n); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // groups checks by threads that are no leaders which of pid and tgid is which.
@@ -152,21 +159,21 @@ func (t *tasks) ofKernel(o *object) bool {
 // it is the only pair of pointers that init has and no thread of the kernel. Those
 // may have borrowed an active_mm.
 func (l *look) space(t *tasks) error {
-	cols := t.columns(8, 16, func(off int) bool {
-		return t.all[1].u64(off) != 0 && t.every(func(o *object) bool {
-			own, active := o.u64(off), o.u64(off+8)
+	cols := t.columns(l.w, 2*l.w, func(off int) bool {
+		return t.all[1].word(off) != 0 && t.every(func(o *object) bool {
+			own, active := o.word(off), o.word(off+l.w)
 			if own == 0 {
-				return active == 0 || pointer(active)
+				return active == 0 || l.pointer(active)
 			}
 			inside := mem.VA(own)-o.at < mem.VA(t.reach) // a list that begins and ends in the task
-			return pointer(own) && own == active && !inside && !t.ofKernel(o)
+			return l.pointer(own) && own == active && !inside && !t.ofKernel(o)
 		})
 	})
 	var err error
 	if t.mm, err = only("mm", cols); err != nil {
 		return err
 	}
-	if reads := l.readsOf("get_task_mm"); reads[t.mm+8] && !reads[t.mm] {
+	if reads := l.readsOf("get_task_mm"); reads[t.mm+l.w] && !reads[t.mm] {
 		return unproved("mm: get_task_mm reads what lies behind it")
 	}
 	return nil
@@ -176,14 +183,15 @@ func (l *look) space(t *tasks) error {
 // task that has an address space. Before them lie the stack, which a task that
 // ended has no more, and the count of users; behind them what a tracer asked for.
 func (l *look) flags(t *tasks) error {
-	const stack, usage, ptrace = -12, -4, 4
+	stack := -4 - l.w
+	const usage, ptrace = -4, 4
 	const kthread = 0x00200000 // PF_KTHREAD, include/linux/sched.h
 	cols := t.columns(4, 8, func(off int) bool {
-		return off >= -stack && (off+stack)%8 == 0 && t.every(func(o *object) bool {
-			s, v := o.u64(off+stack), o.u32(off)
-			ended := o.u64(t.mm) == 0 && !t.ofKernel(o)
+		return off >= -stack && (off+stack)%l.w == 0 && t.every(func(o *object) bool {
+			s, v := o.word(off+stack), o.u32(off)
+			ended := o.word(t.mm) == 0 && !t.ofKernel(o)
 			switch {
-			case !(pointer(s) && s%4096 == 0) && !(s == 0 && ended):
+			case !(l.pointer(s) && s%4096 == 0) && !(s == 0 && ended):
 				return false
 			case o.u32(off+usage)-1 >= 1<<20 || o.u32(off+ptrace) >= 1<<25:
 				return false

@@ -36,7 +36,7 @@ type tasks struct {
 // says that processes cannot be listed.
 func (l *look) taskMembers(b *book) error {
 	t, err := l.tasks()
-	for _, step := range []func(*tasks) error{l.family, l.threads, l.space, l.flags} {
+	for _, step := range []func(*tasks) error{l.threads, l.space, l.flags} {
 		if err == nil {
 			err = step(t)
 		}
@@ -44,15 +44,15 @@ func (l *look) taskMembers(b *book) error {
 	if err != nil {
 		return fmt.Errorf("task_struct: %w", err)
 	}
-	b.add("task_struct", "tasks", t.list, listHead)
+	b.add("task_struct", "tasks", t.list, b.listHead)
 	b.add("task_struct", "pid", t.pid, int32Type)
 	b.add("task_struct", "tgid", t.tgid, int32Type)
 	b.add("task_struct", "comm", t.comm, char(commLen))
 	b.add("task_struct", "flags", t.flags, uint32Type)
 	b.add("task_struct", "real_parent", t.parent, pointerType)
 	b.add("task_struct", "signal", t.signal, pointerType)
-	b.add("task_struct", "thread_node", t.node, listHead)
-	b.add("signal_struct", "thread_head", t.head, listHead)
+	b.add("task_struct", "thread_node", t.node, b.listHead)
+	b.add("signal_struct", "thread_head", t.head, b.listHead)
 	b.add("task_struct", "mm", t.mm, pointerType)
 	l.start(t, b)
 	l.state(t, b)
@@ -63,12 +63,30 @@ func (l *look) taskMembers(b *book) error {
 
 // tasks finds the list of all processes: the ring through init_task in which all
 // nodes have a name at the distance at which init_task has the idle task's, and
-// numbers that can be pids.
+// numbers that can be pids, and who has started whom.
 func (l *look) tasks() (*tasks, error) {
-	at, err := l.k.Symbol("init_task")
-	if err != nil {
-		return nil, err
+	if at, err := l.k.Symbol("init_task"); err == nil {
+		return l.tasksAt(at)
 	}
+	var found []*tasks
+	why := unproved("there is no idle task")
+	for _, at := range l.image().idle {
+		t, err := l.tasksAt(at)
+		if err != nil {
+			why = err
+			continue
+		}
+		l.found["init_task"] = at
+		found = append(found, t)
+	}
+	if len(found) == 0 {
+		return nil, why
+	}
+	return only("idle task", found)
+}
+
+// tasksAt is tasks if the idle task is at an address.
+func (l *look) tasksAt(at mem.VA) (*tasks, error) {
 	init, err := l.object(at, maxTask, minTask)
 	if err != nil {
 		return nil, err
@@ -76,19 +94,23 @@ func (l *look) tasks() (*tasks, error) {
 	var found []*tasks
 	why := unproved("init_task hangs in no list of tasks")
 	for _, comm := range idleNames(init.b) {
-		for off := 0; off+16 <= len(init.b); off += 8 {
-			next, self := init.u64(off), init.at+mem.VA(off)
-			if !pointer(next) || !pointer(init.u64(off+8)) || mem.VA(next) == self {
+		for off := 0; off+2*l.w <= len(init.b); off += l.w {
+			next, self := init.word(off), init.at+mem.VA(off)
+			if !l.pointer(next) || !l.pointer(init.word(off+l.w)) || mem.VA(next) == self {
 				continue
 			}
-			if back, err := l.word(mem.VA(next) + 8); err != nil || mem.VA(back) != self {
+			if back, err := l.word(mem.VA(next) + mem.VA(l.w)); err != nil || mem.VA(back) != self {
 				continue
 			}
 			t := &tasks{list: off, comm: comm, all: []object{init}}
 			if err := l.sample(t); err != nil {
 				continue
 			}
-			if err := t.numbers(); err != nil {
+			err := t.numbers()
+			if err == nil {
+				err = l.family(t)
+			}
+			if err != nil {
 				why = err
 				continue
 			}
@@ -204,6 +226,13 @@ func (t *tasks) count(is func(o *object) bool) (n int) {
 
 // idle reports whether o is the idle task.
 func (t *tasks) idle(o *object) bool { return o.at == t.all[0].at }
+
+// own reports whether what is at an offset leads to a fixed place in each task, as an
+// empty list does, and group_leader.
+func (t *tasks) own(off int) bool {
+	to := func(i int) mem.VA { return t.all[i].ptr(off) - t.all[i].at }
+	return to(0) == to(1) && to(0) == to(2)
+}
 
 // name is a task's comm.
 func (t *tasks) name(o *object) string {

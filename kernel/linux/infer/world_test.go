@@ -14,19 +14,27 @@ import (
 	"vmscope/mem"
 )
 
-const (
-	base = mem.VA(0xffff888000000000) // of the world's memory
-	page = 4096
-)
+const page = 4096
+
+// baseOf is where the memory of a world begins whose pointers have so many bytes.
+func baseOf(word int) mem.VA {
+	if word == 4 {
+		return 0xc0000000
+	}
+	return 0xffff888000000000
+}
 
 // space maps the world's memory by small pages.
 type space struct {
+	word int // bytes of a pointer
 	size uint64
 	exec map[mem.VA]bool // pages of code
 }
 
+func (s space) PointerSize() int { return s.word }
+
 func (s space) Translate(va mem.VA) (mem.Mapping, error) {
-	off := uint64(va - base)
+	off := uint64(va - baseOf(s.word))
 	if off >= s.size {
 		return mem.Mapping{}, &mem.FaultError{Op: "translate", Addr: uint64(va), Err: mem.ErrNotMapped}
 	}
@@ -40,45 +48,54 @@ func (s space) Translate(va mem.VA) (mem.Mapping, error) {
 // world is a kernel's memory made by hand: what is not said to be something is
 // noise.
 type world struct {
+	word  int // bytes of a pointer
+	base  mem.VA
 	b     []byte
 	next  mem.VA
 	exec  map[mem.VA]bool
 	names map[string]mem.VA // symbols
-	r     *rand.Rand
-	at    map[string]int // where members lie
-	each  int            // size of an entry of module memory
-	tasks []mem.VA       // idle, init, kthreadd, …
-	mods  []mem.VA
+	// variables are those that no symbol tells; nil: all do.
+	variables map[string]mem.VA
+	r         *rand.Rand
+	at        map[string]int // where members lie
+	each      int            // size of an entry of module memory
+	tasks     []mem.VA       // idle, init, kthreadd, …
+	mods      []mem.VA
 }
 
-// members are where they are to be found, by name.
-func newWorld(seed uint64) *world {
+// newWorld is a world the pointers of which have so many bytes. Members are where they
+// are to be found, by name.
+func newWorld(seed uint64, word int) *world {
 	w := &world{
-		b: make([]byte, 4<<20), next: base + page, exec: make(map[mem.VA]bool), names: make(map[string]mem.VA),
+		word: word, base: baseOf(word), b: make([]byte, 4<<20), next: baseOf(word) + page, exec: make(map[mem.VA]bool), names: make(map[string]mem.VA),
 		r: rand.New(rand.NewPCG(seed, 1)), at: make(map[string]int),
 	}
-	// Blocks of members that lie together, in any order, with gaps.
+	// Blocks of members that lie together, in any order, with gaps: numbers of 4 bytes,
+	// pointers (*), lists (**).
 	blocks := [][]string{
-		{"__state", "", "stack", "", "usage", "flags", "ptrace", ""}, {"tasks", "", "", ""}, {"mm", "", "active_mm", ""}, {"pid", "tgid"},
-		{"real_parent", "", "parent", "", "children", "", "", "", "sibling", "", "", "", "group_leader", ""}, {"thread_node", "", "", ""},
-		{"start_time", "", "start_boottime", ""}, {"real_cred", "", "cred", ""}, {"comm", "", "", ""}, {"signal", ""},
-		{"exit_state", "exit_code", "exit_signal", "pdeath_signal"}, {"worker_private", ""},
+		{"__state", "stack*", "usage", "flags", "ptrace", ""}, {"tasks**"}, {"mm*", "active_mm*"}, {"pid", "tgid"},
+		{"real_parent*", "parent*", "children**", "sibling**", "group_leader*"}, {"thread_node**"},
+		{"start_time", "", "start_boottime", ""}, {"real_cred*", "cred*"}, {"comm", "", "", ""}, {"signal*"},
+		{"exit_state", "exit_code", "exit_signal", "pdeath_signal"}, {"worker_private*"},
 	}
 	w.r.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
-	off := 16
+	off := 208 // behind what system calls read of struct cred
 	for _, block := range blocks {
-		for _, name := range block {
-			if name != "" {
-				w.at["task_struct."+name] = off
+		for _, entry := range block {
+			name := strings.TrimRight(entry, "*")
+			pointers := len(entry) - len(name)
+			if pointers > 0 {
+				off = (off + word - 1) &^ (word - 1)
 			}
-			off += 4
+			w.at["task_struct."+name] = off
+			off += max(4, pointers*word)
 		}
 		off = (off+7)&^7 + 8*w.r.IntN(20)
 	}
 	w.at["signal_struct.thread_head"] = 16
 	uid := 4 + 4*w.r.IntN(4)
 	w.at["cred.uid"], w.at["cred.gid"], w.at["cred.euid"], w.at["cred.egid"] = uid, uid+4, uid+16, uid+20
-	w.at["kthread.full_name"] = 8 * w.r.IntN(12)
+	w.at["kthread.full_name"] = word * w.r.IntN(12)
 	w.make()
 	w.modules(seed%2 == 0)
 	w.clock()
@@ -95,7 +112,7 @@ func (w *world) alloc(n, align int) mem.VA {
 // noise is an object of n bytes of no meaning.
 func (w *world) noise(n, align int) mem.VA {
 	at := w.alloc(n, align)
-	for i := 0; i < n; i += 8 {
+	for i := 0; i+w.word <= n; i += w.word {
 		v := w.r.Uint64()
 		switch w.r.IntN(4) {
 		case 0:
@@ -103,17 +120,33 @@ func (w *world) noise(n, align int) mem.VA {
 		case 1:
 			v %= 1000
 		case 2:
-			v = uint64(base) + v%uint64(len(w.b))&^7
+			v = uint64(w.base) + v%uint64(len(w.b))&^7
 		}
 		w.put(at+mem.VA(i), v)
 	}
 	return at
 }
 
-func (w *world) put(at mem.VA, v uint64)         { binary.LittleEndian.PutUint64(w.b[at-base:], v) }
-func (w *world) put32(at mem.VA, v uint32)       { binary.LittleEndian.PutUint32(w.b[at-base:], v) }
-func (w *world) text(at mem.VA, s string)        { copy(w.b[at-base:], s+"\x00") }
-func (w *world) get(at mem.VA) uint64            { return binary.LittleEndian.Uint64(w.b[at-base:]) }
+func (w *world) put64(at mem.VA, v uint64) { binary.LittleEndian.PutUint64(w.b[at-w.base:], v) }
+func (w *world) put32(at mem.VA, v uint32) { binary.LittleEndian.PutUint32(w.b[at-w.base:], v) }
+func (w *world) text(at mem.VA, s string)  { copy(w.b[at-w.base:], s+"\x00") }
+func (w *world) size() mem.VA              { return mem.VA(w.word) }
+
+// put and get are of words of a pointer's size.
+func (w *world) put(at mem.VA, v uint64) {
+	if w.word == 4 {
+		w.put32(at, uint32(v))
+	} else {
+		w.put64(at, v)
+	}
+}
+
+func (w *world) get(at mem.VA) uint64 {
+	if w.word == 4 {
+		return uint64(binary.LittleEndian.Uint32(w.b[at-w.base:]))
+	}
+	return binary.LittleEndian.Uint64(w.b[at-w.base:])
+}
 func (w *world) of(o mem.VA, name string) mem.VA { return o + mem.VA(w.at["task_struct."+name]) }
 
 // hang puts nodes into the list at head.
@@ -122,20 +155,21 @@ func (w *world) hang(head mem.VA, nodes ...mem.VA) {
 	for i, n := range all {
 		next := all[(i+1)%len(all)]
 		w.put(n, uint64(next))
-		w.put(next+8, uint64(n))
+		w.put(next+w.size(), uint64(n))
 	}
 }
 
-// function is code that loads from offsets of pointers: mov off(%rax),%rcx; ret.
+// function is code that loads from offsets of pointers: mov off(%rax),%rcx, or
+// off(%eax),%ecx; ret.
 func (w *world) function(name string, offs ...int) {
 	at := w.alloc(64, 16)
 	w.names[name] = at
 	for _, off := range offs {
-		copy(w.b[at-base:], []byte{0x48, 0x8b, 0x88})
+		copy(w.b[at-w.base:], []byte{0x48, 0x8b, 0x88})
 		w.put32(at+3, uint32(off))
 		at += 7
 	}
-	w.b[at-base] = 0xc3
+	w.b[at-w.base] = 0xc3
 }
 
 const taskSize = 4 << 10
@@ -159,8 +193,8 @@ func (w *world) task(pid uint32, name string, parent mem.VA) mem.VA {
 	w.put(w.of(o, "real_parent"), uint64(parent))
 	w.put(w.of(o, "parent"), uint64(parent))
 	w.put(w.of(o, "group_leader"), uint64(o))
-	w.put(w.of(o, "start_time"), uint64(n)*1e8)
-	w.put(w.of(o, "start_boottime"), uint64(n)*1e8+min(uint64(n), 1)*uint64(100+w.r.IntN(900)))
+	w.put64(w.of(o, "start_time"), uint64(n)*1e8)
+	w.put64(w.of(o, "start_boottime"), uint64(n)*1e8+min(uint64(n), 1)*uint64(100+w.r.IntN(900)))
 	w.clearText(w.of(o, "comm"), 16)
 	w.text(w.of(o, "comm"), name)
 	for _, e := range []string{"exit_state", "exit_code", "pdeath_signal"} {
@@ -186,7 +220,7 @@ func (w *world) task(pid uint32, name string, parent mem.VA) mem.VA {
 	return o
 }
 
-func (w *world) clearText(at mem.VA, n int) { clear(w.b[at-base:][:n]) }
+func (w *world) clearText(at mem.VA, n int) { clear(w.b[at-w.base:][:n]) }
 
 // program makes the task one of user space.
 func (w *world) program(o mem.VA) mem.VA {
@@ -270,12 +304,14 @@ func (w *world) link() {
 // modules fills the world with modules, as kernels have them that know kinds of module
 // memory, or as others do.
 func (w *world) modules(kinds bool) {
-	const self, sizeAt = 16, 8
-	n, each, back := 2, 80, 24
+	word := w.word
+	list, name := word, 3*word
+	sizeAt := word
+	n, each, back := 2, 9*word+8, word+16
 	if kinds {
-		n, each, back = 7, 72, 16
+		n, each, back = 7, 9*word, 2*word
 	}
-	kobject := 80 + 8*w.r.IntN(8)
+	kobject := name + 64 - word + 8*w.r.IntN(8)
 	uses := kobject + 72 + 8*w.r.IntN(8)
 	layout := uses + 64 + 8*w.r.IntN(8)
 	if kinds {
@@ -287,8 +323,8 @@ func (w *world) modules(kinds bool) {
 	}
 	w.each = each
 	maps.Copy(w.at, map[string]int{
-		"module.state": 0, "module.list": 8, "module.name": 24, "module.source_list": uses, "module.exit": uses + 32, "module.refcnt": uses + 40,
-		"module_use.source_list": 0, "module_use.source": 32,
+		"module.state": 0, "module.list": list, "module.name": name, "module.source_list": uses, "module.exit": uses + 4*word, "module.refcnt": uses + 5*word,
+		"module_use.source_list": 0, "module_use.source": 4 * word,
 	})
 	head := w.alloc(16, 16)
 	w.names["modules"] = head
@@ -302,13 +338,13 @@ func (w *world) modules(kinds bool) {
 		w.next = data + 64
 		o := w.noise(1280, 64)
 		w.put32(o, 0)
-		w.clearText(o+24, 56)
-		name := fmt.Sprintf("mod_%c", 'a'+i)
-		w.text(o+24, name)
+		w.clearText(o+mem.VA(name), 64-word)
+		called := fmt.Sprintf("mod_%c", 'a'+i)
+		w.text(o+mem.VA(name), called)
 		copied := w.alloc(16, 8)
-		w.text(copied, name)
+		w.text(copied, called)
 		w.put(o+mem.VA(kobject), uint64(copied))
-		w.put(o+mem.VA(kobject)+48, uint64(o))
+		w.put(o+mem.VA(kobject+6*word), uint64(o))
 		for j := range n {
 			e := o + mem.VA(layout+j*each)
 			var at, size uint64
@@ -321,29 +357,31 @@ func (w *world) modules(kinds bool) {
 				at, size = uint64(data), page
 			}
 			w.put(e, at)
-			w.put(e+8, size) // and nothing behind it
+			w.put32(e+mem.VA(sizeAt), uint32(size))
+			w.put32(e+mem.VA(sizeAt)+4, 0)
 			if !kinds {
-				w.put32(e+12, uint32(size/3)) // of its text
-				w.put(e+16, size/2&0xfffff000)
+				w.put32(e+mem.VA(sizeAt)+4, uint32(size/3)) // of its text
+				w.put32(e+mem.VA(sizeAt)+8, uint32(size/2&0xfffff000))
+				w.put32(e+mem.VA(sizeAt)+12, 0)
 			}
 			w.put(e+mem.VA(back), uint64(o))
 		}
 		w.hang(o + mem.VA(uses))
-		w.hang(o + mem.VA(uses) + 16)
-		w.put(o+mem.VA(uses)+32, uint64(text)+0x40)
-		w.put(o+mem.VA(uses)+40, 1)
+		w.hang(o + mem.VA(uses+2*word))
+		w.put(o+mem.VA(uses+4*word), uint64(text)+0x40)
+		w.put32(o+mem.VA(uses+5*word), 1)
 		w.next = (w.next + page - 1) &^ (page - 1)
 		w.mods = append(w.mods, o)
-		nodes = append(nodes, o+8)
+		nodes = append(nodes, o+mem.VA(list))
 	}
 	w.hang(head, nodes...)
 	// The second uses the first.
 	use := w.alloc(48, 16)
 	w.hang(w.mods[0]+mem.VA(uses), use)
-	w.hang(w.mods[1]+mem.VA(uses)+16, use+16)
-	w.put(use+32, uint64(w.mods[1]))
-	w.put(use+40, uint64(w.mods[0]))
-	w.put32(w.mods[0]+mem.VA(uses)+40, 2)
+	w.hang(w.mods[1]+mem.VA(uses+2*word), use+2*w.size())
+	w.put(use+4*w.size(), uint64(w.mods[1]))
+	w.put(use+5*w.size(), uint64(w.mods[0]))
+	w.put32(w.mods[0]+mem.VA(uses+5*word), 2)
 }
 
 // clock makes a timekeeper.
@@ -354,12 +392,13 @@ func (w *world) clock() {
 	ahead := uint64(1790000000*second + 123456789)
 	at += 8 * mem.VA(w.r.IntN(100))
 	sec := -int64(1790000000) - 1
-	w.put(at, uint64(sec))
+	w.put64(at, uint64(sec))
 	w.put(at+8, second-123456789)
-	w.put(at+16, ahead)
-	w.put(at+24, 5*second)
-	w.put(at+32, ahead+37*second)
-	w.names["real"] = at + 16
+	real := at + 8 + w.size()
+	w.put64(real, ahead)
+	w.put64(real+8, 5*second)
+	w.put64(real+16, ahead+37*second)
+	w.names["real"] = real
 }
 
 func (w *world) symbol(name string) (mem.VA, error) {
@@ -370,8 +409,19 @@ func (w *world) symbol(name string) (mem.VA, error) {
 }
 
 func (w *world) kernel() Kernel {
-	s := mem.NewSpace("world", &memtest.Bytes{Data: w.b}, space{uint64(len(w.b)), w.exec})
-	return Kernel{Mem: s, Symbol: w.symbol, Arch: "x86_64"}
+	s := mem.NewSpace("world", &memtest.Bytes{Data: w.b}, w.space())
+	return Kernel{Mem: s, Symbol: w.symbol, Text: w.base, Arch: map[int]string{4: "i686", 8: "x86_64"}[w.word]}
+}
+
+func (w *world) space() space { return space{w.word, uint64(len(w.b)), w.exec} }
+
+// bare takes away what a kernel without the symbols of variables does not tell.
+func (w *world) bare() {
+	w.variables = make(map[string]mem.VA)
+	for _, name := range []string{"init_task", "modules", "init_signals", "init_cred", "tk_core"} {
+		w.variables[name] = w.names[name]
+		delete(w.names, name)
+	}
 }
 
 // wrong lists the members that a Result has elsewhere than they are.
@@ -387,6 +437,11 @@ func (w *world) wrong(t testing.TB, r *Result) (out []string) {
 		want, ok := w.at[name]
 		if err != nil || !ok || int(f.Offset) != want {
 			out = append(out, fmt.Sprintf("%s at %d, is at %d (%v)", name, f.Offset, want, err))
+		}
+	}
+	for name, at := range r.Variables {
+		if at != w.variables[name] {
+			out = append(out, fmt.Sprintf("%s at %#x, is at %#x", name, uint64(at), uint64(w.variables[name])))
 		}
 	}
 	if r.OffsReal != 0 && (r.OffsReal != w.names["real"] || r.OffsBoot != r.OffsReal+8) {
