@@ -1,6 +1,6 @@
 # make demo   the main job, live, on a fresh Debian machine (installs what it needs)
 # make test   all tests, on real guests too
-# make test-long  a hundred random runs on watched guests, about ten minutes; 1,000 looks at clean guests of each kernel
+# make test-long  a hundred random runs on watched guests, about ten minutes; 1,000 looks at clean guests of each kernel; kernels that Debian does not ship, built first
 # make check  formatting, vet, house rules, short tests
 # make bench  the numbers of docs/performance.md: of memory; bench-disk and figure7, of disks
 GO ?= go

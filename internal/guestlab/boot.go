@@ -38,7 +38,7 @@ func TestKernels(tb testing.TB) []string {
 }
 
 // Boot starts a guest for a test or benchmark and closes it when that ends. Under -short, and if the host lacks a
-// program or its libvirt does not start guests, the test is skipped (see Skip); any other failure to boot fails it with the end of the console's log.
+// program or its libvirt does not start guests, or the kernel was not built, the test is skipped (see Skip); any other failure to boot fails it with the end of the console's log.
 func Boot(tb testing.TB, cfg Config) *Guest {
 	tb.Helper()
 	if testing.Short() {
@@ -49,6 +49,8 @@ func Boot(tb testing.TB, cfg Config) *Guest {
 	}
 	g, err := Start(context.Background(), cfg)
 	switch {
+	case errors.Is(err, ErrNotBuilt):
+		Skip(tb, err.Error())
 	case errors.Is(err, ErrMissing):
 		SkipOrFail(tb, err.Error())
 	case errors.Is(err, errNoDomain):

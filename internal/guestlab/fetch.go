@@ -16,6 +16,10 @@ import (
 // ErrMissing is in the chain of errors that say: this host lacks a program, so no guest can be had.
 var ErrMissing = errors.New("missing on this host")
 
+// ErrNotBuilt is in the chain of errors that say: this kernel comes with no package, and scripts/arm64-kernels, which
+// builds it in some minutes, was not run.
+var ErrNotBuilt = fmt.Errorf("not built by scripts/arm64-kernels: %w", ErrMissing)
+
 // CacheDir is where the lab keeps what it fetched and built: $VMSCOPE_LAB, else vmscope/lab in the user's cache
 // directory. It may be deleted at any time that no lab is running.
 func CacheDir() (string, error) {
@@ -30,7 +34,7 @@ func CacheDir() (string, error) {
 }
 
 // Fetch returns the kernel of that short name, downloading it first unless the cache has it. Cost: up to 200 MB and a
-// minute or two the first time, nothing after. Safe to call from several processes at once.
+// minute or two the first time, nothing after. A kernel that is no package's must have been built. Safe to call from several processes at once.
 func Fetch(ctx context.Context, name string) (*Kernel, error) {
 	src, err := lookupSource(name)
 	if err != nil {
@@ -43,6 +47,9 @@ func Fetch(ctx context.Context, name string) (*Kernel, error) {
 	dir := filepath.Join(cache, "kernels", name)
 	if k, err := openKernel(src, dir); err == nil {
 		return k, nil
+	}
+	if src.meta == "" {
+		return nil, fmt.Errorf("guestlab: kernel %s: %w", name, ErrNotBuilt)
 	}
 	unlock, err := lockFile(ctx, filepath.Join(cache, "kernels", name+".lock"))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 type source struct {
 	name     string
 	suites   []string // searched together; the newest version wins
-	meta     string
+	meta     string   // "": the kernel is built, by scripts/arm64-kernels
 	note     string
 	platform *platform
 	rare     bool // for long tests
@@ -31,6 +31,10 @@ var sources = []source{
 	{"bookworm-686-pae", []string{"bookworm"}, "linux-image-686-pae", "6.1, 32 bits, PAE", i386, true},
 	{"trixie-cloud-arm64", []string{"trixie"}, "linux-image-cloud-arm64", "6.12, AArch64", arm64, false},
 	{"trixie-arm64-16k", []string{"trixie"}, "linux-image-arm64-16k", "6.12, AArch64, pages of 16 KiB, all drivers", arm64, true},
+	// Debian ships none like these: scripts/arm64-kernels builds them of its source.
+	{"arm64-64k-52", nil, "", "6.12, AArch64, pages of 64 KiB, 52 bits of address", arm64, true},
+	{"arm64-64k-42", nil, "", "6.12, AArch64, pages of 64 KiB, 42 bits of address", arm64, true},
+	{"arm64-4k-39", nil, "", "6.12, AArch64, pages of 4 KiB, 39 bits of address", arm64, true},
 }
 
 // Kernels returns the short names of the kernels for PCs of 64 bits, oldest kernel first.

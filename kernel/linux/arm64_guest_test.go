@@ -12,15 +12,15 @@ import (
 
 // arm64Mode is how Linux translates addresses of so many bits.
 func arm64Mode(g arm64.Granule, bits uint8) arch.Mode {
-	high := arm64.Half{Granule: g, Bits: bits, Wide: bits == 52, Dirty: true}
+	high := arm64.Half{Granule: g, Bits: bits, Wide: g == arm64.Granule64K || bits == 52, Dirty: true}
 	low := high
 	low.TopIgnored = true
 	return arm64.Mode{Low: low, High: high}
 }
 
 // TestArm64Guest finds the kernel of AArch64 guests and compares what it lists
-// with what they say of themselves: with pages of 4 and of 16 KiB, with 48 and
-// 52 bits of address.
+// with what they say of themselves: with pages of 4, 16 and 64 KiB, with 39 to 52
+// bits of address, of which a kernel for 52 uses 48 on a processor that has no more.
 func TestArm64Guest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots guests")
@@ -37,6 +37,10 @@ func TestArm64Guest(t *testing.T) {
 		{"4K", guestlab.Config{Kernel: "trixie-cloud-arm64", CPUs: 2}, arm64Mode(arm64.Granule4K, 48), true},
 		{"LPA2", guestlab.Config{Kernel: "trixie-cloud-arm64", CPUModel: "max,pauth-impdef=on"}, arm64Mode(arm64.Granule4K, 52), false},
 		{"16K", guestlab.Config{Kernel: "trixie-arm64-16k", CPUModel: "neoverse-n1"}, arm64Mode(arm64.Granule16K, 47), false},
+		{"64K", guestlab.Config{Kernel: "arm64-64k-52", CPUs: 2, CPUModel: "max,pauth-impdef=on"}, arm64Mode(arm64.Granule64K, 52), true},
+		{"64K for 52 bits on 48", guestlab.Config{Kernel: "arm64-64k-52"}, arm64Mode(arm64.Granule64K, 48), false},
+		{"64K with 42 bits", guestlab.Config{Kernel: "arm64-64k-42"}, arm64Mode(arm64.Granule64K, 42), true},
+		{"4K with 39 bits", guestlab.Config{Kernel: "arm64-4k-39"}, arm64Mode(arm64.Granule4K, 39), true},
 	} {
 		if !slices.Contains(guestlab.OtherKernels(), c.cfg.Kernel) {
 			continue

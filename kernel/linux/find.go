@@ -163,6 +163,7 @@ type claim struct {
 	delta   uint64 // virtual minus physical address of the image
 	slide   uint64 // of KASLR
 	root    mem.VA // swapper_pg_dir, which x86-64 calls init_top_pgt
+	skipped mem.PA // bytes of that table which the processor leaves out
 	port    port
 	modes   []arch.Mode
 	info    *ksym.CoreInfo

@@ -55,7 +55,7 @@ func (p arm64) claim(c *claim) bool {
 		// The table has room for 52 bits, of which TTBR1 leaves out the lower part
 		// (TTBR1_BADDR_4852_OFFSET).
 		const entries52, entries48 = 1 << (52 - 42), 1 << (48 - 42)
-		c.root += 8 * (entries52 - entries48)
+		c.skipped = 8 * (entries52 - entries48)
 	}
 	return true
 }

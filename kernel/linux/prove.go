@@ -35,7 +35,7 @@ func (f *finder) proveIn(c *claim, mode arch.Mode) (*Kernel, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%s, release %q: %w: %s", c.source, c.release, mem.ErrInconsistent, fmt.Sprintf(format, args...))
 	}
-	k := &Kernel{Arch: c.port.arch(), port: c.port, Text: c.text, Slide: c.slide, Phys: c.phys(c.text), Root: c.phys(c.root), Mode: mode, info: c.info}
+	k := &Kernel{Arch: c.port.arch(), port: c.port, Text: c.text, Slide: c.slide, Phys: c.phys(c.text), Root: c.phys(c.root) + c.skipped, Mode: mode, info: c.info}
 	v := k.View(f.phys)
 
 	// The page tables lead where the image is said to lie.

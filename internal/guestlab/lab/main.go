@@ -76,12 +76,17 @@ func run(ctx context.Context, args []string) error {
 }
 
 func fetch(ctx context.Context, kernels []string) error {
-	if len(kernels) == 0 {
+	all := len(kernels) == 0
+	if all {
 		kernels = append(guestlab.Kernels(), guestlab.OtherKernels()...)
 	}
 	for _, name := range kernels {
 		began := time.Now()
 		k, err := guestlab.Fetch(ctx, name)
+		if all && errors.Is(err, guestlab.ErrNotBuilt) {
+			fmt.Println(err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
