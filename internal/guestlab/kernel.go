@@ -29,6 +29,7 @@ var sources = []source{
 
 	{"bookworm-686", []string{"bookworm"}, "linux-image-686", "6.1, 32 bits, two levels of page tables", i386, true},
 	{"bookworm-686-pae", []string{"bookworm"}, "linux-image-686-pae", "6.1, 32 bits, PAE", i386, true},
+	{"bookworm-cloud-arm64", []string{"bookworm"}, "linux-image-cloud-arm64", "6.1, AArch64, which names functions only", arm64, true},
 	{"trixie-cloud-arm64", []string{"trixie"}, "linux-image-cloud-arm64", "6.12, AArch64", arm64, false},
 	{"trixie-arm64-16k", []string{"trixie"}, "linux-image-arm64-16k", "6.12, AArch64, pages of 16 KiB, all drivers", arm64, true},
 	// Debian ships none like these: scripts/arm64-kernels builds them of its source.

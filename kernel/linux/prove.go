@@ -186,7 +186,7 @@ func (k *Kernel) btf(v *View) (*ctype.Types, error) {
 	start, err := k.Symbol("__start_BTF")
 	switch {
 	case errors.Is(err, ErrNoData):
-		return nil, fmt.Errorf("no symbol of this kernel tells of BTF: %w", errors.ErrUnsupported)
+		return k.findBTF(v)
 	case err != nil:
 		return nil, fmt.Errorf("this kernel carries no BTF (built without CONFIG_DEBUG_INFO_BTF): %w", errors.ErrUnsupported)
 	}
