@@ -13,9 +13,9 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// TestXenGuest runs the program that users get in dom0 of real Xen hosts, one with a PV domain and one with a PVH domain;
-// the domains' own words are what it has to say. With VMSCOPE_XEN=core it leaves out what is done to memory and disks by
-// xl, and to those who serve disks.
+// TestXenGuest runs the program that users get in dom0 of real Xen hosts, one with a PV domain, one with a PVH domain, and one
+// with domains of other kernels for their disks; the domains' own words are what it has to say. With
+// VMSCOPE_XEN=core it leaves out the last, what is done to memory and disks by xl, and to those who serve disks.
 func TestXenGuest(t *testing.T) {
 	var whole bool
 	switch v := os.Getenv("VMSCOPE_XEN"); v {
