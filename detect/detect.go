@@ -122,6 +122,9 @@ func sweep(ctx context.Context, l *Look, detectors []Detector) (r Result) {
 			break
 		}
 		c := Check{Name: d.Name(), Err: fits(d.Name(), l.Arch)}
+		if c.Err == nil {
+			c.Err = l.NeedData()
+		}
 		if c.Err != nil {
 			r.Checks = append(r.Checks, c)
 			continue

@@ -94,7 +94,7 @@ func newAreaPlan(k *Kernel) (*areaPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.needData(); err != nil {
+	if err := k.NeedData(); err != nil {
 		return nil, err
 	}
 	p := &areaPlan{areaLayout: *l}

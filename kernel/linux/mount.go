@@ -116,7 +116,7 @@ func newMountPlan(k *Kernel) (*mountPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.needData(); err != nil {
+	if err := k.NeedData(); err != nil {
 		return nil, err
 	}
 	p := &mountPlan{mountLayout: *l, superNames: superOptions}

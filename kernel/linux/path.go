@@ -81,7 +81,7 @@ func newPathPlan(k *Kernel) (*pathPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := k.needData(); err != nil {
+	if err := k.NeedData(); err != nil {
 		return nil, err
 	}
 	p := &pathPlan{pathLayout: *l, dnames: make(map[mem.VA]dnamer)}

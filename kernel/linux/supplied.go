@@ -85,9 +85,9 @@ func (k *Kernel) Named(name string) []ksym.Symbol {
 // for what VMCOREINFO tells.
 func (k *Kernel) bare() bool { return len(k.Named("init_task")) == 0 }
 
-// needData is an ErrNoData for a kernel that is bare: what takes symbols that some
-// kernels have not would take them all for missing.
-func (k *Kernel) needData() error {
+// NeedData is an ErrNoData for a kernel that names functions only: what takes
+// symbols that some kernels have not would take them all for missing.
+func (k *Kernel) NeedData() error {
 	if k.bare() {
 		return ErrNoData
 	}
