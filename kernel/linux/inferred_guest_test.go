@@ -30,7 +30,7 @@ func nothingBut(k *linux.Kernel) symbolOf {
 func runInfer(t *testing.T, v *linux.View, symbol symbolOf) (r *infer.Result, err error) {
 	t.Helper()
 	err = mem.Guard(func() (err error) {
-		r, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: symbol, Text: v.Text, Arch: v.Arch})
+		r, err = infer.Run(t.Context(), infer.Kernel{Mem: v.Mem, Symbol: symbol, Text: v.Text, Arch: v.Arch})
 		return err
 	})
 	if err != nil {

@@ -260,7 +260,7 @@ func (f *finder) readTypes(k *Kernel) error {
 	if k.Types == nil || k.bare() {
 		f.infer(k)
 	}
-	return nil
+	return f.ctx.Err() // which may have ended one of them
 }
 
 // ownTypes takes the types in the kernel's memory, else those of a profile made ahead.
@@ -292,7 +292,7 @@ func (f *finder) infer(k *Kernel) {
 			phys = mem.NewCache(phys, inferPages)
 		}
 		v := k.View(phys)
-		if r, err = infer.Run(infer.Kernel{Mem: v.Mem, Symbol: k.Symbol, Text: k.Text, Arch: k.Arch}); err == nil {
+		if r, err = infer.Run(f.ctx, infer.Kernel{Mem: v.Mem, Symbol: k.Symbol, Text: k.Text, Arch: k.Arch}); err == nil || f.ctx.Err() != nil {
 			break
 		}
 	}

@@ -14,6 +14,7 @@
 package infer
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -55,11 +56,11 @@ var ErrUnproved = errors.New("not proved")
 
 // Run looks for the members. A guest that runs may change under it what it
 // compares: what was not found may be found by another Run. An error says that
-// neither processes nor modules can be listed by what was found.
-func Run(k Kernel) (*Result, error) { return newLook(k).run() }
+// neither processes nor modules can be listed by what was found, or is ctx's.
+func Run(ctx context.Context, k Kernel) (*Result, error) { return newLook(ctx, k).run() }
 
-func newLook(k Kernel) *look {
-	return &look{k: k, w: k.Mem.PointerSize(), left: maxRead, found: make(map[string]mem.VA)}
+func newLook(ctx context.Context, k Kernel) *look {
+	return &look{ctx: ctx, k: k, w: k.Mem.PointerSize(), left: maxRead, found: make(map[string]mem.VA)}
 }
 
 func (l *look) run() (*Result, error) {
@@ -67,7 +68,7 @@ func (l *look) run() (*Result, error) {
 	tasks := l.taskMembers(b)
 	modules := l.moduleMembers(b)
 	if tasks != nil && modules != nil {
-		return nil, errors.Join(tasks, modules)
+		return nil, errors.Join(l.ctx.Err(), tasks, modules)
 	}
 	r := &Result{Members: b.names(), Variables: l.found, Unproved: append(l.gaps, tasks, modules)}
 	r.Unproved = slices.DeleteFunc(r.Unproved, func(err error) bool { return err == nil })
@@ -78,6 +79,9 @@ func (l *look) run() (*Result, error) {
 	if r.Types, err = b.types(); err != nil {
 		return nil, err
 	}
+	if err := l.ctx.Err(); err != nil { // it has cut the search short
+		return nil, err
+	}
 	return r, nil
 }
 
@@ -86,6 +90,7 @@ const maxRead = 256 << 20
 
 // look is one Run.
 type look struct {
+	ctx   context.Context
 	k     Kernel
 	w     int               // bytes of a pointer
 	left  int               // of maxRead
@@ -103,8 +108,12 @@ func (l *look) gap(format string, args ...any) { l.gaps = append(l.gaps, unprove
 
 var errTooMuch = errors.New("more to read than any kernel needs")
 
-// spend takes n bytes off what may be read.
+// spend takes n bytes off what may be read. All that is read asks here, so that it
+// ends with the context.
 func (l *look) spend(n int) error {
+	if err := l.ctx.Err(); err != nil {
+		return err
+	}
 	if l.left -= n; l.left < 0 {
 		return fmt.Errorf("%w: %w", mem.ErrInconsistent, errTooMuch)
 	}

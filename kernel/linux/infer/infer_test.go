@@ -24,7 +24,7 @@ func TestRun(t *testing.T) {
 		if seed%8 >= 4 {
 			w.bare()
 		}
-		r, err := Run(w.kernel())
+		r, err := Run(t.Context(), w.kernel())
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -131,7 +131,7 @@ func TestUnproved(t *testing.T) {
 				if seed%4 == 3 {
 					w.bare()
 				}
-				r, err := Run(w.kernel())
+				r, err := Run(t.Context(), w.kernel())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -162,7 +162,7 @@ func TestNothing(t *testing.T) {
 	w.bare()
 	w.text(w.of(w.tasks[0], "comm"), "idle")
 	w.hang(w.variables["modules"])
-	if r, err := Run(w.kernel()); r != nil || err == nil {
+	if r, err := Run(t.Context(), w.kernel()); r != nil || err == nil {
 		t.Errorf("%v, %v", r, err)
 	}
 }
@@ -182,7 +182,7 @@ func TestDamaged(t *testing.T) {
 			from := objects[r.IntN(len(objects))] + mem.VA(r.IntN(size/8)*8)
 			w.put(at, w.get(from))
 		}
-		res, err := Run(w.kernel())
+		res, err := Run(t.Context(), w.kernel())
 		if err != nil {
 			continue
 		}
@@ -199,7 +199,7 @@ func FuzzRun(f *testing.F) {
 		tr := &transcript{PhysReader: &memtest.Bytes{Data: w.b}}
 		k := w.kernel()
 		k.Mem = mem.NewSpace("world", tr, w.space())
-		if _, err := Run(k); err != nil {
+		if _, err := Run(f.Context(), k); err != nil {
 			f.Fatal(err)
 		}
 		f.Add(tr.answers)
@@ -207,7 +207,7 @@ func FuzzRun(f *testing.F) {
 	f.Fuzz(func(t *testing.T, answers []byte) {
 		script := &memtest.Script{Answers: answers}
 		at := baseOf(8)
-		l := newLook(Kernel{
+		l := newLook(t.Context(), Kernel{
 			Mem:    mem.NewSpace("hostile", script, space{8, 1 << 40, nil}),
 			Symbol: func(string) (mem.VA, error) { at += 1 << 20; return at, nil },
 			Arch:   "x86_64",
@@ -241,7 +241,7 @@ func TestEndless(t *testing.T) {
 	k := w.kernel()
 	k.Mem = mem.NewSpace("endless", endless{}, space{8, 1 << 46, nil})
 	w.names["init_task"] = w.base + 1<<20
-	r, err := Run(k)
+	r, err := Run(t.Context(), k)
 	if err == nil {
 		t.Errorf("%v", r.Members)
 	}

@@ -16,6 +16,8 @@ const (
 	maxSize    = 256 << 20
 	maxUses    = 1 << 12
 	maxPages   = 1 << 16 // of all modules together, whose mappings are looked up
+	maxParts   = 16      // kinds of memory: MOD_MEM_NUM_TYPES is 7, include/linux/module.h
+	maxPart    = 256     // bytes of a struct module_layout, or module_memory, with a lock in it
 )
 
 // A struct module begins with state, list and name, which has MODULE_NAME_LEN
@@ -157,15 +159,15 @@ type parts struct{ at, n, each, size int }
 // (module_memory).
 func (l *look) layout(m *modules, b *book) error {
 	var found []parts
-	for n := len(m.self); n >= 2 && len(found) == 0; n-- {
-		for _, run := range progressions(m.self, n) {
+	for n := min(len(m.self), maxParts); n >= 2 && len(found) == 0; n-- {
+		for _, run := range progressions(m.self, n, maxPart) {
 			for back := 2 * l.w; back <= 40; back += l.w {
 				for size := l.w; size < back; size += 4 {
-					p := parts{run[0] - back, n, run[1] - run[0], size}
+					p := parts{run.first - back, n, run.step, size}
 					if n == 2 && (back < l.w+12 || size != l.w) { // base, size, text_size, ro_size: struct module_layout
 						continue
 					}
-					if p.at >= l.moduleNamed()+l.nameLen() && p.each > back && p.each <= 256 && l.lie(m, p) {
+					if p.at >= l.moduleNamed()+l.nameLen() && p.each > back && l.lie(m, p) {
 						found = append(found, p)
 					}
 				}
@@ -191,17 +193,24 @@ func (l *look) layout(m *modules, b *book) error {
 	return nil
 }
 
-// progressions lists the runs of n numbers among sorted ones that are equally far
-// apart.
-func progressions(all []int, n int) (out [][]int) {
+// progression is a run of numbers that are equally far apart.
+type progression struct{ first, step int }
+
+// progressions lists the runs of n numbers among sorted ones that are no further
+// apart than far. A module full of its own address has all that there can be:
+// numbers that are apart by 4 at least have far/4 times as many as there are numbers.
+func progressions(all []int, n, far int) (out []progression) {
 	for i, a := range all {
 		for _, b := range all[i+1:] {
-			run := []int{a, b}
-			for len(run) < n && slices.Contains(all, run[len(run)-1]+b-a) {
-				run = append(run, run[len(run)-1]+b-a)
+			if b-a > far {
+				break
 			}
-			if len(run) == n {
-				out = append(out, run)
+			k, there := 2, true
+			for ; there && k < n; k++ {
+				_, there = slices.BinarySearch(all, a+k*(b-a))
+			}
+			if there {
+				out = append(out, progression{a, b - a})
 			}
 		}
 	}
