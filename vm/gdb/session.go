@@ -22,17 +22,29 @@ const helperKind = "gdb"
 // RunResumeHelper must be called first thing in main by every program that opens guests by this package. In the program
 // itself it returns at once. Open starts the same program again as a helper, which in here lets the guest run if the
 // program has died while it stood still.
-func RunResumeHelper() {
-	began := time.Now()
-	resume.Run(helperKind, func(addr string) (done bool) {
-		// A debugger that is attached keeps us waiting for as long as it likes.
-		s, err := connect(addr, time.Hour)
-		if err == nil {
-			s.stopped = true
-			err = s.detach()
-		}
-		return err == nil || refused(err) || errors.Is(err, errProtocol) || time.Since(began) > 12*time.Hour
-	})
+func RunResumeHelper() { resume.Run(helperKind, new(waker).wake) }
+
+// waker lets a guest run that a dead program has stopped.
+type waker struct {
+	began time.Time // of the first try
+}
+
+// maxWait is how long a waker tries. It cannot tell a stub that a debugger holds, which answers nobody else (QEMU's has
+// one client at a time), from one that is cut off or hangs, and who gives up too early leaves a guest stopped that we
+// stopped: a try an hour costs nothing. Who had the guest for that long has it in hand.
+const maxWait = 12 * time.Hour
+
+func (w *waker) wake(addr string) (done bool) {
+	if w.began.IsZero() { // not when the helper was started: the program may have lived for days
+		w.began = time.Now()
+	}
+	s, err := connect(addr, time.Hour)
+	if err == nil {
+		s.stopped = true
+		err = s.detach()
+	}
+	// Whether a reset or silence came before the guest was let go is not known. To let it go twice does no harm.
+	return err == nil || refused(err) || errors.Is(err, errProtocol) || time.Since(w.began) > maxWait
 }
 
 // refused reports whether nobody listens: there is no guest, or not there.
@@ -135,8 +147,12 @@ func (s *session) detach() error {
 	if !s.stopped {
 		return nil // it stands still as before
 	}
-	if ok, err := s.ask("D"); err != nil || ok != "OK" {
-		return fmt.Errorf("detach: %.40q: %w", ok, errors.Join(err, errProtocol))
+	ok, err := s.ask("D")
+	if err == nil && ok != "OK" {
+		err = fmt.Errorf("the stub answers %.40q: %w", ok, errProtocol)
+	}
+	if err != nil {
+		return fmt.Errorf("detach: %w", err)
 	}
 	return nil
 }
