@@ -31,9 +31,9 @@ func Layouts(kind string, ram uint64) ([]Layout, error) {
 	}
 	switch kind {
 	case "q35":
-		return tall(q35(ram)), nil
+		return tall(false, q35(ram)), nil
 	case "pc":
-		return tall(pc(ram)), nil
+		return tall(false, pc(ram)), nil
 	case "microvm":
 		return []Layout{split("microvm", ram, 3*gib)}, nil
 	case "virt":
@@ -43,16 +43,16 @@ func Layouts(kind string, ram uint64) ([]Layout, error) {
 	case "flat":
 		return []Layout{at("flat", ram, 0)}, nil
 	case "x86":
-		return tall(distinct(x86(ram))...), nil
+		return tall(true, distinct(x86(ram))...), nil
 	case "":
 		// A file of 2.75 GiB and more was split if an x86 board made it; a
 		// smaller one was not.
 		l := append(x86(ram), at("virt", ram, gib), at("riscv-virt", ram, 2*gib))
-		return tall(distinct(l)...), nil
+		return tall(true, distinct(l)...), nil
 	}
 	if s, ok := strings.CutPrefix(kind, "low="); ok {
 		if low, err := parseSize(s); err == nil && low > 0 && low <= 4*gib && low%mem.PageSize == 0 {
-			return tall(split(kind, ram, low)), nil
+			return tall(false, split(kind, ram, low)), nil
 		}
 	}
 	return nil, fmt.Errorf("unknown layout %q: use q35, pc, microvm, virt, riscv-virt, flat or low=SIZE (e.g. low=3G)", kind)
@@ -82,14 +82,19 @@ func pc(ram uint64) Layout {
 	return at("pc", ram, 0)
 }
 
-// tall adds to layouts of much RAM those in which what lies above 4 GiB lies above 1 TiB instead: so it does, from QEMU 7.1 on,
-// in a machine with a processor of AMD's whose memory and PCI devices would else reach into the 12 GiB below 1 TiB, which
-// are those of its interconnect (QEMU hw/i386/pc.c pc_memory_init, AMD_HT_START).
-func tall(l ...Layout) []Layout {
-	const much = 512 * gib // what else takes addresses is not known
+// tall adds to layouts those in which what lies above 4 GiB lies above 1 TiB instead: so it does, from QEMU 7.1 on, in a
+// machine with a processor of AMD's whose memory and PCI devices would else reach into the 12 GiB below 1 TiB, which are
+// those of its interconnect (QEMU hw/i386/pc.c pc_memory_init, pc_max_used_gpa, AMD_HT_START). What counts besides RAM
+// (maxmem, pci-hole64-size) is not known. So little: with less RAM than makes it likely, too, of the splits of today's
+// machine types, for a guest that contradicts all others.
+func tall(little bool, l ...Layout) []Layout {
+	const much = 512 * gib
 	for _, x := range l {
-		if n := len(x.Ranges); n == 2 && x.Ranges[1].Start == 4*gib && x.Ranges[1].Size >= much {
-			l = append(l, Layout{Name: x.Name + ", above 1 TiB", Ranges: []mem.Range{x.Ranges[0], {Start: 1024 * gib, Size: x.Ranges[1].Size}}})
+		if len(x.Ranges) != 2 || x.Ranges[1].Start != 4*gib {
+			continue
+		}
+		if low, high := x.Ranges[0].Size, x.Ranges[1].Size; high >= much || little && (low == 2*gib || low == 3*gib) {
+			l = append(l, Layout{Name: x.Name + ", above 1 TiB", Ranges: []mem.Range{x.Ranges[0], {Start: 1024 * gib, Size: high}}})
 		}
 	}
 	return l

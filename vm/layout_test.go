@@ -1,6 +1,11 @@
 package vm
 
-import "testing"
+import (
+	"slices"
+	"testing"
+
+	"vmscope/mem"
+)
 
 // What cannot be a layout is an error that says what can.
 func TestLayoutsRefuse(t *testing.T) {
@@ -42,6 +47,27 @@ func TestLayoutsHoldAll(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// Little RAM may lie above 1 TiB too, which is tried after all else, and not where somebody says how it lies.
+func TestLayoutsAboveTiB(t *testing.T) {
+	for kind, low := range map[string][]mem.PA{"q35": nil, "pc": nil, "x86": {2 * gib, 3 * gib}, "": {2 * gib, 3 * gib}} {
+		all, err := Layouts(kind, 8*gib)
+		if err != nil || len(all) <= len(low) {
+			t.Fatalf("%q: %+v, %v", kind, all, err)
+		}
+		var got []mem.PA
+		for i, l := range all {
+			if len(l.Ranges) == 2 && l.Ranges[1].Start == 1024*gib {
+				got = append(got, l.Ranges[0].End())
+			} else if len(got) > 0 {
+				t.Errorf("%q: %s is number %d", kind, l.Name, i)
+			}
+		}
+		if !slices.Equal(got, low) {
+			t.Errorf("%q: %+v", kind, all)
 		}
 	}
 }
