@@ -112,8 +112,10 @@ type avml struct {
 	ram    []mem.Range
 }
 
-// maxFramesAVML is 1 TiB of memory.
-const maxFramesAVML = 1 << 24
+// maxFramesAVML bounds the frames of a file of size bytes. All are of 64 KiB, and of
+// those one of zeros is the shortest, which takes 3 KiB; but the last of a range is
+// as long as what is left.
+func maxFramesAVML(size uint64) uint64 { return 1<<16 + size/1024 }
 
 // list reads the headers of all ranges and frames.
 func (a *avml) list(truncated bool) error {
@@ -170,8 +172,11 @@ func (a *avml) block(off uint64) (uint64, error) {
 		if f.size == 0 {
 			continue
 		}
-		if uint64(f.size) > end-pa || len(a.frames) == maxFramesAVML {
-			return 0, fmt.Errorf("%w: frame at offset %#x: more memory than the range at offset %#x has, or than any machine", ErrFormat, f.off, off)
+		if uint64(len(a.frames)) == maxFramesAVML(a.src.Size()) {
+			return 0, fmt.Errorf("%w: frame at offset %#x: more frames of less than 64 KiB than AVML writes", ErrFormat, f.off)
+		}
+		if uint64(f.size) > end-pa {
+			return 0, fmt.Errorf("%w: frame at offset %#x: more memory than the range at offset %#x has", ErrFormat, f.off, off)
 		}
 		f.pa = pa
 		pa += uint64(f.size)

@@ -64,6 +64,24 @@ func TestLimeContract(t *testing.T) {
 	})
 }
 
+// TestAVMLFrames: frames are as many as a file of its size may have, of which there may be several TiB, and frames of a
+// byte each would take more than the file.
+func TestAVMLFrames(t *testing.T) {
+	const zeros = 3 << 10 // in the file, of 64 KiB
+	if n := maxFramesAVML(8 << 40 >> 16 * zeros); n < 8<<40>>16 {
+		t.Errorf("%d frames of 8 TiB", n)
+	}
+	one := makeAVML(0, []byte{1})
+	one = one[limeHeader+10 : len(one)-8] // its only frame
+	const n = 70000
+	body := append([]byte("\xff\x06\x00\x00sNaPpY"), bytes.Repeat(one, n)...)
+	b := append(limeHead(avmlMagic, 2, 0, n-1), body...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(len(body)))
+	if m, err := Open(file(t, b)); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "more frames") {
+		t.Errorf("%v, %v", m, err)
+	}
+}
+
 func TestAVMLContract(t *testing.T) {
 	low, mid, high := limeBytes()
 	// What is larger than a block of AVML is several that touch.
