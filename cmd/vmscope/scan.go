@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"vmscope"
 	"vmscope/kernel"
@@ -88,11 +90,11 @@ func (f *scanFlags) set() (*pattern.Set, error) {
 		rules = append(rules, pattern.NewRule(text, s))
 	}
 	for _, file := range f.rules {
-		text, err := os.ReadFile(file)
+		text, err := readRules(file)
 		if err != nil {
 			return nil, err
 		}
-		more, err := pattern.ParseRules(file, string(text))
+		more, err := pattern.ParseRules(file, text)
 		if err != nil {
 			return nil, err
 		}
@@ -102,6 +104,34 @@ func (f *scanFlags) set() (*pattern.Set, error) {
 		return nil, fmt.Errorf("--max %d: at least 1", f.max)
 	}
 	return pattern.Compile(rules)
+}
+
+// maxRules is more than rules for all that is known take, bytes of a file.
+const maxRules = 64 << 20
+
+// readRules reads a file of rules. It waits for nobody who writes into a pipe, and reads
+// no device that never ends.
+func readRules(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("--rules %q: no regular file (%v): write the rules into one", path, st.Mode().Type())
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxRules+1))
+	if err != nil {
+		return "", err
+	}
+	if len(text) > maxRules {
+		return "", fmt.Errorf("--rules %q: more than %d MiB: give the rules that are needed", path, maxRules>>20)
+	}
+	return string(text), nil
 }
 
 func (f *scanFlags) options() scan.Options {

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vmscope/internal/guestlab"
 )
@@ -56,6 +59,11 @@ func TestScanMistakes(t *testing.T) {
 	if err := os.WriteFile(file, []byte("rule r {\n  strings: $a = \"x\" xor\n  condition: $a\n}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe, large := filepath.Join(t.TempDir(), "pipe"), filepath.Join(t.TempDir(), "large.yar")
+	err := errors.Join(unix.Mkfifo(pipe, 0o600), os.WriteFile(large, nil, 0o600), os.Truncate(large, maxRules+1))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		want string
@@ -65,6 +73,10 @@ func TestScanMistakes(t *testing.T) {
 		{[]string{"--pattern", "/(a/"}, "missing closing )"},
 		{[]string{"--rules", file}, file + `:2:21: the modifier "xor" is not supported`},
 		{[]string{"--rules", file + "x"}, "no such file"},
+		{[]string{"--rules", pipe}, "no regular file"},
+		{[]string{"--rules", "/dev/zero"}, "no regular file"},
+		{[]string{"--rules", t.TempDir()}, "no regular file"},
+		{[]string{"--rules", large}, "more than 64 MiB"},
 		{[]string{"--pattern", "x", "--max", "0"}, "at least 1"},
 		{[]string{"--pattern", "x", "--all", "--pid", "1"}, "pid"},
 	} {
