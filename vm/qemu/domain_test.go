@@ -18,7 +18,7 @@ import (
 
 func TestParseDomain(t *testing.T) {
 	for in, want := range map[string][2]string{
-		"web1": {"web1", ""}, "///web1": {"web1", ""}, "///a%20b%2fc": {"a b/c", ""}, "a%20b": {"a%20b", ""}, "": {"", ""},
+		"web1": {"web1", ""}, "///web1": {"web1", ""}, "///a%20b%2fc": {"a b/c", ""}, "a%20b": {"a%20b", ""},
 		"web1?socket=/run/s": {"web1", "/run/s"}, "///web1?socket=/run/a%3Fb": {"web1", "/run/a?b"},
 	} {
 		if name, socket, err := parseDomain(in); name != want[0] || socket != want[1] || err != nil {
@@ -27,7 +27,7 @@ func TestParseDomain(t *testing.T) {
 	}
 	for in, words := range map[string]string{
 		"//host/web1": "run vmscope there", "//host": "run vmscope there", "///%zz": "escape", "web1?": "absolute path", "web1?socket=s": "absolute path",
-		"web1?sock=/s": `"sock"`, "web1?%zz": "escape",
+		"web1?sock=/s": `"sock"`, "web1?%zz": "escape", "": "names no domain", "///": "names no domain",
 	} {
 		if name, socket, err := parseDomain(in); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%q: %q, %q, %v", in, name, socket, err)
