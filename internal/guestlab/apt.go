@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -93,42 +94,56 @@ var kernelPart = regexp.MustCompile(`^linux-(image|binary|modules|base)-[0-9]`)
 
 // kernelPackages follows the dependencies of a meta package to the packages that hold a kernel's files.
 func (a *privateApt) kernelPackages(ctx context.Context, meta string) ([]string, error) {
-	var found []string
-	seen := map[string]bool{meta: true}
-	for todo := []string{meta}; len(todo) > 0; todo = todo[1:] {
-		out, err := a.run(ctx, "apt-cache", "show", "--no-all-versions", todo[0])
-		if err != nil {
-			return nil, err
-		}
-		for _, dep := range dependencies(string(out)) {
-			if !seen[dep] && kernelPart.MatchString(dep) {
-				seen[dep] = true
-				found, todo = append(found, dep), append(todo, dep)
+	found, err := a.closure(ctx, kernelPart, meta)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 1 {
+		return nil, fmt.Errorf("guestlab: package %s leads to no kernel", meta)
+	}
+	return found[1:], nil
+}
+
+// closure returns the packages and all that they need whose names are as wanted, with what those need in turn.
+func (a *privateApt) closure(ctx context.Context, wanted *regexp.Regexp, packages ...string) ([]string, error) {
+	args := []string{"depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"}
+	out, err := a.run(ctx, "apt-cache", append(args, packages...)...)
+	if err != nil {
+		return nil, err
+	}
+	needs := dependencies(string(out))
+	seen := map[string]bool{}
+	for _, p := range packages {
+		seen[p] = true
+	}
+	found := slices.Clone(packages)
+	for i := 0; i < len(found); i++ {
+		for _, p := range needs[found[i]] {
+			if !seen[p] && wanted.MatchString(p) {
+				seen[p] = true
+				found = append(found, p)
 			}
 		}
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("guestlab: package %s leads to no kernel", meta)
 	}
 	return found, nil
 }
 
-// dependencies lists the package names of the Depends fields in a package record.
-func dependencies(record string) []string {
-	var names []string
-	for line := range strings.Lines(record) {
-		field, value, _ := strings.Cut(line, ":")
-		if field != "Depends" && field != "Pre-Depends" {
-			continue
-		}
-		for _, alt := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == '|' }) {
-			if f := strings.Fields(alt); len(f) > 0 {
-				name, _, _ := strings.Cut(f[0], ":") // drops an architecture qualifier
-				names = append(names, name)
-			}
+// dependencies reads what "apt-cache depends" prints: the name of a package at the begin of a line, and what it depends on,
+// one a line, behind that; all alternatives count. What is but a name that others provide is left out.
+func dependencies(text string) map[string][]string {
+	needs := map[string][]string{}
+	of := ""
+	for line := range strings.Lines(text) {
+		kind, name, on := strings.Cut(strings.TrimSpace(line), ": ")
+		switch {
+		case on && strings.HasSuffix(kind, "Depends") && !strings.HasPrefix(name, "<"):
+			name, _, _ = strings.Cut(name, ":") // drops an architecture
+			needs[of] = append(needs[of], name)
+		case line[0] != ' ' && line[0] != '|':
+			of = strings.TrimSpace(line)
 		}
 	}
-	return names
+	return needs
 }
 
 // unpack downloads the packages and unpacks them all into dest.

@@ -48,8 +48,8 @@ func TestHostMirrors(t *testing.T) {
 }
 
 func TestDependencies(t *testing.T) {
-	got := dependencies("Package: x\nPre-Depends: a:any\nDepends: linux-image-1 (= 1.0), b | c (>= 2)\nSuggests: d\n")
-	if want := []string{"a", "linux-image-1", "b", "c"}; !reflect.DeepEqual(got, want) {
+	got := dependencies("x\n  PreDepends: a:any\n  Depends: linux-image-1\n |Depends: b\n  Depends: c\n  Depends: <p>\n    d\na\n  Depends: b\n<p>\n")
+	if want := map[string][]string{"x": {"a", "linux-image-1", "b", "c"}, "a": {"b"}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for name, want := range map[string]bool{"linux-image-6.1.0-50-cloud-amd64": true, "linux-binary-7.2.13+deb14-amd64": true, "linux-image-cloud-amd64": false, "linux-initramfs-tool": false} {

@@ -14,9 +14,10 @@ import (
 
 // XenConfig describes a host that runs Xen. The zero value of every field is a good default.
 type XenConfig struct {
-	MemoryMiB     int // of the machine; default 1536
-	Dom0MemoryMiB int // default 768
-	CPUs          int // of the machine; default 1
+	Version       string // one of XenVersions; default its first
+	MemoryMiB     int    // of the machine; default 1536
+	Dom0MemoryMiB int    // default 768
+	CPUs          int    // of the machine; default 1
 	// Kernels are those that domains can boot; default "bookworm-cloud". Dom0 runs "bookworm": the cloud kernels cannot be
 	// dom0.
 	Kernels []string
@@ -29,6 +30,9 @@ type XenConfig struct {
 const dom0Kernel = "bookworm"
 
 func (c XenConfig) withDefaults() XenConfig {
+	if c.Version == "" {
+		c.Version = xenReleases[0].version
+	}
 	if c.MemoryMiB == 0 {
 		c.MemoryMiB = 1536
 	}
@@ -119,7 +123,7 @@ func StartXen(ctx context.Context, cfg XenConfig) (*XenHost, error) {
 	if err := require(qemu); err != nil {
 		return nil, err
 	}
-	tools, err := fetchXen(ctx)
+	tools, err := fetchXen(ctx, cfg.Version)
 	if err != nil {
 		return nil, err
 	}
@@ -254,6 +258,9 @@ func (h *XenHost) Close() error {
 	})
 	return nil
 }
+
+// Version is Xen's, one of XenVersions.
+func (h *XenHost) Version() string { return h.cfg.Version }
 
 // ConsoleSocket is the path of the serial console's socket: Xen's, and a shell of dom0, for people.
 func (h *XenHost) ConsoleSocket() string { return h.dir.consoleSocket() }

@@ -10,28 +10,44 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
 
-// A xenRelease is a Xen of a Debian suite: its packages, and the C libraries and few programs of the suite that Xen's
-// tools start. All are only unpacked.
+// A xenRelease is a Xen of a Debian suite.
 type xenRelease struct {
-	suite    string
-	version  string // as in the names of files
-	packages []string
+	version string // as in the names of packages and files
+	suite   string
 }
 
-var xenRelease417 = xenRelease{"bookworm", "4.17", []string{
-	"xen-hypervisor-4.17-amd64", "xen-utils-4.17", "xen-utils-common", "xenstore-utils", "libxenmisc4.17", "libxencall1",
-	"libxendevicemodel1", "libxenevtchn1", "libxenforeignmemory1", "libxengnttab1", "libxenhypfs1", "libxenstore4",
-	"libxentoolcore1", "libxentoollog1", "libargon2-1", "libbz2-1.0", "libc6", "libcom-err2", "libext2fs2", "libfdt1",
-	"libgcc-s1", "liblzma5", "liblzo2-2", "libncurses6", "libnl-3-200", "libnl-route-3-200", "libtinfo6", "libuuid1",
-	"libyajl2", "libzstd1", "zlib1g", "bash", "util-linux",
-}}
+// xenReleases are what the lab can boot; the first is the default.
+var xenReleases = []xenRelease{{"4.17", "bookworm"}, {"4.14", "bullseye"}, {"4.20", "trixie"}}
 
-// XenVersion is the version of the Xen that the lab boots, as in the names of Debian's packages.
-const XenVersion = "4.17"
+// XenVersions are the versions of Xen that the lab can boot, as in the names of Debian's packages; the first is the default.
+func XenVersions() (list []string) {
+	for _, r := range xenReleases {
+		list = append(list, r.version)
+	}
+	return list
+}
+
+func lookupXen(version string) (xenRelease, error) {
+	for _, r := range xenReleases {
+		if r.version == version {
+			return r, nil
+		}
+	}
+	return xenRelease{}, fmt.Errorf("guestlab: no Xen %q; known: %s", version, strings.Join(XenVersions(), " "))
+}
+
+// packages are the hypervisor, the tools, and the few programs that those start.
+func (r xenRelease) packages() []string {
+	return []string{"xen-hypervisor-" + r.version + "-amd64", "xen-utils-" + r.version, "xen-utils-common", "xenstore-utils", "bash", "util-linux"}
+}
+
+// libraryPackage is what packages need of their suite here: libraries. All are only unpacked.
+var libraryPackage = regexp.MustCompile("^(lib|zlib1g)")
 
 // errNotFetched says that what a Xen host needs cannot be downloaded.
 var errNotFetched = errors.New("not to be had from Debian's mirror")
@@ -47,13 +63,16 @@ func (x *xenTools) hypervisor() string { return filepath.Join(x.dir, "xen.elf") 
 
 func (x *xenTools) root() string { return filepath.Join(x.dir, "root") }
 
-// fetchXen returns the tools, downloading them first unless the cache has them: 12 MB.
-func fetchXen(ctx context.Context) (*xenTools, error) {
+// fetchXen returns the tools, downloading them first unless the cache has them: 14 to 23 MB.
+func fetchXen(ctx context.Context, version string) (*xenTools, error) {
+	r, err := lookupXen(version)
+	if err != nil {
+		return nil, err
+	}
 	cache, err := CacheDir()
 	if err != nil {
 		return nil, err
 	}
-	r := xenRelease417
 	x := &xenTools{r, filepath.Join(cache, "xen", r.version)}
 	if _, err := os.Stat(x.hypervisor()); err == nil {
 		return x, nil
@@ -83,7 +102,11 @@ func fetchXen(ctx context.Context) (*xenTools, error) {
 	if err := os.Mkdir(got.dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := apt.unpack(ctx, got.root(), r.packages...); err != nil {
+	packages, err := apt.closure(ctx, libraryPackage, r.packages()...)
+	if err == nil {
+		err = apt.unpack(ctx, got.root(), packages...)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("guestlab: Xen's packages: %w: %w", errNotFetched, err)
 	}
 	if err := gunzip(got.hypervisor(), filepath.Join(got.root(), "boot/xen-"+r.version+"-amd64.gz")); err != nil {
@@ -124,21 +147,24 @@ func (x *xenTools) addTo(c *cpioWriter) error {
 	for _, d := range own {
 		programs = append(programs, bin+d.Name())
 	}
-	for _, pattern := range []string{"usr/bin/xenstore*"} {
-		found, _ := filepath.Glob(filepath.Join(x.root(), pattern))
-		for _, f := range found {
-			programs = append(programs, strings.TrimPrefix(f, x.root()+"/"))
-		}
+	found, _ := filepath.Glob(filepath.Join(x.root(), "usr/bin/xenstore*"))
+	for _, f := range found {
+		programs = append(programs, strings.TrimPrefix(f, x.root()+"/"))
 	}
 	libs := map[string]string{}
 	for _, p := range programs {
-		data, err := os.ReadFile(filepath.Join(x.root(), p))
+		file := filepath.Join(x.root(), p)
+		data, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) { // a suite with all in /usr
+			file = filepath.Join(x.root(), "usr", p)
+			data, err = os.ReadFile(file)
+		}
 		if err != nil {
 			return err
 		}
 		script := strings.HasPrefix(string(data), "#!")
 		// A program that wants a library of no package here (ocaml's, python's) is left out.
-		if !script && x.libraries(filepath.Join(x.root(), p), libs) != nil {
+		if !script && x.libraries(file, libs) != nil {
 			continue
 		}
 		c.file(p, 0o755, data)

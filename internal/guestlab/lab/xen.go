@@ -29,6 +29,7 @@ func xen(ctx context.Context, args []string) error {
 	var kernels, files, pv, pvh, disks words
 	fl := flag.NewFlagSet("lab xen", flag.ContinueOnError)
 	name := fl.String("name", "xen", "the name of dom0 for lab run and lab stop")
+	fl.StringVar(&cfg.Version, "version", "", "the version of Xen: "+strings.Join(guestlab.XenVersions(), ", "))
 	fl.IntVar(&cfg.MemoryMiB, "mem", 0, "memory of the machine in MiB")
 	fl.IntVar(&cfg.CPUs, "cpus", 0, "processors of the machine")
 	fl.IntVar(&cfg.Dom0MemoryMiB, "dom0-mem", 0, "memory of dom0 in MiB")
@@ -53,7 +54,7 @@ func xen(ctx context.Context, args []string) error {
 		return err
 	}
 	defer h.Close()
-	s := state{Name: *name, PID: h.PID(), Owner: os.Getpid(), Kernel: "xen", Release: guestlab.XenVersion, Console: h.ConsoleSocket(), Log: h.ConsoleLog(),
+	s := state{Name: *name, PID: h.PID(), Owner: os.Getpid(), Kernel: "xen", Release: h.Version(), Console: h.ConsoleSocket(), Log: h.ConsoleLog(),
 		Control: filepath.Join(h.Dir(), "control.sock"), BootMS: time.Since(began).Milliseconds()}
 	if err := serve(ctx, &h.Agent, s.Control); err != nil {
 		return err
