@@ -218,6 +218,9 @@ func (d *Domain) consoleLog() string { return "/var/log/xen/console/guest-" + d.
 // Name is the domain's.
 func (d *Domain) Name() string { return d.cfg.Name }
 
+// Type is how the domain runs: "pv" or "pvh".
+func (d *Domain) Type() string { return d.cfg.Type }
+
 // Kernel is the kernel that the domain boots.
 func (d *Domain) Kernel() *Kernel { return d.host.kernels[d.cfg.Kernel] }
 

@@ -76,7 +76,7 @@ func parseInfo(b []byte, version uint32) (Domain, error) {
 	return d, nil
 }
 
-// info asks about the domain of that number, or the next one there is.
+// info asks about the domain of that number. Up to Xen 4.19, if there is none, it may be the next one that is told of.
 func (x *host) info(id uint16) (Domain, error) {
 	r, err := x.control(domctlInfo, id, nil, nil)
 	if errors.Is(err, unix.ESRCH) {
@@ -88,6 +88,23 @@ func (x *host) info(id uint16) (Domain, error) {
 	return parseInfo(r.union, x.domctl)
 }
 
+// next asks about the domain of that number, or the next one there is.
+func (x *host) next(id uint16) (Domain, error) {
+	// struct xen_sysctl_getdomaininfolist: first_domain, max_domains, buffer, num_domains. One at a time, as the size of
+	// each differs between versions.
+	union := le.AppendUint32(nil, uint32(id))
+	union = le.AppendUint32(union, 1)
+	union = le.AppendUint64(union, x.address(extraAt))
+	r, err := x.system(sysctlDomains, union, make([]byte, unionSize))
+	if err != nil {
+		return Domain{}, err
+	}
+	if le.Uint32(r.union[16:]) == 0 {
+		return Domain{}, fmt.Errorf("%w: domain %d", vm.ErrNoVM, id)
+	}
+	return parseInfo(r.extra, x.domctl)
+}
+
 // firstReserved is the first number that is no domain's (DOMID_FIRST_RESERVED).
 const firstReserved = 0x7ff0
 
@@ -95,7 +112,7 @@ const firstReserved = 0x7ff0
 func (x *host) domains() ([]Domain, error) {
 	var out []Domain
 	for id := uint16(1); id < firstReserved; {
-		d, err := x.info(id)
+		d, err := x.next(id)
 		if errors.Is(err, vm.ErrNoVM) {
 			break
 		}

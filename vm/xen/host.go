@@ -12,10 +12,10 @@ import (
 
 // Numbers of hypercalls, xen.h.
 const (
-	callMemoryOp   = 12
-	callXenVersion = 17
-	callHVMOp      = 34
-	callDomctl     = 36
+	callMemoryOp = 12
+	callHVMOp    = 34
+	callSysctl   = 35
+	callDomctl   = 36
 )
 
 // Operations on domains, domctl.h.
@@ -28,6 +28,9 @@ const (
 	domctlHVMContextPart = 55
 	domctlPageInfo       = 61
 )
+
+// An operation on the host, sysctl.h.
+const sysctlDomains = 6
 
 // Operations on memory, memory.h.
 const (
@@ -43,11 +46,11 @@ const (
 	hvmDevice  = 2 // HVMMEM_mmio_dm; a hole, too
 )
 
-// The interface of domctl has a version, which must match exactly. It grows; from the newest imaginable downwards they are
-// tried until Xen takes one. 0x10 is that of Xen 4.11.
+// The interfaces of domctl and sysctl have a version each, which must match exactly. They grow; from the newest imaginable
+// downwards they are tried until Xen takes one. Xen 4.11 has 0x10 and 0x11.
 const (
-	newestDomctl = 0x40
-	oldestDomctl = 0x10
+	newestInterface = 0x40
+	oldestInterface = 0x10
 	// domctlGPABits is the version since which struct xen_domctl_getdomaininfo has gpaddr_bits in front of the architecture's
 	// configuration (Xen 4.16, commit "xen: Introduce "gpaddr_bits" field to XEN_DOMCTL_getdomaininfo").
 	domctlGPABits = 0x14
@@ -56,30 +59,47 @@ const (
 // host is a Xen host seen from its dom0. Its methods are safe for concurrent use.
 type host struct {
 	hypervisor
-	mu     sync.Mutex // guards the area
-	domctl uint32     // version of the interface
+	mu             sync.Mutex // guards the area
+	domctl, sysctl uint32     // versions of the interfaces
 }
 
 // extraAt is where the area has what an operation's structure points to.
 const extraAt = 4096
 
-// openHost finds out which version of the interface Xen has.
+// openHost finds out which versions of the interfaces Xen has.
 func openHost(h hypervisor) (*host, error) {
 	x := &host{hypervisor: h}
-	for v := uint32(newestDomctl); v >= oldestDomctl; v-- {
-		x.domctl = v
+	err := findVersion("domctl", &x.domctl, func() error {
 		_, err := x.control(domctlInfo, 0, nil, nil)
+		return err
+	})
+	if err == nil {
+		err = findVersion("sysctl", &x.sysctl, func() error {
+			_, err := x.next(0)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// findVersion sets the version of an interface to the one with which Xen takes a question about domain 0.
+func findVersion(name string, version *uint32, ask func() error) error {
+	for *version = newestInterface; *version >= oldestInterface; *version-- {
+		err := ask()
 		switch {
 		case err == nil:
-			return x, nil
+			return nil
 		case errors.Is(err, unix.EACCES): // another version
 		case errors.Is(err, unix.EPERM):
-			return nil, fmt.Errorf("%w: Xen lets only a control domain do that", ErrPermission)
+			return fmt.Errorf("%w: Xen lets only a control domain do that", ErrPermission)
 		default:
-			return nil, fmt.Errorf("%w: ask Xen about domain 0: %w", ErrNoXen, err)
+			return fmt.Errorf("%w: ask Xen about domain 0: %w", ErrNoXen, err)
 		}
 	}
-	return nil, fmt.Errorf("%w: Xen has a domctl interface that is not between %#x and %#x", errors.ErrUnsupported, oldestDomctl, newestDomctl)
+	return fmt.Errorf("%w: Xen has a %s interface that is not between %#x and %#x", errors.ErrUnsupported, name, oldestInterface, newestInterface)
 }
 
 // address is where Xen finds a part of the area.
@@ -88,31 +108,50 @@ func (x *host) address(at int) uint64 { return uint64(uintptr(unsafe.Pointer(&x.
 // control makes a domctl: union is what the operation's part of struct xen_domctl begins with, extra what a pointer in it
 // leads to, which the caller has put there as x.address(extraAt). It returns copies of both as Xen left them.
 func (x *host) control(cmd uint32, domain uint16, union, extra []byte) (result, error) {
+	header := le.AppendUint32(nil, cmd)
+	header = le.AppendUint32(header, x.domctl)
+	header = le.AppendUint64(header, uint64(domain)) // and padding
+	r, err := x.operate(callDomctl, header, union, extra)
+	if err != nil {
+		return result{}, fmt.Errorf("domctl %d of domain %d: %w", cmd, domain, err)
+	}
+	return r, nil
+}
+
+// system makes a sysctl, as control makes a domctl.
+func (x *host) system(cmd uint32, union, extra []byte) (result, error) {
+	header := le.AppendUint32(nil, cmd)
+	header = le.AppendUint32(header, x.sysctl)
+	r, err := x.operate(callSysctl, header, union, extra)
+	if err != nil {
+		return result{}, fmt.Errorf("sysctl %d: %w", cmd, err)
+	}
+	return r, nil
+}
+
+func (x *host) operate(call uint64, header, union, extra []byte) (result, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	a := x.area()
-	if len(union) > domctlUnion || len(extra) > areaSize-extraAt {
-		return result{}, fmt.Errorf("domctl %d: %w", cmd, unix.E2BIG)
+	if len(union) > unionSize || len(extra) > areaSize-extraAt {
+		return result{}, unix.E2BIG
 	}
-	clear(a[:domctlHeader+domctlUnion])
-	le.PutUint32(a, cmd)
-	le.PutUint32(a[4:], x.domctl)
-	le.PutUint16(a[8:], domain)
-	copy(a[domctlHeader:], union)
+	at, end := len(header), len(header)+unionSize
+	clear(a[:end])
+	copy(a, header)
+	copy(a[at:], union)
 	copy(a[extraAt:], extra)
-	if _, err := x.hypercall(callDomctl, x.address(0)); err != nil {
-		return result{}, fmt.Errorf("domctl %d of domain %d: %w", cmd, domain, err)
+	if _, err := x.hypercall(call, x.address(0)); err != nil {
+		return result{}, err
 	}
-	return result{slices.Clone(a[domctlHeader : domctlHeader+domctlUnion]), slices.Clone(a[extraAt : extraAt+len(extra)])}, nil
+	return result{slices.Clone(a[at:end]), slices.Clone(a[extraAt : extraAt+len(extra)])}, nil
 }
 
 // result is what an operation left in its structure and in what that points to.
 type result struct{ union, extra []byte }
 
-const (
-	domctlHeader = 16
-	domctlUnion  = 128
-)
+// unionSize is that of what differs between the operations of an interface.
+const unionSize = 128
 
 // memory makes a memory operation and returns its number, and what it left in arg and extra.
 func (x *host) memory(op uint64, arg, extra []byte) (uint64, result, error) {
@@ -147,15 +186,6 @@ func (x *host) isMemory(domain uint16, page uint64) bool {
 	le.PutUint64(a[8:], page)
 	_, err := x.hypercall(callHVMOp, hvmMemType, x.address(0))
 	return err == nil && le.Uint16(a[2:]) != hvmDevice
-}
-
-// version is Xen's, such as 4.17.
-func (x *host) version() (string, error) {
-	v, err := x.hypercall(callXenVersion, 0, 0)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%d.%d", v>>16, v&0xffff), nil
 }
 
 // pageInfoMax is how many frames Xen tells the types of at a time.

@@ -10,7 +10,7 @@
 //     numbers in place of the machine's. So a walk of page tables, a kernel's phys_base, its direct map and its struct
 //     pages mean the same here as everywhere.
 //
-// Sources: xen/include/public (xen.h, domctl.h, memory.h, arch-x86/xen.h, arch-x86/hvm/save.h) of Xen 4.11 to 4.20; Linux
+// Sources: xen/include/public (xen.h, domctl.h, sysctl.h, memory.h, arch-x86/xen.h, arch-x86/hvm/save.h) of Xen 4.11 to 4.20; Linux
 // include/uapi/xen/privcmd.h and drivers/xen/privcmd.c.
 package xen
 
