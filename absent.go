@@ -28,10 +28,24 @@ func (g *Guest) explain(ctx context.Context, l vm.Layout, why error) error {
 		defer cancel()
 		err = mem.Guard(func() error { t = stage.Find(sctx, m); return nil })
 		if err == nil {
-			return fmt.Errorf("%s: %w: %s", g.target, why, t.Advice(infoOf(m).Live))
+			return fmt.Errorf("%s: %w: %s%s", g.target, why, t.Advice(infoOf(m).Live), unread(m))
 		}
 	}
 	return fmt.Errorf("%s: %w", g.target, why)
+}
+
+// unread says which pages cannot be read because the guest's table of its frames and the hypervisor's contradict each
+// other: a guest that bends the entry of a page by which kernels are found is not to be taken for an empty machine.
+func unread(m vm.Machine) string {
+	d, ok := m.(vm.Doubted)
+	if !ok {
+		return ""
+	}
+	list, all, err := d.Disputed(1)
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; what is on %d pages is not known, for the guest's table of its frames (p2m) contradicts the hypervisor's (m2p) there, the first at physical address %#x", all, uint64(list[0].Page))
 }
 
 // ended is an error if the kernel that was found has given the machine up, and its clock stands still: what runs now is
