@@ -273,11 +273,11 @@ func parseArgs(args []string) config {
 // archOf tells the architecture by the name of the program.
 func archOf(prog string) string {
 	base := prog[strings.LastIndexByte(prog, '/')+1:]
-	// Some have more to their name: .qemu-system-x86_64-wrapped (Nix).
-	a, _ := strings.CutPrefix(strings.TrimPrefix(base, "."), "qemu-system-")
-	if a == base {
+	_, a, ok := strings.Cut(base, "qemu-system-")
+	if !ok {
 		return "" // qemu-kvm, kvm: the host's
 	}
+	// Some have more to their name: .qemu-system-x86_64-wrapped (Nix).
 	end := strings.IndexFunc(a, func(r rune) bool { return r == '-' || r == '.' || r == ' ' })
 	if end < 0 {
 		end = len(a)

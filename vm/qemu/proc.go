@@ -141,15 +141,17 @@ func inspect(pid int) (p Process, ppid int, ok bool) {
 // the names that distributions give it.
 func emulator(path string) bool {
 	base := filepath.Base(path)
-	if strings.HasPrefix(base, "qemu-system-") {
-		return true
-	}
 	switch base {
 	case "qemu-kvm", "kvm", "qemu", "qemu-dm":
 		return true
 	}
-	// Nix wraps programs as .qemu-system-x86_64-wrapped.
-	return strings.HasPrefix(base, ".qemu-system-")
+	// Nix wraps programs as .qemu-system-x86_64-wrapped, and Debian has xen-qemu-system-i386 for Xen's domains.
+	for _, prefix := range []string{"qemu-system-", ".qemu-system-", "xen-qemu-system-"} {
+		if strings.HasPrefix(base, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // wrapped reports whether a program is the dynamic loader, which runs others

@@ -14,7 +14,7 @@ import (
 // TestDeviceModel has a process that is to all looks the device model of a Xen domain: it is found, and refused with
 // the word where the memory is.
 func TestDeviceModel(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "qemu-system-i386")
+	program := filepath.Join(t.TempDir(), "xen-qemu-system-i386") // its name in Debian
 	if out, err := exec.Command("cp", "/bin/sh", program).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
