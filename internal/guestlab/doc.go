@@ -5,8 +5,8 @@
 // guest (processes, sockets, mappings, containers, load) and tells what the guest's own /proc says. That telling is the
 // oracle: what vmscope reads from outside is compared with it field by field, by value.
 //
-// Needed on the host: apt-get, apt-cache, dpkg-deb, the Debian archive keyring, qemu-system-x86_64 (qemu-system-aarch64 for
-// guests of AArch64) and the Go tool.
+// Needed on the host: apt-get, apt-cache, dpkg-deb, the Debian archive keyring, qemu-system-x86_64 (qemu-system-aarch64 and
+// qemu-system-arm for guests of Arm) and the Go tool.
 // Nothing is installed: packages are fetched with a private apt directory and unpacked under $VMSCOPE_LAB, or
 // vmscope/lab in the user's cache directory. Where something is missing, Boot skips the test and says so on one line,
 // or fails it if VMSCOPE_REQUIRE_GUESTS=1.

@@ -36,6 +36,8 @@ var sources = []source{
 	{"arm64-64k-52", nil, "", "6.12, AArch64, pages of 64 KiB, 52 bits of address", arm64, true},
 	{"arm64-64k-42", nil, "", "6.12, AArch64, pages of 64 KiB, 42 bits of address", arm64, true},
 	{"arm64-4k-39", nil, "", "6.12, AArch64, pages of 4 KiB, 39 bits of address", arm64, true},
+	{"bookworm-armmp", []string{"bookworm"}, "linux-image-armmp", "6.1, 32-bit Arm, short descriptors", armhf, true},
+	{"bookworm-armmp-lpae", []string{"bookworm"}, "linux-image-armmp-lpae", "6.1, 32-bit Arm, long descriptors (LPAE)", armhf, true},
 }
 
 // Kernels returns the short names of the kernels for PCs of 64 bits, oldest kernel first.
@@ -78,7 +80,7 @@ func lookupSource(name string) (source, error) {
 type Kernel struct {
 	Name    string // short name, such as "bookworm-cloud"
 	Release string // as uname -r prints it
-	Arch    string // as Debian names it: "amd64", "arm64", "i386"
+	Arch    string // as Debian names it: "amd64", "arm64", "i386", "armhf"
 	Dir     string // holds vmlinuz, config, busybox and modules/; read only for all but Fetch
 }
 

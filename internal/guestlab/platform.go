@@ -14,6 +14,7 @@ var (
 	amd64 = &platform{arch: "amd64", goarch: "amd64", qemu: qemu, machine: "q35", cpu: "qemu64", console: "ttyS0"}
 	i386  = &platform{arch: "i386", goarch: "386", qemu: qemu, machine: "q35", cpu: "qemu64", console: "ttyS0"}
 	arm64 = &platform{arch: "arm64", goarch: "arm64", qemu: "qemu-system-aarch64", machine: "virt", cpu: "cortex-a57", console: "ttyAMA0"}
+	armhf = &platform{arch: "armhf", goarch: "arm", qemu: "qemu-system-arm", machine: "virt,highmem=off", cpu: "cortex-a15", console: "ttyAMA0"}
 )
 
 // pc reports whether the machine is one of x86.

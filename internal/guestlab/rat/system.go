@@ -135,7 +135,7 @@ func tellSystem(tell func(any), _ int) error {
 	return nil
 }
 
-func cstring(chars []int8) string {
+func cstring[C int8 | uint8](chars []C) string {
 	var b []byte
 	for _, c := range chars {
 		if c == 0 {

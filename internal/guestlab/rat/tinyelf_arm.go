@@ -1,0 +1,20 @@
+package main
+
+const (
+	elfMachine = 40         // EM_ARM
+	elfFlags   = 0x05000000 // EF_ARM_EABI_VER5
+)
+
+// Machine code for the tiny programs.
+var (
+	pauseCode = []byte{
+		0x1d, 0x70, 0xa0, 0xe3, // mov r7, SYS_pause
+		0x00, 0x00, 0x00, 0xef, // svc 0
+		0xfc, 0xff, 0xff, 0xea, // again, after a stop or a handled signal
+	}
+	exitCode = []byte{
+		0x00, 0x00, 0xa0, 0xe3, // mov r0, 0
+		0x01, 0x70, 0xa0, 0xe3, // mov r7, SYS_exit
+		0x00, 0x00, 0x00, 0xef, // svc 0
+	}
+)
