@@ -92,7 +92,8 @@ func (s *state) testSockets(t *testing.T) {
 	if err := s.g.Put(ctx, "/tmp/sockets", program(t, "sockets", s.k), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.g.Run(ctx, `ip link set lo up; cd /tmp; /tmp/sockets >/tmp/said & sleep 1; cat /tmp/said
+	out, err := s.g.Run(ctx, `ip link set lo up; cd /tmp; /tmp/sockets >/tmp/said &
+for i in $(seq 600); do [ -s /tmp/said ] && break; sleep 0.1; done; cat /tmp/said
 # Tables of their own for new network namespaces, where the kernel can.
 echo 1024 2>/dev/null >/proc/sys/net/ipv4/tcp_child_ehash_entries; echo 256 2>/dev/null >/proc/sys/net/ipv4/udp_child_hash_entries; :`)
 	if err != nil || out != "ready\n" {
