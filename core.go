@@ -99,7 +99,7 @@ func (v *View) imageSegment(segs []dump.Segment) (dump.Segment, error) {
 }
 
 // processors are those of which cores are written, by what uname -m prints.
-var processors = map[string]elf.Machine{"x86_64": elf.EM_X86_64, "aarch64": elf.EM_AARCH64, "i686": elf.EM_386}
+var processors = map[string]elf.Machine{"x86_64": elf.EM_X86_64, "aarch64": elf.EM_AARCH64, "i686": elf.EM_386, "armv7l": elf.EM_ARM}
 
 // runsWithin lists what of the extents lies within r, as offsets into it.
 func runsWithin(r mem.Range, extents []mem.Range) []dump.Run {

@@ -174,10 +174,14 @@ const (
 )
 
 // parts are the last address of processes and the first of the kernel. With 32
-// bits the kernel's begin with the map of RAM.
+// bits the kernel's begin with the map of RAM, or the modules before it.
 func (s *search) parts() (last, first mem.VA) {
 	if s.Mode.PointerSize() == 4 {
-		start := s.Halves().Direct.Start
+		h := s.Halves()
+		start := h.Direct.Start
+		if h.Modules.End != 0 {
+			start = min(start, h.Modules.Start)
+		}
 		return start - 1, start
 	}
 	return userEnd, kernelStart

@@ -413,9 +413,10 @@ func (a *areas) heap(start, end uint64) bool {
 	return start < brk && end > startBrk
 }
 
-// gateArea is the line at the end of a 64-bit process's map that is no area of
-// it: the page that all processes share (get_gate_vma in
-// arch/x86/entry/vsyscall/vsyscall_64.c). A kernel without has no such symbol.
+// gateArea is the line at the end of a process's map that is no area of it: the
+// page that all processes share (get_gate_vma in
+// arch/x86/entry/vsyscall/vsyscall_64.c and arch/arm/kernel/process.c). A kernel
+// without has no such symbol.
 func (a *areas) gateArea() (e kernel.Area, ok bool, err error) {
 	if a.vsyscall == 0 || a.Context.Valid() && a.mm.uint(a.Context)&mmHasVsyscall == 0 {
 		return e, false, nil
@@ -429,5 +430,9 @@ func (a *areas) gateArea() (e kernel.Area, ok bool, err error) {
 		return e, false, err
 	}
 	e = kernel.Area{Start: a.area.ptr(a.Start), End: a.area.ptr(a.End), Dev: "00:00"}
-	return e, true, a.fill(&e)
+	err = a.fill(&e)
+	if err == nil && e.Perms != "" && e.Path == "" {
+		e.Path = "[vectors]" // arch/arm/kernel/process.c: arch_vma_name
+	}
+	return e, true, err
 }

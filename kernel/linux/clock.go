@@ -41,7 +41,7 @@ func (v *View) timekeeper() (mem.VA, *clockLayout, error) {
 	if l.Core.Valid() {
 		return l.Core.At(at), l, nil
 	}
-	align := uint64(v.Mem.PointerSize()) // of the numbers of 64 bits in it
+	align := v.port.align64()
 	return at + mem.VA((l.Seq+align-1)&^(align-1)), l, nil
 }
 

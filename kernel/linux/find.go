@@ -103,15 +103,17 @@ func (f *finder) find() (*Kernel, error) {
 		if err := f.ctx.Err(); err != nil {
 			return nil, err
 		}
-		c, err := f.fromCoreInfo(info)
-		if err == nil {
-			var k *Kernel
-			if k, err = f.prove(c); err == nil {
+		claims, err := f.fromCoreInfo(info)
+		if err != nil {
+			f.reject(err)
+		}
+		for _, c := range claims {
+			if k, err := f.prove(c); err == nil {
 				found = append(found, k)
-				continue
+			} else {
+				f.reject(err)
 			}
 		}
-		f.reject(err)
 	}
 	if len(found) == 0 {
 		if found, err = f.search(extents); err != nil {
@@ -173,10 +175,10 @@ type claim struct {
 
 func (c *claim) phys(va mem.VA) mem.PA { return mem.PA(uint64(va) - c.delta) }
 
-// fromCoreInfo reads the claim of a VMCOREINFO text (kernel/vmcore_info.c and
-// arch/*/kernel/vmcore_info*.c).
-func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
-	fail := func(what string) (*claim, error) {
+// fromCoreInfo lists the claims that a VMCOREINFO text makes (kernel/vmcore_info.c
+// and arch/*/kernel/vmcore_info*.c).
+func (f *finder) fromCoreInfo(info *ksym.CoreInfo) ([]*claim, error) {
+	fail := func(what string) ([]*claim, error) {
 		return nil, fmt.Errorf("VMCOREINFO at %#x: %s: %w", uint64(info.Places[0]), what, mem.ErrInconsistent)
 	}
 	text, ok := info.Symbol("_stext")
@@ -188,27 +190,35 @@ func (f *finder) fromCoreInfo(info *ksym.CoreInfo) (*claim, error) {
 		return fail("no SYMBOL(swapper_pg_dir)")
 	}
 	for _, p := range ports {
-		c := &claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), text: text, root: root, port: p}
-		if !p.claim(c) {
+		claims, ok := p.claims(f, claim{source: "VMCOREINFO", info: info, release: info.OSRelease(), text: text, root: root, port: p})
+		if !ok {
 			continue
 		}
-		c.symbols = func(s *mem.Space) (*ksym.Table, string, error) {
-			if places, ok := info.Kallsyms(); ok {
-				if t, err := ksym.At(s.Read, places); err == nil {
-					return t, "kallsyms where VMCOREINFO says", nil
-				}
-			}
-			// Kernels before v6.0 do not say where: look for it in the image.
-			t, err := f.tableNear(c)
-			return t, "kallsyms found in the image", err
+		if len(claims) == 0 {
+			return fail("no page tables of this kernel map its image")
 		}
-		return c, nil
+		for _, c := range claims {
+			c.symbols = func(s *mem.Space) (*ksym.Table, string, error) { return f.tableOf(c, s) }
+		}
+		return claims, nil
 	}
 	if text < 1<<32 {
-		return nil, fmt.Errorf("VMCOREINFO, release %q: a kernel of 32 bits whose image is at %#x: only those of x86 with 3 GiB for processes are known: %w",
+		return nil, fmt.Errorf("VMCOREINFO, release %q: a kernel of 32 bits whose image is at %#x: only those of Arm, and of x86 with 3 GiB for processes, are known: %w",
 			info.OSRelease(), uint64(text), errors.ErrUnsupported)
 	}
 	return fail("a kernel for no processor that is known")
+}
+
+// tableOf is the symbol table of the kernel that a VMCOREINFO text claims.
+func (f *finder) tableOf(c *claim, s *mem.Space) (*ksym.Table, string, error) {
+	if places, ok := c.info.Kallsyms(); ok {
+		if t, err := ksym.At(s.Read, places); err == nil {
+			return t, "kallsyms where VMCOREINFO says", nil
+		}
+	}
+	// Kernels before v6.0 do not say where: look for it in the image.
+	t, err := f.tableNear(c)
+	return t, "kallsyms found in the image", err
 }
 
 // tableNear looks for the symbol table in the image that c claims.

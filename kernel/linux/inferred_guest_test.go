@@ -112,7 +112,10 @@ func (s *state) inferAll(t *testing.T, symbol symbolOf) {
 				missing = []string{err.Error()}
 				return
 			}
-			missing = slices.DeleteFunc(slices.Clone(inferable), func(name string) bool { return slices.Contains(r.Members, name) })
+			missing = slices.DeleteFunc(slices.Clone(inferable), func(name string) bool {
+				// The code that tells credentials is not read on 32-bit Arm.
+				return slices.Contains(r.Members, name) || v.Arch == "armv7l" && (strings.HasPrefix(name, "cred.") || name == "task_struct.real_cred")
+			})
 			if r.OffsReal == 0 {
 				missing = append(missing, "the clocks")
 			}

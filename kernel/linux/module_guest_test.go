@@ -68,7 +68,7 @@ func (s *state) testModules(t *testing.T) {
 					continue // these are of the time of its start
 				}
 				in := slices.ContainsFunc(m.Parts, func(p kernel.Region) bool { return mem.VA(at)-p.Start <= mem.VA(p.Size) })
-				if !in && !strings.HasPrefix(name, ".init") && !strings.Contains(name, "alloc_tags") && name != ".data..percpu" {
+				if !in && !strings.Contains(name, ".init") && !strings.Contains(name, "alloc_tags") && name != ".data..percpu" {
 					t.Errorf("%s: section %s at %#x lies in no part of %+v", m.Name, name, at, m.Parts)
 				}
 			}

@@ -6,7 +6,7 @@ import (
 )
 
 // ports are those that are known. A claim is of the first that takes it.
-var ports = []port{amd64{}, arm64{}, i386{}}
+var ports = []port{amd64{}, arm64{}, i386{}, arm32{}}
 
 // port is what of Linux differs between architectures, as far as it is not told
 // by the kernel's symbols and types. There is one for each in a file of its own.
@@ -14,11 +14,13 @@ type port interface {
 	// arch is the architecture as uname -m prints it, tableArch as ksym names it.
 	arch() string
 	tableArch() string
+	// align64 is what the offset of a number of 64 bits in a struct is a multiple of.
+	align64() uint64
 
-	// claim fills in what a VMCOREINFO text claims, of which _stext and
-	// swapper_pg_dir are known: the distance of the image, KASLR's and the modes
-	// that may be meant. It is false for a kernel of another architecture.
-	claim(c *claim) bool
+	// claims lists what a VMCOREINFO text may mean, of which _stext and
+	// swapper_pg_dir are known: with the distance of the image, KASLR's and the
+	// modes. It is false for a kernel of another architecture.
+	claims(f *finder, c claim) ([]*claim, bool)
 	// tableClaims lists the claims that fit a symbol table found in RAM.
 	tableClaims(f *finder, t ksym.Found) ([]*claim, error)
 

@@ -20,15 +20,16 @@ type amd64 struct{}
 
 func (amd64) arch() string      { return "x86_64" }
 func (amd64) tableArch() string { return "amd64" }
+func (amd64) align64() uint64   { return 8 }
 
 // linkedText is where _stext lies without KASLR: __START_KERNEL_map +
 // CONFIG_PHYSICAL_START, 16 MiB on every distribution's kernel.
 const linkedText = kernelMap + 16<<20
 
-func (amd64) claim(c *claim) bool {
+func (amd64) claims(_ *finder, c claim) ([]*claim, bool) {
 	base, ok := c.info.Number("phys_base")
 	if !ok {
-		return false
+		return nil, false
 	}
 	c.delta = kernelMap - uint64(base)
 	c.slide = uint64(c.text) - linkedText
@@ -39,7 +40,7 @@ func (amd64) claim(c *claim) bool {
 	if n, ok := c.info.Number("pgtable_l5_enabled"); ok && n != 0 {
 		c.modes = []arch.Mode{x86.Level5, x86.Level4}
 	}
-	return true
+	return []*claim{&c}, true
 }
 
 // tableClaims lists few: the image is physically contiguous and moves in steps

@@ -16,6 +16,7 @@ type arm64 struct{}
 
 func (arm64) arch() string      { return "aarch64" }
 func (arm64) tableArch() string { return "arm64" }
+func (arm64) align64() uint64   { return 8 }
 
 // kernelMode is how Linux has addresses of so many bits translated: both halves
 // alike, tags ignored in that of processes only; 52 bits need 52-bit descriptors.
@@ -34,10 +35,10 @@ var granules = []armv8.Granule{armv8.Granule4K, armv8.Granule16K, armv8.Granule6
 // back to on processors that have no greater.
 var vaBits = []uint8{48, 52, 47, 42, 39, 36}
 
-func (p arm64) claim(c *claim) bool {
+func (p arm64) claims(_ *finder, c claim) ([]*claim, bool) {
 	off, ok := c.info.Number("kimage_voffset")
 	if !ok {
-		return false
+		return nil, false
 	}
 	c.delta = uint64(off)
 	c.slide, _ = c.info.KernelOffset()
@@ -57,7 +58,7 @@ func (p arm64) claim(c *claim) bool {
 		const entries52, entries48 = 1 << (52 - 42), 1 << (48 - 42)
 		c.skipped = 8 * (entries52 - entries48)
 	}
-	return true
+	return []*claim{&c}, true
 }
 
 // tableClaims lists what the kernel's own page tables say, where the table tells

@@ -18,9 +18,10 @@ type i386 struct{}
 
 func (i386) arch() string      { return "i686" }
 func (i386) tableArch() string { return "" }
+func (i386) align64() uint64   { return 4 }
 
 // linkedText386 is where _stext lies without KASLR, which only moves it up:
-// CONFIG_PHYSICAL_START, 16 MiB. (That of 32-bit Arm is below.)
+// CONFIG_PHYSICAL_START, 16 MiB.
 const linkedText386 = lowMap + 16<<20
 
 // The last GiB of addresses begins with a map of the first RAM, the low memory,
@@ -31,16 +32,18 @@ const (
 	lowMax mem.PA = 1<<30 - 128<<20
 )
 
-func (i386) claim(c *claim) bool {
-	if c.text < linkedText386 || c.text >= lowMap+mem.VA(lowMax) {
-		return false
+// claims goes by where the first page tables are, too: behind the code, which on
+// 32-bit Arm they are before.
+func (i386) claims(_ *finder, c claim) ([]*claim, bool) {
+	if c.text < linkedText386 || c.root < c.text || c.text >= lowMap+mem.VA(lowMax) {
+		return nil, false
 	}
 	c.delta, c.slide = uint64(lowMap), uint64(c.text-linkedText386)
 	c.modes = []arch.Mode{x86.Bits32}
 	if s, _ := c.info.Config("X86_PAE"); s == "y" {
 		c.modes = []arch.Mode{x86.PAE}
 	}
-	return true
+	return []*claim{&c}, true
 }
 
 // tableClaims takes the root from the table, so that the kernel must list its
