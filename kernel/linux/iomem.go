@@ -96,8 +96,9 @@ func (v *View) memoryUse() (used []mem.Range, top mem.PA, err error) {
 }
 
 // CheckLayout compares what the kernel uses as memory with where the source
-// says RAM lies: all of it must be RAM. Of a layout that is one of several, tried
-// in turn, both must also end alike above 4 GiB, but for the part of a device's memory
+// says RAM lies: all of it must be RAM, but for as much as the kernel gave back to
+// Xen, which it goes on listing. Of a layout that is one of several, tried
+// in turn, all must be, and both must also end alike above 4 GiB, but for the part of a device's memory
 // that the kernel does not use yet. It is the proof that such a layout is right
 // beyond the part of RAM in which the kernel's image lies.
 func (v *View) CheckLayout(ram []mem.Range, tried bool) error {
@@ -107,21 +108,38 @@ func (v *View) CheckLayout(ram []mem.Range, tried bool) error {
 	}
 	ram = joined(ram)
 	var top mem.PA
+	given, asked := uint64(0), tried // of a layout that is tried nothing is forgiven
 	for _, u := range used {
 		top = max(top, u.End())
-		inside := false
-		for _, r := range ram {
-			// The last page of a range may be cut by firmware, never exceeded.
-			inside = inside || u.Start >= r.Start && u.End() <= r.End()
+		// The last page of a range may be cut by firmware, never exceeded.
+		lacks := missing(u, ram)
+		if lacks > 0 && !asked {
+			asked = true
+			if given, err = v.givenBack(); err != nil {
+				return fmt.Errorf("check the layout of RAM: what the kernel gave back to Xen: %w", err)
+			}
 		}
-		if !inside {
-			return fmt.Errorf("%w: the kernel uses %#x-%#x as memory, where this layout has none", mem.ErrInconsistent, uint64(u.Start), uint64(u.End()))
+		if lacks > given {
+			return fmt.Errorf("%w: the kernel uses %#x-%#x as memory, where this layout has none, or not enough of it", mem.ErrInconsistent, uint64(u.Start), uint64(u.End()))
 		}
+		given -= lacks
 	}
 	if n := len(ram); tried && n > 0 && ram[n-1].Start >= 4<<30 && (ram[n-1].End() < top || ram[n-1].End() > max(top, most)) {
 		return fmt.Errorf("%w: the kernel's memory ends at %#x, this layout's at %#x", mem.ErrInconsistent, uint64(top), uint64(ram[n-1].End()))
 	}
 	return nil
+}
+
+// missing is how many bytes of a range are in none of others, which are in order.
+func missing(u mem.Range, ram []mem.Range) uint64 {
+	n, at := u.Size, u.Start
+	for _, r := range ram {
+		if from, to := max(at, r.Start), min(u.End(), r.End()); from < to {
+			n -= uint64(to - from)
+			at = to
+		}
+	}
+	return n
 }
 
 // joined joins ranges that touch.
