@@ -63,6 +63,10 @@ func (p arm32) tableClaims(f *finder, t ksym.Found) ([]*claim, error) {
 // before v5.11 16 MiB).
 const physStep = 2 << 20
 
+// maxPlaces bounds the places that are worth a proof: true tables map themselves in
+// one, and a guest can lay false ones in all.
+const maxPlaces = 16
+
 // places lists the claim with each distance of the image at which page tables, if
 // they lie there, map themselves and the text. Nothing tells PHYS_OFFSET that is
 // found without it.
@@ -76,8 +80,8 @@ func (p arm32) places(f *finder, c claim) (out []*claim) {
 		end := min(e.End(), 1<<40)
 		first := max(e.Start, off) - off
 		for phys := (first + physStep - 1) &^ (physStep - 1); phys+off < end; phys += physStep {
-			if f.ctx.Err() != nil {
-				return nil
+			if f.ctx.Err() != nil || len(out) == maxPlaces {
+				return out
 			}
 			c.delta = uint64(p.pageOffset(c.root)) - uint64(phys)
 			var modes []arch.Mode
