@@ -13,9 +13,9 @@ import (
 	"vmscope/internal/guestlab"
 )
 
-// TestXenGuest runs the program that users get in dom0 of real Xen hosts, one with a PV domain, one with a PVH domain, one
-// with domains of other kernels for their disks, and some of other versions of Xen; the domains' own words are what it has to
-// say. With VMSCOPE_XEN=core it is the first two, without what is done to memory and disks by xl, and to those who serve disks.
+// TestXenGuest runs the program that users get in dom0 of real Xen hosts, one with a PV domain, one with a PVH, one with an
+// HVM, one with domains of other kernels for their disks, and some of other versions of Xen; the domains' own words are what
+// it has to say. With VMSCOPE_XEN=core it is the first two, without what is done to memory and disks by xl, and to those who serve disks.
 func TestXenGuest(t *testing.T) {
 	var whole bool
 	switch v := os.Getenv("VMSCOPE_XEN"); v {
@@ -43,6 +43,10 @@ func TestXenGuest(t *testing.T) {
 	t.Run("front ends", func(t *testing.T) {
 		t.Parallel()
 		testXenFronts(t, files)
+	})
+	t.Run("hvm", func(t *testing.T) {
+		t.Parallel()
+		testXenHVM(t, files)
 	})
 	for version, kernel := range map[string]string{"4.14": "bullseye-cloud", "4.20": "trixie-cloud"} {
 		t.Run(version, func(t *testing.T) {
@@ -94,6 +98,36 @@ func testXenPVH(t *testing.T, files map[string]string, whole bool) {
 		t.Run("hot disk", func(t *testing.T) { x.testHot(t, d) })
 		t.Run("nbd", func(t *testing.T) { x.testNBD(t, d) })
 	}
+}
+
+// testXenHVM has a domain with firmware and emulated devices. Its kernel unpacks itself, and chooses where it lies.
+func testXenHVM(t *testing.T, files map[string]string) {
+	x := bootXen(t, guestlab.XenConfig{HVM: true, MemoryMiB: 2048, Dom0MemoryMiB: 900, Files: files})
+	d := x.create(t, guestlab.XenDomain{Name: "hvm1", Type: "hvm"})
+	x.testMemory(t, d)
+	t.Run("device model", func(t *testing.T) {
+		out := x.run(t, 2, "vmscope ps $(pidof xen-qemu-system-i386)")
+		if !strings.Contains(out, fmt.Sprintf("use xen:%d", d.ID)) || strings.Count(out, "\n") != 1 {
+			t.Errorf("%q", out)
+		}
+	})
+	t.Run("given back", func(t *testing.T) {
+		// As much as there is of video memory, at boot: a hole in what the kernel lists as its memory.
+		if info := x.lines(t, "vmscope info xen:hvm1 --json")[0]; info["contradictions"] != nil {
+			t.Errorf("%v", info["contradictions"])
+		}
+	})
+	t.Run("KASLR", func(t *testing.T) {
+		text, _, _ := strings.Cut(x.inside(t, d, "grep ' _text$' /proc/kallsyms"), " ")
+		at, err := strconv.ParseUint(text, 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const linked = 0xffffffff81000000
+		if got := x.lines(t, "vmscope info xen:hvm1 --json")[0]["kaslr"]; got != fmt.Sprintf("%#x", at-linked) {
+			t.Errorf("%v; _text is at %#x", got, at)
+		}
+	})
 }
 
 // testXenVersion has a PV domain with a disk, and behind it a PVH domain, on another version of Xen.
@@ -168,12 +202,14 @@ func (x *xenCLI) create(t *testing.T, cfg guestlab.XenDomain) *guestlab.Domain {
 
 // testList lists the domain.
 func (x *xenCLI) testList(t *testing.T, d *guestlab.Domain) {
-	// A domain's device model is a QEMU that bears its name: it is no VM of its own.
-	x.run(t, 0, fmt.Sprintf(`cp /bin/busybox /tmp/qemu-system-i386; mkfifo /tmp/never
+	// A domain's device model is a QEMU that bears its name: it is no VM of its own. Only an HVM domain has one of itself.
+	if d.Type() != "hvm" {
+		x.run(t, 0, fmt.Sprintf(`cp /bin/busybox /tmp/qemu-system-i386; mkfifo /tmp/never
 bash -c 'exec -a sh /tmp/qemu-system-i386 -c "read x <>/tmp/never; true" -xen-domid %d -xen-attach -name %s -machine xenpv' </dev/null >/dev/null 2>&1 &
 until ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q qemu-system-i386; do sleep 0.1; done`, d.ID, d.Name()))
+		defer x.run(t, 0, "echo >/tmp/never; rm /tmp/never")
+	}
 	list := x.lines(t, "vmscope vms --quick --json")
-	x.run(t, 0, "echo >/tmp/never; rm /tmp/never")
 	if len(list) != 1 || list[0]["name"] != d.Name() || list[0]["vmm"] != "xen-"+d.Type() || list[0]["domid"] != float64(d.ID) {
 		t.Errorf("%v, want domain %d %s", list, d.ID, d.Name())
 	}

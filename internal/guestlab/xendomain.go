@@ -16,7 +16,7 @@ import (
 // XenDomain describes a domain. The zero value of every field but Name and Type is a good default.
 type XenDomain struct {
 	Name      string
-	Type      string   // "pv" or "pvh"
+	Type      string   // "pv", "pvh", or, if the host is for that, "hvm"
 	Kernel    string   // one of XenConfig.Kernels; default its first
 	MemoryMiB int      // default 192
 	VCPUs     int      // default 1
@@ -83,16 +83,27 @@ func (h *XenHost) addKernel(ctx context.Context, c *cpioWriter, k *Kernel) error
 	if err := errors.Join(root.write(w), w.Flush()); err != nil {
 		return err
 	}
+	if h.cfg.HVM {
+		if err := c.copy(domainImage(k.Name), k.Image(), 0o644); err != nil {
+			return err
+		}
+	}
 	return c.copy(domainInitramfs(k.Name), f.Name(), 0o644)
 }
 
 func domainKernel(name string) string    { return "/srv/" + name + "/vmlinux" }
+func domainImage(name string) string     { return "/srv/" + name + "/vmlinuz" }
 func domainInitramfs(name string) string { return "/srv/" + name + "/initrd" }
 
 // Configuration is xl's (xl.cfg(5)).
 func (d *XenDomain) configuration() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "name = %q\ntype = %q\nkernel = %q\nramdisk = %q\n", d.Name, d.Type, domainKernel(d.Kernel), domainInitramfs(d.Kernel))
+	kernel := domainKernel(d.Kernel)
+	if d.Type == "hvm" {
+		kernel = domainImage(d.Kernel)
+		b.WriteString("vga = \"stdvga\"\nvnc = 0\nsdl = 0\nnographic = 1\n")
+	}
+	fmt.Fprintf(&b, "name = %q\ntype = %q\nkernel = %q\nramdisk = %q\n", d.Name, d.Type, kernel, domainInitramfs(d.Kernel))
 	fmt.Fprintf(&b, "extra = %q\n", strings.TrimSpace("console=hvc0 loglevel=4 panic=-1 "+d.Append))
 	fmt.Fprintf(&b, "memory = %d\nvcpus = %d\n", d.MemoryMiB, d.VCPUs)
 	b.WriteString("on_poweroff = \"destroy\"\non_reboot = \"restart\"\non_crash = \"preserve\"\n")
@@ -193,7 +204,7 @@ func (d *Domain) relayPID() string { return "/run/" + domainPort(d.port) + ".pid
 func (d *Domain) connect(ctx context.Context, was int) error {
 	script := fmt.Sprintf(`set -e
 until id=$(xl domid %[1]s 2>/dev/null) && [ "$id" != %[5]d ]; do sleep 0.2; done
-until grep -qs %[2]q %[3]s; do sleep 0.2; xl domid %[1]s >/dev/null; done
+until grep -qs %[2]q %[3]s; do sleep 1; xl domid %[1]s >/dev/null; done
 until tty=$(xenstore-read /local/domain/$id/console/tty 2>/dev/null) && [ -n "$tty" ]; do sleep 0.1; done # empty at first
 setsid rat relay %[4]s $tty </dev/null >>/tmp/relay.err 2>&1 &
 echo $! >%[6]s
@@ -218,7 +229,7 @@ func (d *Domain) consoleLog() string { return "/var/log/xen/console/guest-" + d.
 // Name is the domain's.
 func (d *Domain) Name() string { return d.cfg.Name }
 
-// Type is how the domain runs: "pv" or "pvh".
+// Type is how the domain runs: "pv", "pvh" or "hvm".
 func (d *Domain) Type() string { return d.cfg.Type }
 
 // Kernel is the kernel that the domain boots.

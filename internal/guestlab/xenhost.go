@@ -23,6 +23,9 @@ type XenConfig struct {
 	Kernels []string
 	// Files are more files of dom0, mode 0755: the path there and where it comes from.
 	Files map[string]string
+	// HVM brings what HVM domains need: their device model, and kernels that unpack themselves. Only cloud kernels do that in
+	// bearable time. The machine and dom0 then need more memory.
+	HVM bool
 	// Spare are modules of dom0 that are not loaded at boot; modprobe finds them.
 	Spare []string
 }
@@ -123,7 +126,7 @@ func StartXen(ctx context.Context, cfg XenConfig) (*XenHost, error) {
 	if err := require(qemu); err != nil {
 		return nil, err
 	}
-	tools, err := fetchXen(ctx, cfg.Version)
+	tools, err := fetchXen(ctx, cfg.Version, cfg.HVM)
 	if err != nil {
 		return nil, err
 	}

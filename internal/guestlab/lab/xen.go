@@ -26,7 +26,7 @@ func (w *words) Set(s string) error {
 // xen boots a Xen host and stays until it is stopped. "lab run NAME" runs a script in dom0, "lab run DOMAIN" in a domain.
 func xen(ctx context.Context, args []string) error {
 	var cfg guestlab.XenConfig
-	var kernels, files, pv, pvh, disks words
+	var kernels, files, pv, pvh, hvm, disks words
 	fl := flag.NewFlagSet("lab xen", flag.ContinueOnError)
 	name := fl.String("name", "xen", "the name of dom0 for lab run and lab stop")
 	fl.StringVar(&cfg.Version, "version", "", "the version of Xen: "+strings.Join(guestlab.XenVersions(), ", "))
@@ -37,6 +37,7 @@ func xen(ctx context.Context, args []string) error {
 	fl.Var(&files, "file", "a file of dom0, PATH=HERE")
 	fl.Var(&pv, "pv", "the name of a PV domain to create")
 	fl.Var(&pvh, "pvh", "the name of a PVH domain to create")
+	fl.Var(&hvm, "hvm", "the name of an HVM domain to create; with -mem 2048 -dom0-mem 900")
 	fl.Var(&disks, "disk", "a line of xl's disk list, for all domains")
 	vcpus := fl.Int("vcpus", 1, "processors of a domain")
 	if err := fl.Parse(args); err != nil {
@@ -48,6 +49,7 @@ func xen(ctx context.Context, args []string) error {
 		to, from, _ := strings.Cut(f, "=")
 		cfg.Files[to] = from
 	}
+	cfg.HVM = len(hvm) > 0
 	began := time.Now()
 	h, err := guestlab.StartXen(ctx, cfg)
 	if err != nil {
@@ -76,14 +78,14 @@ func xen(ctx context.Context, args []string) error {
 		fmt.Printf("domain %d, %s, %s: up after %d ms\n", d.ID, name, kind, time.Since(began).Milliseconds())
 		return writeJSON(filepath.Join(h.Dir(), name+"."+stateFile), s)
 	}
-	for _, name := range pv {
-		if err := domain("pv", name); err != nil {
-			return err
-		}
-	}
-	for _, name := range pvh {
-		if err := domain("pvh", name); err != nil {
-			return err
+	for _, list := range []struct {
+		kind  string
+		names words
+	}{{"pv", pv}, {"pvh", pvh}, {"hvm", hvm}} {
+		for _, name := range list.names {
+			if err := domain(list.kind, name); err != nil {
+				return err
+			}
 		}
 	}
 	select {
